@@ -1,0 +1,276 @@
+"""The command line: `orchestrator run jobs/language_modelling.yaml`, and its parts."""
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator import __version__
+from orchestrator.errors import OrchestratorError
+from orchestrator.job import STAGES, json_schema
+from orchestrator.job_file import load_job
+
+if TYPE_CHECKING:
+    from orchestrator.artifact import Evaluation
+    from orchestrator.pipeline import StageStatus
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+DESCRIPTION = """\
+Run a machine-learning job on Ray: one YAML file, five stages, raw data to a served model.
+
+  prepare   read, clean, split, encode and shuffle the data   (Ray Data)
+  tune      sweep hyperparameters, if the job asks for it     (Ray Tune)
+  train     train a Transformer on the workers                (Ray Train)
+  evaluate  score the test split and write a report           (Ray Data)
+  serve     deploy the best checkpoint behind HTTP            (Ray Serve)
+
+A finished stage is not run again; an interrupted one continues. RAY_ADDRESS names the Ray cluster
+to run on; without it, one is started on this machine and ended with the command.
+"""
+EXAMPLES = """\
+examples:
+  orchestrator run jobs/language_modelling.yaml
+  orchestrator run job.yaml --until evaluate train.minutes=20 name=longer
+  orchestrator plan job.yaml
+  orchestrator status job.yaml --json
+  ray job submit --working-dir . -- python -m orchestrator run jobs/language_modelling.yaml
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C."""
+    options = make_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except OrchestratorError as error:
+        if options.debug:
+            raise
+        for line in str(error).splitlines():
+            errors.print(f"[bold red]error:[/] {escape(line)}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("stopped: what is finished is kept, the same command continues")
+        return 130
+    except Terminated:
+        errors.print("terminated: what is finished is kept, the same command continues")
+        return 143
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else ""
+        errors.print(f"[bold red]error:[/] {type(error).__name__}: {escape(reason)}")
+        errors.print("this was not foreseen: run it with --debug for the traceback")
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="orchestrator",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"orchestrator {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _job_command(commands, "run", "run all stages, then serve until Ctrl-C", run_command)
+    run.add_argument("--until", choices=STAGES, default="serve", help="the last stage to run")
+    for stage in STAGES:
+        text = f"run the stages up to {stage}"
+        _job_command(commands, stage, text, run_command).set_defaults(until=stage)
+    plan_text = "print the resolved job and what it will do; starts nothing"
+    _job_command(commands, "plan", plan_text, plan_command)
+    status = _job_command(commands, "status", "print where each stage stands", status_command)
+    status.add_argument("--json", action="store_true", help="for programs")
+    schema = commands.add_parser("schema", help="print the JSON schema of job files")
+    schema.set_defaults(command=schema_command, debug=False)
+    return parser
+
+
+def _job_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    command: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text.capitalize() + ".", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "job", metavar="JOB", help="a job file, such as jobs/language_modelling.yaml"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="values in place of the file's: train.lr=3e-4",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """`run`, and each stage's own command, which is `run --until` it."""
+    job = load_job(options.job, options.overrides)
+    # Ray and torch take seconds to import, which a mistake in the job file need not wait for.
+    from orchestrator.cluster import Cluster, check_local_room, connect
+    from orchestrator.display import TerminalDisplay
+    from orchestrator.pipeline import Run, run_stages
+    from orchestrator.serve.deploy import ask, deploy
+
+    check_local_room(job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker)
+    run = Run(job)
+    display = TerminalDisplay(console)
+    with contextlib.ExitStack() as stack:
+        stack.callback(display.close)
+        lease = stack.enter_context(contextlib.ExitStack())
+        lease.enter_context(run.lease())
+        clusters: list[Cluster] = []
+
+        def connected() -> Cluster:
+            if not clusters:
+                display.start("connecting to Ray", total=None, unit="")
+                clusters.append(stack.enter_context(connect()))
+                stack.callback(_ignore_signals)  # the last thing entered is the first to be left
+                display.finish()
+            return clusters[0]
+
+        outcome = run_stages(run, options.until, connected, display)
+        console.print(stage_table(display.statuses))
+        if outcome.evaluation is not None:
+            console.print(metric_table(outcome.evaluation))
+        if options.until != "serve":
+            return 0
+        assert outcome.training is not None
+        cluster = connected()
+        url = deploy(outcome.job, outcome.prepared, outcome.training, display)
+        prompt = job.serve.sample_prompt
+        text = ask(url, prompt, min(job.serve.max_tokens, job.model.max_seq_len // 2))
+        console.print(f"\n[bold]{escape(prompt)}[/]{escape(text)}\n")
+        console.print(f"[green]✓[/] [bold]serve[/]     endpoint  {url}/v1/completions")
+        console.print(f"              dashboard {cluster.dashboard_url}")
+        lease.close()  # nothing is written any more: a next training may run beside the endpoint
+        if not cluster.started_here:
+            console.print("the endpoint stays deployed on the cluster")
+            return 0
+        console.print("serving until Ctrl-C")
+        _wait_for_interrupt()
+        console.print("stopping the endpoint and Ray")
+    return 0
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    job = load_job(options.job, options.overrides)
+    from orchestrator.artifact import PreparedData
+    from orchestrator.cluster import check_local_room
+    from orchestrator.pipeline import Run
+    from orchestrator.plan import make_plan
+
+    run = Run(job)
+    statuses = run.status()
+    plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
+    console.print_json(job.model_dump_json())
+    about = "about " if plan.samples_are_estimated else ""
+    rows = {
+        "source": f"{plan.source_files:,} files, {plan.source_bytes / 1e6:,.1f} MB",
+        "samples": f"{about}{plan.train_samples:,} for training",
+        "parameters": f"{plan.parameters:,}",
+        "tokens a step": f"{plan.tokens_per_step:,}, in {plan.accumulation} micro-batches a worker",
+        "steps": f"{plan.steps:,}"
+        if plan.steps
+        else f"what fits {job.train.budget_minutes:g} minutes",
+        "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
+        "sweep": f"{plan.trials} trials" if plan.trials else "none",
+        "storage": run.folder.uri,
+    }
+    table = Table(title="what follows from the job", title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(status_table(statuses))
+    check_local_room(job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker)
+    return 0
+
+
+def status_command(options: argparse.Namespace) -> int:
+    job = load_job(options.job, options.overrides)
+    from orchestrator.pipeline import Run
+
+    statuses = Run(job).status()
+    if options.json:
+        stages = {status.stage: asdict(status) for status in statuses}
+        sys.stdout.write(json.dumps({"job": job.name, "stages": stages}, indent=1) + "\n")
+    else:
+        console.print(status_table(statuses))
+    return 0
+
+
+def schema_command(options: argparse.Namespace) -> int:
+    sys.stdout.write(json_schema())
+    return 0
+
+
+def stage_table(statuses: "list[StageStatus]") -> Table:
+    table = Table("stage", "seconds", "artifact", title="stages", title_justify="left")
+    for status in statuses:
+        seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
+        table.add_row(status.stage, seconds, status.path or "")
+    return table
+
+
+def status_table(statuses: "list[StageStatus]") -> Table:
+    table = Table("stage", "state", "seconds", "what", title="stages", title_justify="left")
+    for status in statuses:
+        seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
+        table.add_row(status.stage, status.state, seconds, status.summary or status.path or "")
+    return table
+
+
+def metric_table(evaluation: "Evaluation") -> Table:
+    names = list(evaluation.metrics)
+    table = Table("test split", *[name.replace("_", " ") for name in names], title_justify="left")
+    for name, metrics in {"this model": evaluation.metrics, **evaluation.baselines}.items():
+        cells = [f"{metrics[key]:,.3f}" if key in metrics else "" for key in names]
+        table.add_row(name, *cells, style="bold" if name == "this model" else "")
+    return table
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _ignore_signals() -> None:
+    """While what runs is taken down, a second Ctrl-C must not leave half of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _wait_for_interrupt() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)

@@ -1,0 +1,132 @@
+"""Connecting to Ray: an existing cluster where `RAY_ADDRESS` names one, else one started here."""
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from orchestrator.errors import OrchestratorError, StageError, UserError
+
+logger = logging.getLogger(__name__)
+
+# Ray Train's controller looks at its workers every 2 s by default, and every start waits for it.
+RAY_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Ray cluster that this process is connected to."""
+
+    started_here: bool
+    dashboard_url: str
+    cpus: float
+    gpus: float
+
+    def check_room(self, workers: int, cpus: int, gpus: float) -> None:
+        """Raises UserError where the workers could never all run at once."""
+        for kind, needed, there in (("CPU", cpus, self.cpus), ("GPU", gpus, self.gpus)):
+            if workers * needed > there:
+                raise UserError(
+                    f"cluster.workers = {workers} with {needed:g} {kind} each need "
+                    f"{workers * needed:g}; there are {there:g}: lower cluster.workers"
+                )
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[Cluster]:
+    """Be connected to Ray; what was started here ends with the block.
+
+    Raises:
+        StageError: where the cluster cannot be reached or started.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        _require_token()
+    try:
+        context = ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        where = f"reach the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray here"
+        raise StageError(f"cannot {where}: {first}") from error
+    try:
+        _be_quiet()
+        resources = ray.cluster_resources()
+        url = context.dashboard_url
+        yield Cluster(
+            started_here=address is None,
+            dashboard_url=f"http://{url}" if url else "",
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+        )
+    finally:
+        ray.shutdown()
+
+
+def check_local_room(workers: int, cpus: int, gpus: float) -> None:
+    """`Cluster.check_room` of the Ray that `connect` would start here, before it is started."""
+    if "RAY_ADDRESS" not in os.environ:
+        here = Cluster(True, "", float(os.cpu_count() or 1), gpus=float("inf"))
+        here.check_room(workers, cpus, gpus)
+
+
+def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
+    """Our own error below those that Ray wrapped it in, if there is one."""
+    seen: set[int] = set()
+    stack: list[BaseException | None] = [error]
+    while stack:
+        current = stack.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        # Ray raises objects that are both its own error and the cause, with a traceback as text.
+        if isinstance(current, OrchestratorError) and not isinstance(current, RayError):
+            return current
+        stack += [current.__cause__, getattr(current, "cause", None)]
+        stack += list(getattr(current, "worker_failures", {}).values())
+    return None
+
+
+def _require_token() -> None:
+    """Token authentication for a Ray started here, with a token that only its owner can read.
+
+    Ray would make the file itself, but readable by everybody.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Another first start may run beside this one: whoever makes the file first has made it.
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+
+
+def _be_quiet() -> None:
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False

@@ -1,0 +1,123 @@
+"""A run on a terminal: one live line for what is going on, one lasting line a finished stage.
+
+Where the output is no terminal (a log, a submitted job) the live line becomes a line now and then.
+"""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from orchestrator.job import Stage
+from orchestrator.pipeline import StageStatus
+
+LOG_SECONDS = 10.0  # between two lines where the output is no terminal
+
+
+class RateColumn(ProgressColumn):
+    """Units done and units a second."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text("")
+        rate = f", {task.speed:,.0f}/s" if task.speed else ""
+        unit = task.fields["unit"]
+        return Text(f"{task.completed:,.0f}/{task.total:,.0f} {unit}{rate}", style="dim")
+
+
+class TerminalDisplay:
+    """Shows a run on a rich console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", style="cyan"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.statuses: list[StageStatus] = []
+        self._task: Any = None
+        self._figures: dict[str, Any] = {}
+        self._logged = 0.0
+
+    def close(self) -> None:
+        self.finish()
+
+    def stage_started(self, stage: Stage) -> None:
+        self._log(f"{stage}: started")
+
+    def stage_finished(self, status: StageStatus, already: bool) -> None:
+        self.finish()
+        self.statuses.append(status)
+        seconds = "already finished" if already else f"{status.seconds:.1f} s"
+        self.console.print(
+            f"[green]✓[/] [bold]{status.stage:<9}[/] {status.summary} [dim]({seconds})[/]",
+            highlight=False,
+        )
+
+    def start(self, name: str, total: float | None, unit: str) -> None:
+        self.finish()
+        self._figures = {}
+        self.bar.start()
+        self._task = self.bar.add_task(name, total=total, unit=unit, figures="")
+
+    def advance(self, amount: float) -> None:
+        if self._task is not None:
+            self.bar.advance(self._task, amount)
+            self._log_now_and_then()
+
+    def show(self, values: dict[str, Any]) -> None:
+        self._figures |= values
+        if self._task is not None:
+            self.bar.update(self._task, figures=figures(self._figures))
+            self._log_now_and_then()
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self.bar.remove_task(self._task)
+            self._task = None
+            self.bar.stop()
+
+    def _log_now_and_then(self) -> None:
+        if time.monotonic() - self._logged >= LOG_SECONDS:
+            task = self.bar.tasks[0]
+            total = "" if task.total is None else f"/{task.total:,.0f}"
+            done = f"{task.completed:,.0f}{total} {task.fields['unit']}"
+            self._log(f"{task.description}: {done} {figures(self._figures)}".rstrip())
+
+    def _log(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self._logged = time.monotonic()
+            self.console.print(text, highlight=False, markup=False)
+
+
+def figures(values: dict[str, Any]) -> str:
+    """The latest figures of a training or a sweep on one line."""
+    parts = []
+    for name, value in values.items():
+        if name == "throughput":
+            parts.append(f"{value:,.0f} tokens/s")
+        elif name == "lr":
+            parts.append(f"lr {value:.2e}")
+        elif name in ("loss", "validation loss") or name.startswith("best "):
+            parts.append(f"{name} {value:.3f}")
+    return "  ".join(parts)

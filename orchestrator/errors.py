@@ -1,0 +1,28 @@
+"""What can go wrong, named by who can mend it.
+
+Every message is one line that says where (file, line, field or row) and what to do.
+"""
+
+
+class OrchestratorError(Exception):
+    """A failure that the command line reports in one line and that no retry mends."""
+
+    exit_code = 1
+
+
+class UserError(OrchestratorError):
+    """The job, the data or the command is wrong: the user mends it. Exit code 2."""
+
+    exit_code = 2
+
+
+class JobError(UserError):
+    """All that is wrong with a job file, one line a problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StageError(OrchestratorError):
+    """A stage failed for a reason that its user did not cause. Exit code 1."""

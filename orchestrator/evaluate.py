@@ -1,0 +1,115 @@
+"""The best checkpoint on the test split, with Ray Data and a pool of models, and the report."""
+
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+
+from orchestrator.artifact import Evaluation, Folder, PreparedData, Split, Training
+from orchestrator.checkpoint import load_weights
+from orchestrator.cluster import raised_by_user_code
+from orchestrator.errors import StageError
+from orchestrator.fit import World, join, load_processor, to_device, uses_bf16
+from orchestrator.job import Job
+from orchestrator.progress import Progress
+from orchestrator.report import write_report
+from orchestrator.shards import Arrays, ShardReader
+
+BATCH_ROWS = 16  # samples a model sees at once
+BASELINE_ROWS = 100_000  # training samples that baselines are counted on, the first of the shards
+
+
+def evaluate(
+    job: Job, prepared: PreparedData, training: Training, folder: Folder, progress: Progress
+) -> Evaluation:
+    """Score the test split and write report.json, report.md and the learning curve."""
+    started = time.monotonic()
+    task = job.build_task()
+    rows = prepared.rows("test")
+    # The baselines are counted beside the models, on a core of their own where there is one.
+    baselines = _baselines.remote(job, prepared.folder.uri)
+    progress.start("evaluating", total=rows, unit="samples")
+    parts = []
+    try:
+        for batch in _predictions(job, prepared, training, rows):
+            parts.append(batch)
+            progress.advance(len(next(iter(batch.values()))))
+        scores = task.score(join(parts))
+        beside: dict[str, dict[str, float]] = ray.get(baselines)
+    except Exception as error:
+        if (ours := raised_by_user_code(error)) is not None:
+            raise ours from error
+        raise
+    progress.finish()
+    evaluation = Evaluation(
+        folder=folder,
+        seconds=time.monotonic() - started,
+        summary=f"test {task.metric.name} {scores[task.metric.name]:.3f}",
+        metrics=scores,
+        baselines=beside,
+    )
+    write_report(job, prepared, training, evaluation)
+    return evaluation.commit()
+
+
+def _predictions(job: Job, prepared: PreparedData, training: Training, rows: int) -> Any:
+    numbers = ray.data.from_items(
+        [{"row": row} for row in range(rows)], override_num_blocks=-(-rows // BATCH_ROWS)
+    )
+    predicted = numbers.materialize().map_batches(
+        _Predictor,
+        fn_constructor_args=(job, prepared.folder.uri, training.folder.uri),
+        batch_size=BATCH_ROWS,
+        num_cpus=job.cluster.cpus_per_worker,
+        num_gpus=job.cluster.gpus_per_worker or None,
+        compute=ray.data.ActorPoolStrategy(size=job.cluster.workers),
+    )
+    return predicted.iter_batches(batch_size=None)
+
+
+class _Predictor:
+    """A model in an actor of the pool."""
+
+    def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
+        torch.set_num_threads(job.cluster.cpus_per_worker)
+        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
+        self.world = World(device=device)
+        self.job = job
+        self.task = job.build_task()
+        prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
+        training = _loaded(Training.load(Folder(training_uri)), training_uri)
+        self.reader = ShardReader(prepared, "test")
+        self.processor = load_processor(self.task, prepared)
+        self.model = self.task.build_model(self.processor.vocab_size).to(device).eval()
+        load_weights(self.model, training.checkpoint())
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        inputs = to_device(self.reader.read(batch["row"].astype(np.int64)), self.world.device)
+        bf16 = uses_bf16(self.job.train, self.world)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16),
+        ):
+            return self.task.predict(self.model, inputs, self.processor)
+
+
+@ray.remote(num_cpus=0)
+def _baselines(job: Job, prepared_uri: str) -> dict[str, dict[str, float]]:
+    prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
+    task = job.build_task()
+
+    def head(split: Split, limit: int) -> Arrays:
+        reader = ShardReader(prepared, split)
+        return reader.read(np.arange(min(limit, reader.num_rows)))
+
+    test = head("test", prepared.rows("test"))
+    return task.baselines(head("train", BASELINE_ROWS), test, load_processor(task, prepared))
+
+
+def _loaded(artifact: Any, uri: str) -> Any:
+    if artifact is None:
+        raise StageError(f"{uri}: is gone, or on no storage that all machines share")
+    return artifact

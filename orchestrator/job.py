@@ -1,0 +1,284 @@
+"""The job: one YAML file, typed, checked, and hashed by what changes each stage's result."""
+
+import hashlib
+import importlib
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator.errors import UserError
+from orchestrator.model import ModelConfig
+from orchestrator.processors.text import TokenizerConfig
+from orchestrator.task import DataConfig, Task
+
+Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
+STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
+TASKS = ("language_modelling",)
+NOT_SWEPT = ("train.steps", "train.minutes", "train.seed", "model.max_seq_len")
+
+FORMAT = 1  # of what stages leave in storage: raised where older artifacts must not be taken up
+
+Key = tuple[str, ...]  # the path of a value in a job: ("train", "lr")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainConfig(Section):
+    """The `train:` section of a job."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; or give minutes")
+    minutes: float | None = Field(
+        None, gt=0, description="time budget; the steps that fit are measured, then fixed"
+    )
+    global_batch_size: int = Field(32, ge=1, description="samples a step, over all workers")
+    micro_batch_size: int = Field(
+        32, ge=1, description="samples a worker holds at once; the rest is accumulated"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "muon", description="muon: AdamW outside the blocks"
+    )
+    lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(40, ge=0, description="steps of linear warm-up")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the cosine ends, times lr")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    weight_decay: float = Field(0.1, ge=0, description="of the matrices inside the blocks")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the processor multiplies it natively"
+    )
+    seed: int = Field(0, ge=0, description="of the weights and of the sample order")
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between validations and checkpoints; a tenth of all steps"
+    )
+    eval_rows: int = Field(128, ge=1, description="validation samples looked at each time")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("give steps or minutes, not both")
+        return self
+
+    @property
+    def budget_minutes(self) -> float:
+        """The time budget where `steps` is not given."""
+        return self.minutes if self.minutes is not None else 5.0
+
+
+class Domain(Section):
+    """The values of one key that a sweep tries."""
+
+    choice: list[Any] | None = Field(None, min_length=1, description="one of these")
+    uniform: tuple[float, float] | None = Field(None, description="between the two")
+    loguniform: tuple[float, float] | None = Field(None, description="the same, on a log scale")
+    randint: tuple[int, int] | None = Field(None, description="an integer, the second excluded")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = {k: v for k, v in self.model_dump().items() if v is not None}
+        if len(given) != 1:
+            raise ValueError("give one of choice, uniform, loguniform, randint")
+        (kind, values), *_ = given.items()
+        if kind != "choice" and values[0] >= values[1]:
+            raise ValueError(
+                f"{kind}: [{values[0]}, {values[1]}]: the first must be the smaller one"
+            )
+        if kind == "loguniform" and values[0] <= 0:
+            raise ValueError(f"loguniform: [{values[0]}, {values[1]}]: must be positive")
+        return self
+
+    def examples(self) -> list[Any]:
+        """Values that must all be valid for the whole domain to be."""
+        if self.randint is not None:
+            return [self.randint[0], self.randint[1] - 1]
+        return list(self.choice or self.uniform or self.loguniform or ())
+
+
+class TuneConfig(Section):
+    """The `tune:` section of a job. Without one, nothing is swept."""
+
+    trials: int = Field(4, ge=1, le=10_000, description="configurations that are tried")
+    steps: int = Field(100, ge=1, description="optimizer steps of a trial that is not stopped")
+    scheduler: Literal["asha", "none"] = Field("asha", description="what stops bad trials early")
+    space: dict[str, Domain] = Field(
+        min_length=1, description="the keys that are tried, train.lr say, and their values"
+    )
+    seed: int = Field(0, ge=0, description="of the sampled configurations")
+
+
+class ServeConfig(Section):
+    """The `serve:` section of a job."""
+
+    replicas: int = Field(1, ge=1, description="copies of the model")
+    host: str = Field("127.0.0.1", description="address that the endpoint listens on")
+    port: int = Field(8000, ge=1, le=65_535, description="port that the endpoint listens on")
+    route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9_./-]*$", description="path before /v1")
+    max_tokens: int = Field(64, ge=1, description="tokens generated where a request does not say")
+    max_queued_requests: int = Field(
+        64, ge=1, description="more waiting requests than this get 503"
+    )
+    sample_prompt: str = Field("def ", description="prompt of the sample at the end of a run")
+
+
+class ClusterConfig(Section):
+    """The `cluster:` section of a job."""
+
+    workers: int = Field(1, ge=1, description="training processes")
+    cpus_per_worker: int = Field(1, ge=1, description="cores, and so threads, of each")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
+    max_failures: int = Field(3, ge=0, description="worker losses that a training survives")
+
+
+def _valid_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            "use letters, digits, '.', '_' and '-', at most 100, a letter or digit first"
+        )
+    return name
+
+
+def _valid_task(name: str) -> str:
+    try:
+        find_task(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+class Job(Section):
+    """One job: what to learn, from what, how, and where to."""
+
+    name: Annotated[str, AfterValidator(_valid_name)] = Field(description="names the run's folder")
+    task: Annotated[str, AfterValidator(_valid_task)] = Field(
+        description=f"{', '.join(TASKS)}, or an import path my_package.module:MyTask"
+    )
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    tune: TuneConfig | None = None
+    serve: ServeConfig = ServeConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    storage: str = Field(
+        "runs", description="where runs are kept: a folder or a URI (s3://, gs://)"
+    )
+
+    def problems(self) -> list[tuple[Key, str]]:
+        """What is wrong across sections: the key, and the rest of the sentence."""
+        found: list[tuple[Key, str]] = []
+        batch, workers = self.train.global_batch_size, self.cluster.workers
+        if batch % workers:
+            found.append(
+                (
+                    ("train", "global_batch_size"),
+                    f" = {batch}: cannot be dealt evenly to cluster.workers = {workers}",
+                )
+            )
+        for name, domain in (self.tune.space if self.tune is not None else {}).items():
+            if problem := self._space_problem(name, domain):
+                found.append((("tune", "space", name), f": {problem}"))
+        return found
+
+    def _space_problem(self, name: str, domain: Domain) -> str | None:
+        if not name.startswith(("train.", "model.")) or name in NOT_SWEPT:
+            return "only keys of train and model can be swept, without the budget and max_seq_len"
+        for value in domain.examples():
+            try:
+                self.override({name: value})
+            except UserError as error:
+                return str(error)
+        return None
+
+    def override(self, values: dict[str, Any]) -> "Job":
+        """This job with other values, by dotted key.
+
+        Raises:
+            UserError: naming the first value that is wrong.
+        """
+        data = self.model_dump()
+        for name, value in values.items():
+            override(data, name, value)
+        try:
+            return Job.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            given = "" if isinstance(first["input"], dict) else f" = {first['input']}"
+            message = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{name}{given}: {message}") from None
+
+    def build_task(self) -> Task[Any]:
+        """The task of this job.
+
+        Raises:
+            UserError: where its name or import path leads to no task.
+        """
+        return find_task(self.task)(self.data, self.tokenizer, self.model)
+
+    def fingerprint(self, stage: Stage, inputs: str = "") -> str:
+        """12 hex digits of all that changes the stage's result: its settings and its inputs.
+
+        Where a job runs (workers, storage, replicas) and how it is cut up (micro-batches) is not
+        among it. `inputs` names what the stage reads: the listing of the data files, say.
+        """
+        whole = self.model_dump(mode="json")
+        trained = {k: v for k, v in whole["train"].items() if k != "micro_batch_size"}
+        read = {k: v for k, v in whole["data"].items() if k != "max_bad_rows"}
+        parts: dict[str, Any] = {
+            "prepare": [self.task, read, whole["tokenizer"], self.model.max_seq_len],
+            "tune": [
+                whole["model"],
+                {k: v for k, v in trained.items() if k not in ("steps", "minutes")},
+                whole["tune"],
+            ],
+            "train": [whole["model"], trained],
+            "evaluate": [],
+            "serve": [whole["serve"]],
+        }
+        text = json.dumps([stage, FORMAT, parts[stage], inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def override(data: dict[str, Any], name: str, value: Any) -> Key:
+    """Set a dotted key of plain job data, making the sections on the way; returns its path."""
+    key = tuple(name.split("."))
+    if key[:2] == ("tune", "space") and len(key) > 2:
+        key = ("tune", "space", ".".join(key[2:]))  # a key of the space is itself dotted
+    for part in key[:-1]:
+        if not isinstance(data.get(part), dict):
+            data[part] = {}
+        data = data[part]
+    data[key[-1]] = value
+    return key
+
+
+def find_task(name: str) -> type[Task[Any]]:
+    """The task class of a built-in name or of an import path `package.module:Class`."""
+    built_in = f"orchestrator.tasks.{name}:{name.title().replace('_', '')}"
+    path = built_in if name in TASKS else name
+    module_name, _, class_name = path.partition(":")
+    if not class_name:
+        raise UserError(
+            f"there is no such task; use {', '.join(TASKS)}, or an import path such as "
+            f"my_package.my_task:MyTask"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError("is not a subclass of orchestrator.task.Task")
+    return found
+
+
+def json_schema() -> str:
+    """The JSON schema of a job file, for editors."""
+    schema = Job.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "An orchestrator job"
+    schema["properties"]["base"] = {"type": "string", "description": "a job file this one extends"}
+    del schema["required"]  # a base file may hold what is required
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,241 @@
+"""Reading a job: YAML with positions, base files, overrides, and every error of a file at once."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from orchestrator.errors import JobError
+from orchestrator.job import Job, Key, override
+
+MAX_BYTES = 1 << 20
+CORE_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
+)
+
+
+@dataclass
+class Source:
+    """Plain data and where each of its keys stands, as `file:line:column`."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def place(self, key: Key) -> str:
+        """The place of a key, or of the nearest section around it."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, "")
+
+
+def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
+    """The job of a file, its base files and `a.b=value` overrides, checked whole.
+
+    Raises:
+        JobError: with one line `file:line:column: key: what is wrong` for each problem.
+    """
+    source = _read(Path(path), seen=())
+    for text in overrides:
+        _override(source, text)
+    problems = list(source.problems)
+    try:
+        job = Job.model_validate(source.data)
+    except ValidationError as error:
+        raise JobError(problems + _describe(error, source)) from None
+    problems += [f"{source.place(key)}: {'.'.join(key)}{text}" for key, text in job.problems()]
+    if problems:
+        raise JobError(problems)
+    return job
+
+
+class CoreLoader(yaml.SafeLoader):
+    """YAML 1.2's plain types: `1e-3` is a number, `no` and `2024-01-01` are text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way to configure
+
+
+for _name, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    CoreLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+
+def parse_value(text: str) -> Any:
+    """A YAML value as it stands on the command line, after `key=`. Raises yaml.YAMLError."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, CoreLoader)):
+        raise yaml.YAMLError("aliases are not supported")
+    return yaml.load(text, CoreLoader)  # noqa: S506 - a SafeLoader
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Source:
+    """One file upon its base, which may have a base of its own."""
+    if path.resolve() in seen:
+        raise JobError([f"{path}: is its own base file"])
+    source = _parse(path)
+    base = source.data.pop("base", None)
+    if base is None:
+        return source
+    if not isinstance(base, str):
+        source.problems.append(f"{source.place(('base',))}: base = {base!r}: must be a file name")
+        return source
+    if not (path.parent / base).is_file():
+        source.problems.append(f"{source.place(('base',))}: base = {base}: no such file")
+        return source
+    below = _read(path.parent / base, (*seen, path.resolve()))
+    return Source(
+        data=_merge(below.data, source.data),
+        places=below.places | source.places,
+        problems=below.problems + source.problems,
+    )
+
+
+def _parse(path: Path) -> Source:
+    source = Source(places={(): str(path)})
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise JobError([f"{path}: is larger than 1 MiB, which no job file is"])
+        text = path.read_text(encoding="utf-8")
+        # Aliases can make a small file huge, so they are refused before anything is built.
+        for event in yaml.parse(text, CoreLoader):
+            if isinstance(event, yaml.AliasEvent):
+                place = _place(path, event.start_mark)
+                raise JobError([f"{place}: aliases are not supported: write the value out"])
+        node = yaml.compose(text, CoreLoader)
+    except FileNotFoundError:
+        raise JobError([f"{path}: no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError([f"{path}: cannot be read: {error}"]) from error
+    except RecursionError:
+        raise JobError([f"{path}: is nested too deeply"]) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise JobError([f"{_place(path, mark)}: not valid YAML: {error.problem}"]) from error
+    except yaml.YAMLError as error:
+        raise JobError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(node, yaml.MappingNode):
+        raise JobError([f"{path}: must hold keys and values such as `name: my-job`"])
+    source.data = _build(node, (), path, source)
+    return source
+
+
+def _build(node: yaml.Node, key: Key, path: Path, source: Source) -> Any:
+    """Plain data of a node; places and problems go to `source`."""
+    if node.tag not in CORE_TAGS:
+        source.problems.append(
+            f"{_place(path, node.start_mark)}: the tag {node.tag} is not allowed"
+        )
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(item, (*key, str(i)), path, source) for i, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        constructor = CoreLoader("")
+        return constructor.construct_object(node)
+    mapping: dict[str, Any] = {}
+    for name_node, value_node in node.value:
+        place = _place(path, name_node.start_mark)
+        name = str(name_node.value)
+        if name in mapping:
+            source.problems.append(f"{place}: {'.'.join((*key, name))}: this key stands here twice")
+            continue
+        source.places[(*key, name)] = place
+        mapping[name] = _build(value_node, (*key, name), path, source)
+    return mapping
+
+
+def _override(source: Source, text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        source.problems.append(f"command line: {text!r}: overrides look like train.lr=3e-4")
+        return
+    try:
+        parsed = parse_value(value)
+    except yaml.YAMLError as error:
+        source.problems.append(f"command line: {text!r}: {' '.join(str(error).split())}")
+        return
+    key = override(source.data, name, parsed)
+    source.places = {k: v for k, v in source.places.items() if k[: len(key)] != key}
+    for length in range(1, len(key) + 1):
+        source.places.setdefault(key[:length], "command line")
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; everything else is replaced."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[name] = _merge(old, value) if both else value
+    return merged
+
+
+def _describe(error: ValidationError, source: Source) -> list[str]:
+    """One line for each key that is wrong, in the order of the file."""
+    lines: dict[Key, str] = {}
+    for details in error.errors():
+        key = _key(details, source.data)
+        lines.setdefault(key, f"{source.place(key)}: {_explain(details, key, source.data)}")
+    return list(lines.values())
+
+
+def _key(details: ErrorDetails, data: Any) -> Key:
+    """The path of an error without pydantic's own entries, such as the member of a union."""
+    location = [str(part) for part in details["loc"]]
+    key: list[str] = []
+    for part in location:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and part.isdigit() and int(part) < len(data):
+            data = data[int(part)]
+        elif details["type"] != "missing" or part != location[-1]:
+            break
+        key.append(part)
+    return tuple(key)
+
+
+def _explain(details: ErrorDetails, key: Key, data: dict[str, Any]) -> str:
+    name = ".".join(key)
+    if details["type"] == "extra_forbidden":
+        known = _known_keys(key[:-1])
+        close = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
+        advice = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"{name}: unknown key; {advice}"
+    if details["type"] == "missing":
+        return f"{name}: is missing; add it"
+    message = details["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = details["input"]
+    if isinstance(value, dict | list):
+        return f"{name}: {message}" if name else message
+    return f"{name} = {'null' if value is None else value}: {message}"
+
+
+def _known_keys(section: Key) -> list[str]:
+    """The keys that a section of a job may hold."""
+    schema = Job.model_json_schema()
+    node: dict[str, Any] = schema
+    for name in section:
+        node = node.get("properties", {}).get(name) or node.get("additionalProperties") or {}
+        for option in [node, *node.get("anyOf", [])]:
+            if "$ref" in option:
+                node = schema["$defs"][option["$ref"].rsplit("/", 1)[1]]
+    return [*node.get("properties", {}), *([] if section else ["base"])]
+
+
+def _place(path: Path, mark: yaml.Mark | None) -> str:
+    return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)

@@ -1,0 +1,71 @@
+"""How good a model is, and what a model without any learning would reach: pure functions."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.integer]
+Probabilities = npt.NDArray[np.float64]
+
+
+def language_metrics(nats: float, tokens: int, text_bytes: int) -> dict[str, float]:
+    """Loss in nats per token, perplexity, and bits per byte, which tokenizers do not change."""
+    loss = nats / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": nats / math.log(2) / max(text_bytes, 1),
+    }
+
+
+def ngram_nats(train: Tokens, test: Tokens, vocab_size: int) -> dict[str, float]:
+    """Total nats of the test targets under n-grams counted on all of the training blocks.
+
+    `train` and `test` are (rows, T + 1) blocks; a row's targets are all its tokens but the first,
+    and no context reaches across rows: exactly what the model sees. Orders are interpolated with
+    Witten-Bell weights (Chen and Goodman 1998, section 2.4), down to a uniform distribution.
+    """
+    train, test = train.astype(np.int64), test.astype(np.int64)
+    targets = test[:, 1:]
+    uniform = np.full(targets.shape, 1.0 / vocab_size)
+    unigram = _witten_bell(
+        np.zeros_like(train), train, np.zeros_like(targets), targets, uniform, vocab_size
+    )
+    bigram = _witten_bell(train[:, :-1], train[:, 1:], test[:, :-1], targets, unigram, vocab_size)
+    trigram = bigram.copy()  # a row's first target has one token of context, not two
+    trigram[:, 1:] = _witten_bell(
+        train[:, :-2] * vocab_size + train[:, 1:-1],
+        train[:, 2:],
+        test[:, :-2] * vocab_size + test[:, 1:-1],
+        test[:, 2:],
+        bigram[:, 1:],
+        vocab_size,
+    )
+    orders = {"unigram": unigram, "bigram": bigram, "trigram": trigram}
+    return {name: float(-np.log(probabilities).sum()) for name, probabilities in orders.items()}
+
+
+def _witten_bell(
+    contexts: Tokens,
+    words: Tokens,
+    test_contexts: Tokens,
+    test_words: Tokens,
+    lower: Probabilities,
+    vocab_size: int,
+) -> Probabilities:
+    """(count(context, word) + kinds(context) * lower) / (count(context) + kinds(context))."""
+    pairs, pair_counts = np.unique(contexts * vocab_size + words, return_counts=True)
+    seen, first, kinds = np.unique(pairs // vocab_size, return_index=True, return_counts=True)
+    totals = np.add.reduceat(pair_counts, first)
+    pair_count = _look_up(pairs, pair_counts, test_contexts * vocab_size + test_words)
+    total = _look_up(seen, totals, test_contexts)
+    kind = _look_up(seen, kinds, test_contexts)
+    denominator = np.maximum(total + kind, 1)
+    return np.where(total > 0, (pair_count + kind * lower) / denominator, lower)
+
+
+def _look_up(keys: Tokens, values: Tokens, wanted: Tokens) -> Tokens:
+    """`values` of the sorted `keys` that equal `wanted`, 0 for those that none equals."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)

@@ -1,0 +1,76 @@
+"""Multi-head attention and the cache that makes generation linear in its length."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from orchestrator.model.config import ModelConfig
+from orchestrator.model.embedding import rotary_table, rotate
+
+
+class LayerCache:
+    """The keys and values of the tokens that one layer has seen, (B, H, capacity, K) each."""
+
+    def __init__(
+        self,
+        batch: int,
+        capacity: int,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (batch, config.num_heads, capacity, config.head_width)
+        self.key_BHSK = torch.zeros(shape, device=device, dtype=dtype)
+        self.value_BHSK = torch.zeros(shape, device=device, dtype=dtype)
+
+    def append(self, key_BHTK: Tensor, value_BHTK: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Store T tokens from position `start` on; return everything up to and with them."""
+        stop = start + key_BHTK.shape[2]
+        self.key_BHSK[:, :, start:stop] = key_BHTK
+        self.value_BHSK[:, :, start:stop] = value_BHTK
+        return self.key_BHSK[:, :, :stop], self.value_BHSK[:, :, :stop]
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(K)) V over several heads. Vaswani et al. 2017, section 3.2."""
+
+    def __init__(self, config: ModelConfig, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.causal = causal
+        self.query = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.key = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.value = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+        cos, sin = None, None
+        if config.positions == "rotary":
+            cos, sin = rotary_table(config.max_seq_len, config.head_width)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, x_BTD: Tensor, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+        """Attend from T tokens, the first at position `start`, to them and to the cached ones."""
+        query_BHTK = self._heads(self.query(x_BTD))
+        key_BHSK = self._heads(self.key(x_BTD))
+        value_BHSK = self._heads(self.value(x_BTD))
+        length = x_BTD.shape[1]
+        if self.cos is not None:
+            cos, sin = self.cos[start : start + length], self.sin[start : start + length]
+            query_BHTK, key_BHSK = rotate(query_BHTK, cos, sin), rotate(key_BHSK, cos, sin)
+        if cache is not None:
+            key_BHSK, value_BHSK = cache.append(key_BHSK, value_BHSK, start)
+        mask_TS = None
+        if self.causal and start > 0 and length > 1:
+            visible = torch.ones(length, start + length, dtype=torch.bool, device=x_BTD.device)
+            mask_TS = visible.tril(start)
+        out_BHTK = F.scaled_dot_product_attention(
+            query_BHTK,
+            key_BHSK,
+            value_BHSK,
+            attn_mask=mask_TS,
+            is_causal=self.causal and start == 0,
+        )
+        return self.output(out_BHTK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,57 @@
+"""What a job will do and need, before anything is started or spent."""
+
+from dataclasses import dataclass
+
+import torch
+
+from orchestrator.artifact import PreparedData
+from orchestrator.job import Job
+from orchestrator.sources import SourceFile
+
+BYTES_PER_TOKEN = 3.0  # of prose and code under a small byte-pair vocabulary: an estimate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a job. Counts of samples are estimates until the data is prepared."""
+
+    parameters: int
+    source_files: int
+    source_bytes: int
+    train_samples: int
+    samples_are_estimated: bool
+    tokens_per_step: int
+    steps: int | None  # None: as many as fit into the time budget
+    epochs: float | None
+    accumulation: int
+    trials: int
+
+
+def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) -> Plan:
+    """Derive a plan without touching Ray."""
+    with torch.device("meta"):
+        model = job.build_task().build_model(job.tokenizer.vocab_size)
+    config = job.train
+    source_bytes = sum(file.bytes for file in files)
+    if prepared is not None:
+        samples = prepared.rows("train")
+    else:
+        tokens = source_bytes / BYTES_PER_TOKEN
+        share = 1.0 - job.data.validation_fraction - job.data.test_fraction
+        samples = int(tokens * share / job.model.max_seq_len)
+    per_worker = config.global_batch_size // job.cluster.workers
+    epochs = None
+    if config.steps is not None and samples:
+        epochs = config.steps * config.global_batch_size / samples
+    return Plan(
+        parameters=model.num_parameters(),
+        source_files=len(files),
+        source_bytes=source_bytes,
+        train_samples=samples,
+        samples_are_estimated=prepared is None,
+        tokens_per_step=config.global_batch_size * job.model.max_seq_len,
+        steps=config.steps,
+        epochs=epochs,
+        accumulation=-(-per_worker // config.micro_batch_size),
+        trials=job.tune.trials if job.tune is not None else 0,
+    )

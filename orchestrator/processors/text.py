@@ -1,0 +1,79 @@
+"""Text into token ids and back: a byte-level BPE, so that no text is unknown."""
+
+import os
+from collections.abc import Iterable
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# Workers are forked or many to a machine: each task uses the core it was given and no more.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+END = "<|endoftext|>"
+
+
+class TokenizerConfig(BaseModel):
+    """The `tokenizer:` section of a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["bpe"] = Field("bpe", description="byte-level byte-pair encoding, trained here")
+    vocab_size: int = Field(
+        2048, ge=257, le=65_536, description="256 bytes, one end token and the merges"
+    )
+
+
+class TextProcessor:
+    """A trained tokenizer. Documents end with `end_token`."""
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size()
+        self.end_token: int = tokenizer.token_to_id(END)
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], config: TokenizerConfig) -> Self:
+        """Train on texts. Where they hold too little, the vocabulary is smaller than asked for."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            special_tokens=[END],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        return cls(Tokenizer.from_str(content.decode()))
+
+    def to_bytes(self) -> bytes:
+        return str(self.tokenizer.to_str(pretty=False)).encode()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; a special token's name in it is plain text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        # `encode_special_tokens`: what a user typed never becomes a control token.
+        self.tokenizer.encode_special_tokens = True
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of token ids; bytes that are no UTF-8 (yet) become U+FFFD."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """How many bytes of text each token stands for, int64 (vocab_size,)."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, number in self.tokenizer.get_vocab().items():
+            lengths[number] = 0 if token == END else len(token)  # one character stands for one byte
+        return lengths

@@ -1,0 +1,117 @@
+"""The endpoint: FastAPI in front of a deployment of completers, on Ray Serve."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from ray import serve
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.artifact import Folder, PreparedData, Training
+from orchestrator.errors import StageError, UserError
+from orchestrator.job import Job
+from orchestrator.serve.completions import Completer
+from orchestrator.serve.protocol import CompletionRequest, CompletionResponse, ErrorDetail
+
+MAX_BODY_BYTES = 1 << 20
+
+
+class LimitBody:
+    """Refuse bodies over MAX_BODY_BYTES while they come in, before anybody parses them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            body += message.get("body", b"")
+            if len(body) > MAX_BODY_BYTES:
+                detail = ErrorDetail(message=f"the body is larger than {MAX_BODY_BYTES} bytes")
+                await error_response(413, detail)(scope, receive, send)
+                return
+            if not message.get("more_body", False):
+                break
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
+def error_response(status: int, detail: ErrorDetail) -> JSONResponse:
+    return JSONResponse({"error": detail.model_dump()}, status_code=status)
+
+
+def make_api() -> FastAPI:
+    """Routes that do not need the model, and errors in OpenAI's envelope."""
+    api = FastAPI(title="orchestrator", docs_url=None, redoc_url=None)
+    api.add_middleware(LimitBody)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        message = str(first["msg"]).removeprefix("Value error, ")
+        status = 400 if first["type"] == "json_invalid" else 422
+        text = f"{param}: {message}" if param else message
+        return error_response(status, ErrorDetail(message=text, param=param))
+
+    @api.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, ErrorDetail(message=str(error.detail)))
+
+    @api.exception_handler(UserError)
+    async def wrong(_: Request, error: UserError) -> Response:
+        return error_response(400, ErrorDetail(message=str(error)))
+
+    return api
+
+
+api = make_api()
+
+
+@serve.deployment
+@serve.ingress(api)
+class Endpoint:
+    """One replica: a model, and one thread that generates."""
+
+    def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
+        torch.set_num_threads(job.cluster.cpus_per_worker)
+        prepared = PreparedData.load(Folder(prepared_uri))
+        training = Training.load(Folder(training_uri))
+        if prepared is None or training is None:
+            raise StageError(f"{training_uri}: is gone, or on no storage that all machines share")
+        self.completer = Completer(job, prepared, training)
+        self.thread = ThreadPoolExecutor(max_workers=1)
+
+    @api.post("/v1/completions")
+    async def completions(self, request: CompletionRequest) -> CompletionResponse:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, self.completer.complete, request)
+
+    @api.get("/v1/models")
+    async def models(self) -> dict[str, Any]:
+        model = {
+            "id": self.completer.model_name,
+            "object": "model",
+            "created": self.completer.created,
+            "owned_by": "orchestrator",
+        }
+        return {"object": "list", "data": [model]}
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, str]:
+        return {"status": "ok"}

@@ -1,0 +1,103 @@
+"""Putting the best checkpoint behind HTTP on Ray Serve, and asking it for a first answer."""
+
+import socket
+import time
+
+import httpx
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from orchestrator.artifact import PreparedData, Training
+from orchestrator.cluster import raised_by_user_code
+from orchestrator.errors import StageError, UserError
+from orchestrator.job import Job
+from orchestrator.progress import Progress
+from orchestrator.serve.app import Endpoint
+
+
+def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> str:
+    """Deploy under the job's name, replacing what runs there; returns the endpoint's URL.
+
+    Raises:
+        UserError: where the port or the route is taken.
+        StageError: where no replica becomes healthy.
+    """
+    progress.start("deploying", total=None, unit="")
+    running = _serve_is_running()
+    if not running:
+        _require_free_port(job)
+    try:
+        serve.start(http_options=HTTPOptions(host=job.serve.host, port=job.serve.port))
+        _require_free_route(job)
+        endpoint = Endpoint.options(
+            num_replicas=job.serve.replicas,
+            max_ongoing_requests=8,
+            max_queued_requests=job.serve.max_queued_requests,
+            ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
+        ).bind(job, prepared.folder.uri, training.folder.uri)
+        serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
+    except RuntimeError as error:
+        raise raised_by_user_code(error) or StageError(
+            f"the endpoint did not become healthy: {_last_line(error)}"
+        ) from error
+    finally:
+        progress.finish()
+    host = "127.0.0.1" if job.serve.host == "0.0.0.0" else job.serve.host  # noqa: S104
+    return f"http://{host}:{job.serve.port}{job.serve.route_prefix.rstrip('/')}"
+
+
+def ask(url: str, prompt: str, max_tokens: int) -> str:
+    """The endpoint's continuation of a prompt, over HTTP like any client's.
+
+    Raises:
+        StageError: where it does not answer with one.
+    """
+    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0.7, "seed": 0}
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+            if answer.status_code == 200:
+                return str(answer.json()["choices"][0]["text"])
+            reason = f"{answer.status_code}: {answer.text[:200]}"
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+        if time.monotonic() > deadline:
+            raise StageError(f"{url} does not answer: {reason}")
+        time.sleep(0.2)  # the proxy may learn of the route a moment after the deployment is healthy
+
+
+def _serve_is_running() -> bool:
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _require_free_port(job: Job) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((job.serve.host, job.serve.port))
+        except OSError as error:
+            raise UserError(
+                f"serve.port = {job.serve.port}: {job.serve.host}:{job.serve.port} cannot be used "
+                f"({error.strerror}): set serve.port to a free one"
+            ) from error
+
+
+def _require_free_route(job: Job) -> None:
+    for name, application in serve.status().applications.items():
+        route = getattr(application, "route_prefix", None)
+        if name != job.name and route == job.serve.route_prefix:
+            raise UserError(
+                f"serve.route_prefix = {route}: application {name!r} of this cluster has it: "
+                f"set another"
+            )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

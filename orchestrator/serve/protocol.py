@@ -1,0 +1,75 @@
+"""The shapes of requests and answers: OpenAI's completions API, checked before any work is done."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class CompletionRequest(BaseModel):
+    """`POST /v1/completions`. Unknown fields are refused rather than silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str | None = Field(None, max_length=200)
+    prompt: str = Field(max_length=1_000_000)
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=1_000_000)  # not OpenAI's, but common; 0: no limit
+    n: int = Field(1, ge=1, le=8)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    echo: bool = False
+    stream: Literal[False] = False
+    user: str | None = Field(None, max_length=200)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "CompletionRequest":
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError("prompt is not valid Unicode") from None
+        if len(self.stops) > 4 or any(not 0 < len(stop) <= 200 for stop in self.stops):
+            raise ValueError("stop takes up to 4 texts of 1 to 200 characters")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionResponse(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error envelope."""
+
+    error: ErrorDetail

@@ -1,0 +1,112 @@
+"""The interface that a task fills in: what is learned, from which columns, and how it is scored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from orchestrator.model import ModelConfig, Transformer
+from orchestrator.processors.text import TokenizerConfig
+from orchestrator.shards import Arrays
+
+Row = dict[str, Any]  # one raw sample: a value for each of the task's columns
+Batch = dict[str, Tensor]  # Arrays on the model's device
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What picks the best checkpoint and steers the sweep."""
+
+    name: str
+    mode: Literal["min", "max"]
+
+    def better(self, new: float, old: float) -> bool:
+        return new < old if self.mode == "min" else new > old
+
+
+class DataConfig(BaseModel):
+    """The `data:` section of a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str | list[str] = Field(
+        description="python-stdlib, or paths, folders, globs or URIs (file://, s3://, gs://) of "
+        "txt, jsonl, csv or parquet files, each optionally .gz or .zst"
+    )
+    text_column: str = Field(
+        "text", description="the column of jsonl, csv and parquet that is read"
+    )
+    validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
+    test_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
+    max_bad_rows: int = Field(100, ge=0, description="more unreadable rows than this fail the run")
+    max_document_bytes: int = Field(
+        16_384, ge=256, description="longer txt files are cut at a blank line into documents"
+    )
+
+
+class Processor(Protocol):
+    """What encodes raw rows and is saved beside the prepared data: a tokenizer, a label list."""
+
+    file_name: ClassVar[str]
+    vocab_size: int
+
+    def to_bytes(self) -> bytes: ...
+
+
+P = TypeVar("P", bound=Processor)
+
+
+class Task(ABC, Generic[P]):
+    """One thing to learn. A task is built from its sections of the job and holds no other state."""
+
+    metric: ClassVar[Metric]
+
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, model: ModelConfig) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @property
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """The columns read from jsonl, csv and parquet; txt files fill the first."""
+
+    @abstractmethod
+    def clean(self, row: Row) -> Row | None:
+        """A row as it is to be learned from, or None where nothing is in it."""
+
+    @abstractmethod
+    def fit_processor(self, rows: Iterable[Row]) -> P:
+        """Learn the processor from a sample of the cleaned training rows."""
+
+    @abstractmethod
+    def load_processor(self, content: bytes) -> P:
+        """The processor that `to_bytes` wrote."""
+
+    @abstractmethod
+    def encode(self, rows: list[Row], processor: P) -> Arrays:
+        """Cleaned rows, in order, as fixed-shape samples; their number may differ."""
+
+    @abstractmethod
+    def build_model(self, vocab_size: int) -> Transformer:
+        """A new model with weights drawn from torch's global generator."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss summed over its terms, and their number: two float32 scalars."""
+
+    @abstractmethod
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: P) -> Arrays:
+        """What `score` needs of each row of a batch."""
+
+    @abstractmethod
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        """Metrics of all predictions; the task's own metric is among them."""
+
+    def baselines(self, train: Arrays, test: Arrays, processor: P) -> dict[str, dict[str, float]]:
+        """What simple methods reach on the test split, by name; none unless a task knows some."""
+        return {}

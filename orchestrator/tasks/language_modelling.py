@@ -1,0 +1,88 @@
+"""Language modelling: predict each token of a text from those before it."""
+
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.metrics import language_metrics, ngram_nats
+from orchestrator.model import Transformer
+from orchestrator.objectives import next_token_loss
+from orchestrator.processors.text import TextProcessor
+from orchestrator.shards import Arrays
+from orchestrator.task import Batch, Metric, Row, Task
+
+
+class LanguageModelling(Task[TextProcessor]):
+    """Documents become one stream of tokens, each ended by the end token, cut into blocks.
+
+    A block holds max_seq_len + 1 tokens, and its last token is the next one's first, so that every
+    token is predicted once and none is padding.
+    """
+
+    metric = Metric("loss", "min")
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.data.text_column]
+
+    def clean(self, row: Row) -> Row | None:
+        text = unicodedata.normalize("NFC", row[self.data.text_column])
+        return {self.data.text_column: text} if text.strip() else None
+
+    def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
+        return TextProcessor.fit((row[self.data.text_column] for row in rows), self.tokenizer)
+
+    def load_processor(self, content: bytes) -> TextProcessor:
+        return TextProcessor.from_bytes(content)
+
+    def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
+        documents = processor.encode_batch([row[self.data.text_column] for row in rows])
+        stream: list[int] = []
+        for tokens in documents:
+            stream += tokens
+            stream.append(processor.end_token)
+        length = self.model.max_seq_len
+        count = max((len(stream) - 1) // length, 0)
+        blocks = np.empty((count, length + 1), dtype=np.uint16)  # the vocabulary ends at 65,536
+        for i in range(count):
+            blocks[i] = stream[i * length : i * length + length + 1]
+        return {"tokens": blocks}
+
+    def build_model(self, vocab_size: int) -> Transformer:
+        return Transformer(self.model, vocab_size)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        losses_BT = self._losses(model, batch)
+        return losses_BT.sum(), torch.tensor(float(losses_BT.numel()), device=losses_BT.device)
+
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
+        targets_BT = batch["tokens"][:, 1:].long()
+        losses_BT = self._losses(model, batch)
+        token_bytes = torch.from_numpy(processor.token_bytes()).to(targets_BT.device)
+        return {
+            "nats": losses_BT.double().sum(1).cpu().numpy(),
+            "tokens": np.full(len(targets_BT), targets_BT.shape[1]),
+            "bytes": token_bytes[targets_BT].sum(1).cpu().numpy(),
+        }
+
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
+        return language_metrics(float(nats), int(tokens), int(text_bytes))
+
+    def baselines(
+        self, train: Arrays, test: Arrays, processor: TextProcessor
+    ) -> dict[str, dict[str, float]]:
+        """Interpolated n-grams of the training blocks on the targets that the model predicts."""
+        targets = test["tokens"][:, 1:].astype(np.int64)
+        text_bytes = int(processor.token_bytes()[targets].sum())
+        orders = ngram_nats(train["tokens"], test["tokens"], processor.vocab_size)
+        return {
+            name: language_metrics(nats, targets.size, text_bytes) for name, nats in orders.items()
+        }
+
+    def _losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        tokens_BT = batch["tokens"].long()
+        return next_token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
