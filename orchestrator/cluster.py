@@ -61,7 +61,6 @@ def connect() -> Iterator[Cluster]:
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
-            configure_logging=True,
         )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -106,13 +105,10 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
 
 
 def _require_token() -> None:
-    """Token authentication for a Ray started here, with a token that only its owner can read.
+    """Make the token that a Ray started here asks for, readable by its owner alone.
 
-    Ray would make the file itself, but readable by everybody.
+    Ray turns token authentication on itself and would make the file too, but readable by everybody.
     """
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    os.environ["RAY_AUTH_MODE"] = "token"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or path.exists():
         return

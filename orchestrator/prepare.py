@@ -181,7 +181,8 @@ def quarantine(bad: list[BadRow], job: Job, folder: Folder) -> None:
         first = bad[0]
         raise UserError(
             f"{len(bad)} bad rows, more than data.max_bad_rows = {job.data.max_bad_rows}; "
-            f"the first: {first.file}, row {first.row}: {first.reason} (all: {folder}/quarantine.jsonl)"
+            f"the first: {first.file}, row {first.row}: {first.reason} "
+            f"(all of them: {folder}/quarantine.jsonl)"
         )
 
 
@@ -219,24 +220,18 @@ def _fit_processor(
     within = int(np.searchsorted(np.cumsum([size for _, size in train]), SAMPLE_BYTES))
     last = train[min(within, len(train) - 1)][0]
     progress.start("fitting the tokenizer", total=None, unit="")
-    chosen = rows.filter(_Sampled(bounds, last))
+    chosen = rows.map_batches(_sample, fn_kwargs={"bounds": bounds, "last": last})
     sample = {row["key"]: {name: row[name] for name in task.columns} for row in chosen.iter_rows()}
     processor = task.fit_processor(sample[key] for key in sorted(sample))
     folder.write(processor.file_name, processor.to_bytes())
     progress.finish()
-    return processor.file_name
+    return str(processor.file_name)
 
 
-@dataclass(frozen=True)
-class _Sampled:
-    """Whether a row is a training row with a key up to `last`."""
-
-    bounds: Bounds
-    last: str
-
-    def __call__(self, row: Row) -> bool:
-        key = row["key"]
-        return bool(key) and key <= self.last and self.bounds.split(key) == "train"
+def _sample(batch: Table, bounds: Bounds, last: str) -> Table:
+    """The training rows with a key up to `last`."""
+    chosen = [bool(k) and k <= last and bounds.split(k) == "train" for k in batch["key"]]
+    return {name: column[chosen] for name, column in batch.items()}
 
 
 def _write(
@@ -254,14 +249,20 @@ def _write(
     buckets = [int(key[:16], 16) % num_buckets for key in index.keys]
     progress.start("encoding", total=len(buckets), unit="rows")
     progress.advance(sum(bucket in parts for bucket in buckets))
-    todo = rows.filter(_InBucket(frozenset(buckets) - parts.keys()))
-    writer = _WriteBucket(task, bounds, processor_file, folder.uri)
     if len(parts) < len(set(buckets)):
-        groups = todo.groupby("bucket", num_partitions=num_buckets)
-        for row in groups.map_groups(writer, batch_format="numpy").iter_rows():
+        settings = {
+            "task": task,
+            "bounds": bounds,
+            "processor_file": processor_file,
+            "folder_uri": folder.uri,
+        }
+        groups = rows.groupby("bucket", num_partitions=num_buckets)
+        written = groups.map_groups(_write_bucket, fn_kwargs=settings, batch_format="numpy")
+        for row in written.iter_rows():
             part = json.loads(row["part"])
-            parts[part["bucket"]] = part
-            progress.advance(part["rows"])
+            if part["bucket"] not in parts:
+                parts[part["bucket"]] = part
+                progress.advance(part["rows"])
     progress.finish()
     return [parts[bucket] for bucket in sorted(parts)]
 
@@ -271,47 +272,37 @@ def _finished_parts(folder: Folder) -> list[dict[str, Any]]:
     return [json.loads(folder.read(name)) for name in names]
 
 
-@dataclass(frozen=True)
-class _InBucket:
-    buckets: frozenset[int]
-
-    def __call__(self, row: Row) -> bool:
-        return row["bucket"] in self.buckets
-
-
-@dataclass(frozen=True)
-class _WriteBucket:
+def _write_bucket(
+    group: Table, task: Task[Any], bounds: Bounds, processor_file: str, folder_uri: str
+) -> Table:
     """Turn all rows of a bucket into one shard of each split; the part file is written last."""
-
-    task: Task[Any]
-    bounds: Bounds
-    processor_file: str
-    folder_uri: str
-
-    def __call__(self, group: Table) -> Table:
-        folder = Folder(self.folder_uri)
-        processor = self.task.load_processor(folder.read(self.processor_file))
-        bucket = int(group["bucket"][0])
-        unique: dict[str, int] = {}
-        for i in np.argsort(group["key"], kind="stable"):
-            unique.setdefault(group["key"][i], i)
-        shards = {}
-        for number, split in enumerate(SPLITS):
-            chosen = [i for key, i in unique.items() if self.bounds.split(key) == split]
-            rows = [{name: group[name][i] for name in self.task.columns} for i in chosen]
-            arrays = shuffled(self.task.encode(rows, processor), seed=(bucket, number))
-            if len(next(iter(arrays.values()))):
-                name = f"{split}-{bucket:05d}.arrow"
-                shards[split] = write_shard(folder, name, arrays).model_dump()
-        part = {
-            "bucket": bucket,
-            "rows": len(group["key"]),
-            "duplicates": len(group["key"]) - len(unique),
-            "shards": shards,
-        }
-        content = json.dumps(part)
-        folder.write(f"part-{bucket:05d}.json", content.encode())
-        return {"part": np.array([content])}
+    folder = Folder(folder_uri)
+    bucket = int(group["bucket"][0])
+    if bucket < 0:  # the empty and the bad rows
+        return {"part": np.array([], dtype=str)}
+    part_file = f"part-{bucket:05d}.json"
+    if folder.exists(part_file):  # by a run that was interrupted
+        return {"part": np.array([folder.read(part_file).decode()])}
+    processor = task.load_processor(folder.read(processor_file))
+    unique: dict[str, int] = {}
+    for i in np.argsort(group["key"], kind="stable"):
+        unique.setdefault(group["key"][i], i)
+    shards = {}
+    for number, split in enumerate(SPLITS):
+        chosen = [i for key, i in unique.items() if bounds.split(key) == split]
+        rows = [{name: group[name][i] for name in task.columns} for i in chosen]
+        arrays = shuffled(task.encode(rows, processor), seed=(bucket, number))
+        if len(next(iter(arrays.values()))):
+            name = f"{split}-{bucket:05d}.arrow"
+            shards[split] = write_shard(folder, name, arrays).model_dump()
+    part = {
+        "bucket": bucket,
+        "rows": len(group["key"]),
+        "duplicates": len(group["key"]) - len(unique),
+        "shards": shards,
+    }
+    folder.write(part_file, json.dumps(part).encode())
+    return {"part": np.array([json.dumps(part)])}
 
 
 def shuffled(arrays: Arrays, seed: tuple[int, ...]) -> Arrays:

@@ -163,6 +163,9 @@ class _Recorder(ray.tune.Callback):
         self.progress = progress
         self.curves: dict[int, list[dict[str, float]]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore of its own, which is never done
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:

@@ -15,6 +15,9 @@ from orchestrator.shards import Arrays
 from orchestrator.task import Batch, Metric, Row, Task
 
 
+ENCODED_AT_ONCE = 64  # documents, so that few of the tokenizer's own objects are alive
+
+
 class LanguageModelling(Task[TextProcessor]):
     """Documents become one stream of tokens, each ended by the end token, cut into blocks.
 
@@ -39,17 +42,17 @@ class LanguageModelling(Task[TextProcessor]):
         return TextProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
-        documents = processor.encode_batch([row[self.data.text_column] for row in rows])
-        stream: list[int] = []
-        for tokens in documents:
-            stream += tokens
-            stream.append(processor.end_token)
+        parts = [np.empty(0, dtype=np.uint16)]  # the vocabulary ends at 65,536
+        for start in range(0, len(rows), ENCODED_AT_ONCE):
+            texts = [row[self.data.text_column] for row in rows[start : start + ENCODED_AT_ONCE]]
+            for tokens in processor.encode_batch(texts):
+                parts.append(np.array([*tokens, processor.end_token], dtype=np.uint16))
+        stream = np.concatenate(parts)
         length = self.model.max_seq_len
-        count = max((len(stream) - 1) // length, 0)
-        blocks = np.empty((count, length + 1), dtype=np.uint16)  # the vocabulary ends at 65,536
-        for i in range(count):
-            blocks[i] = stream[i * length : i * length + length + 1]
-        return {"tokens": blocks}
+        if len(stream) <= length:
+            return {"tokens": np.empty((0, length + 1), dtype=np.uint16)}
+        windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)
+        return {"tokens": windows[::length].copy()}
 
     def build_model(self, vocab_size: int) -> Transformer:
         return Transformer(self.model, vocab_size)
