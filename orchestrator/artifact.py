@@ -72,7 +72,7 @@ class Folder:
         if self.local_path is not None:
             return (self.local_path / name).exists()
         info = self._remote.get_file_info(self._remote_path(name))
-        return info.type != pyarrow.fs.FileType.NotFound
+        return bool(info.type != pyarrow.fs.FileType.NotFound)
 
     def names(self) -> list[str]:
         """The files and folders in this folder, sorted; none where it does not exist."""

@@ -1,12 +1,16 @@
 """The best checkpoint on the test split, with Ray Data and a pool of models, and the report."""
 
+import itertools
+import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
 import torch
+from ray.exceptions import RayActorError, RayError
 
 from orchestrator.artifact import Evaluation, Folder, PreparedData, Split, Training
 from orchestrator.checkpoint import load_weights
@@ -18,6 +22,8 @@ from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.shards import Arrays, ShardReader
 
+logger = logging.getLogger(__name__)
+
 BATCH_ROWS = 16  # samples a model sees at once
 BASELINE_ROWS = 100_000  # training samples that baselines are counted on, the first of the shards
 
@@ -28,22 +34,15 @@ def evaluate(
     """Score the test split and write report.json, report.md and the learning curve."""
     started = time.monotonic()
     task = job.build_task()
-    rows = prepared.rows("test")
     # The baselines are counted beside the models, on a core of their own where there is one.
     baselines = _baselines.remote(job, prepared.folder.uri)
-    progress.start("evaluating", total=rows, unit="samples")
-    parts = []
     try:
-        for batch in _predictions(job, prepared, training, rows):
-            parts.append(batch)
-            progress.advance(len(next(iter(batch.values()))))
-        scores = task.score(join(parts))
+        scores = task.score(_predict(job, prepared, training, progress))
         beside: dict[str, dict[str, float]] = ray.get(baselines)
-    except Exception as error:
-        if (ours := raised_by_user_code(error)) is not None:
-            raise ours from error
-        raise
-    progress.finish()
+    except RayError as error:
+        raise raised_by_user_code(error) or error from error
+    finally:
+        progress.finish()
     evaluation = Evaluation(
         folder=folder,
         seconds=time.monotonic() - started,
@@ -55,7 +54,25 @@ def evaluate(
     return evaluation.commit()
 
 
-def _predictions(job: Job, prepared: PreparedData, training: Training, rows: int) -> Any:
+def _predict(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> Arrays:
+    """The predictions of all test rows, begun anew where a model's process was lost."""
+    for failures in itertools.count(1):
+        progress.start("evaluating", total=prepared.rows("test"), unit="samples")
+        parts = []
+        try:
+            for batch in _predictions(job, prepared, training):
+                parts.append(batch)
+                progress.advance(len(next(iter(batch.values()))))
+            return join(parts)
+        except RayActorError:
+            if failures > job.cluster.max_failures:
+                raise
+            logger.warning("lost a process of the evaluation, starting it anew")
+    raise AssertionError("unreachable")
+
+
+def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterable[Arrays]:
+    rows = prepared.rows("test")
     numbers = ray.data.from_items(
         [{"row": row} for row in range(rows)], override_num_blocks=-(-rows // BATCH_ROWS)
     )
@@ -66,8 +83,11 @@ def _predictions(job: Job, prepared: PreparedData, training: Training, rows: int
         num_cpus=job.cluster.cpus_per_worker,
         num_gpus=job.cluster.gpus_per_worker or None,
         compute=ray.data.ActorPoolStrategy(size=job.cluster.workers),
+        # With restarts Ray prints an error about them at every start; `_predict` starts anew.
+        ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
     )
-    return predicted.iter_batches(batch_size=None)
+    batches: Iterable[Arrays] = predicted.iter_batches(batch_size=None)
+    return batches
 
 
 class _Predictor:

@@ -17,9 +17,8 @@ from orchestrator.progress import Progress
 POLL_SECONDS = 0.3
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
-    """Workers leave what they have to tell, the driver fetches it."""
+    """An actor: workers leave what they have to tell, the driver fetches it."""
 
     def __init__(self) -> None:
         self._messages: list[Any] = []
@@ -50,7 +49,7 @@ class Feed:
     """Passes on what arrives in the mailbox: to a progress display and to TensorBoard files."""
 
     def __init__(self, folder: Folder, progress: Progress) -> None:
-        self.mailbox = Mailbox.remote()
+        self.mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         self.failures: list[OrchestratorError] = []
         self._progress = progress
         self._board: tensorboardX.SummaryWriter | None = None

@@ -179,8 +179,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[name] = _merge(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merge(old, value)
+        merged[name] = value
     return merged
 
 
@@ -237,5 +238,5 @@ def _known_keys(section: Key) -> list[str]:
     return [*node.get("properties", {}), *([] if section else ["base"])]
 
 
-def _place(path: Path, mark: yaml.Mark | None) -> str:
+def _place(path: Path, mark: Any) -> str:
     return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)

@@ -1,11 +1,12 @@
 """How good a model is, and what a model without any learning would reach: pure functions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Tokens = npt.NDArray[np.integer]
+Tokens = npt.NDArray[Any]
 Probabilities = npt.NDArray[np.float64]
 
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _read(
     blocks = min(len(files), max(PARALLEL_BUCKETS, total // READ_BYTES))
     items = [{"file": json.dumps(asdict(file))} for file in files]
     reading = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        _read_files, fn_kwargs={"task": task, "num_buckets": num_buckets}, batch_size=None
+        partial(_read_files, task=task, num_buckets=num_buckets), batch_size=None
     )
     references = []
     progress.start("reading", total=len(files), unit="files")
@@ -220,7 +221,7 @@ def _fit_processor(
     within = int(np.searchsorted(np.cumsum([size for _, size in train]), SAMPLE_BYTES))
     last = train[min(within, len(train) - 1)][0]
     progress.start("fitting the tokenizer", total=None, unit="")
-    chosen = rows.map_batches(_sample, fn_kwargs={"bounds": bounds, "last": last})
+    chosen = rows.map_batches(partial(_sample, bounds=bounds, last=last), batch_size=None)
     sample = {row["key"]: {name: row[name] for name in task.columns} for row in chosen.iter_rows()}
     processor = task.fit_processor(sample[key] for key in sorted(sample))
     folder.write(processor.file_name, processor.to_bytes())
@@ -257,7 +258,11 @@ def _write(
             "folder_uri": folder.uri,
         }
         groups = rows.groupby("bucket", num_partitions=num_buckets)
-        written = groups.map_groups(_write_bucket, fn_kwargs=settings, batch_format="numpy")
+        written = groups.map_groups(
+            _write_bucket,  # type: ignore[arg-type]  # Ray's type knows nothing of fn_kwargs
+            fn_kwargs=settings,
+            batch_format="numpy",
+        )
         for row in written.iter_rows():
             part = json.loads(row["part"])
             if part["bucket"] not in parts:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from orchestrator.artifact import Folder, PreparedData, Shard, Split
 
-Arrays = dict[str, npt.NDArray[np.generic]]  # one array a column, the first axis counts rows
+Arrays = dict[str, npt.NDArray[Any]]  # one array a column, the first axis counts rows
 Rows = npt.NDArray[np.int64]
 
 

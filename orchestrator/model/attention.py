@@ -45,6 +45,8 @@ class Attention(nn.Module):
         cos, sin = None, None
         if config.positions == "rotary":
             cos, sin = rotary_table(config.max_seq_len, config.head_width)
+        self.cos: Tensor | None
+        self.sin: Tensor | None
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -54,7 +56,7 @@ class Attention(nn.Module):
         key_BHSK = self._heads(self.key(x_BTD))
         value_BHSK = self._heads(self.value(x_BTD))
         length = x_BTD.shape[1]
-        if self.cos is not None:
+        if self.cos is not None and self.sin is not None:
             cos, sin = self.cos[start : start + length], self.sin[start : start + length]
             query_BHTK, key_BHSK = rotate(query_BHTK, cos, sin), rotate(key_BHSK, cos, sin)
         if cache is not None:

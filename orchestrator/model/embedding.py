@@ -20,18 +20,20 @@ class Embedding(nn.Module):
         table_TD = None
         if config.positions == "sinusoidal":
             table_TD = sinusoids(config.max_seq_len, config.d_model)
+        self.table_TD: Tensor | None
         self.register_buffer("table_TD", table_TD, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens_BT: Tensor, start: int) -> Tensor:
         """Embed tokens whose first one stands at position `start`."""
-        x_BTD = self.tokens(tokens_BT)
+        x_BTD: Tensor = self.tokens(tokens_BT)
         stop = start + tokens_BT.shape[1]
         if self.positions is not None:
             x_BTD = x_BTD + self.positions.weight[start:stop]
         if self.table_TD is not None:
             x_BTD = x_BTD * math.sqrt(x_BTD.shape[-1]) + self.table_TD[start:stop]
-        return self.dropout(x_BTD)
+        embedded: Tensor = self.dropout(x_BTD)
+        return embedded
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,15 @@ class TokenizerConfig(BaseModel):
 class TextProcessor:
     """A trained tokenizer. Documents end with `end_token`."""
 
-    file_name = "tokenizer.json"
+    file_name: ClassVar[str] = "tokenizer.json"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
-        self.end_token: int = tokenizer.token_to_id(END)
+        end_token = tokenizer.token_to_id(END)
+        if end_token is None:
+            raise ValueError(f"the tokenizer has no {END} token")
+        self.end_token: int = end_token
 
     @classmethod
     def fit(cls, texts: Iterable[str], config: TokenizerConfig) -> Self:

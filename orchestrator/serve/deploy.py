@@ -2,6 +2,7 @@
 
 import socket
 import time
+from typing import Any
 
 import httpx
 import ray
@@ -30,7 +31,8 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     try:
         serve.start(http_options=HTTPOptions(host=job.serve.host, port=job.serve.port))
         _require_free_route(job)
-        endpoint = Endpoint.options(
+        deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
+        endpoint = deployment.options(
             num_replicas=job.serve.replicas,
             max_ongoing_requests=8,
             max_queued_requests=job.serve.max_queued_requests,

@@ -14,7 +14,6 @@ from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
 from orchestrator.task import Batch, Metric, Row, Task
 
-
 ENCODED_AT_ONCE = 64  # documents, so that few of the tokenizer's own objects are alive
 
 
