@@ -23,7 +23,7 @@ from orchestrator.job_file import load_job
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Evaluation
-    from orchestrator.pipeline import StageStatus
+    from orchestrator.run import StageStatus
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -136,7 +136,8 @@ def run_command(options: argparse.Namespace) -> int:
     # Ray and torch take seconds to import, which a mistake in the job file need not wait for.
     from orchestrator.cluster import Cluster, check_local_room, connect
     from orchestrator.display import TerminalDisplay
-    from orchestrator.pipeline import Run, run_stages
+    from orchestrator.pipeline import run_stages
+    from orchestrator.run import Run
     from orchestrator.serve.deploy import ask, deploy
 
     check_local_room(job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker)
@@ -184,8 +185,8 @@ def plan_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
     from orchestrator.artifact import PreparedData
     from orchestrator.cluster import check_local_room
-    from orchestrator.pipeline import Run
     from orchestrator.plan import make_plan
+    from orchestrator.run import Run
 
     run = Run(job)
     statuses = run.status()
@@ -215,7 +216,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
-    from orchestrator.pipeline import Run
+    from orchestrator.run import Run
 
     statuses = Run(job).status()
     if options.json:

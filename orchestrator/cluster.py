@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ RAY_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private")
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private")  # their
+# failures reach the user as exceptions of the calls that failed
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def connect() -> Iterator[Cluster]:
         os.environ.setdefault(name, value)
     if address is None:
         _require_token()
+    else:
+        _require_reachable(address)
     try:
         context = ray.init(
             address=address or "local",
@@ -120,9 +124,22 @@ def _require_token() -> None:
             file.write(secrets.token_hex(32))
 
 
+def _require_reachable(address: str) -> None:
+    """Ray would try an address for minutes before it gives up."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto` and the like
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise StageError(
+            f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error.strerror or error}"
+        ) from error
+
+
 def _be_quiet() -> None:
     for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

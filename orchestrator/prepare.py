@@ -217,7 +217,7 @@ def _fit_processor(
         }.items()
     )
     if not train:
-        raise UserError("the training split holds no row: give more data, or smaller fractions")
+        raise UserError("data.source holds too little: nothing is left for the training split")
     within = int(np.searchsorted(np.cumsum([size for _, size in train]), SAMPLE_BYTES))
     last = train[min(within, len(train) - 1)][0]
     progress.start("fitting the tokenizer", total=None, unit="")

@@ -6,7 +6,7 @@ finished trial is written down: a sweep that was killed goes on with those that 
 """
 
 import json
-import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from orchestrator.artifact import Folder, PreparedData, Sweep
-from orchestrator.cluster import Cluster, raised_by_user_code
-from orchestrator.errors import StageError
+from orchestrator.cluster import Cluster
+from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.fit import World, fit
 from orchestrator.job import Domain, Job, TuneConfig
 from orchestrator.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 REPORTS = 8  # validations of a trial that is not stopped: what the scheduler decides by
 
@@ -90,8 +88,8 @@ def _run_trials(
     resources = {"CPU": float(job.cluster.cpus_per_worker)}
     if job.cluster.gpus_per_worker:
         resources["GPU"] = job.cluster.gpus_per_worker
-    # Ray's own records of the trials are not what a rerun reads, so they stay on this machine.
-    ray_folder = Path("~/ray_results").expanduser()
+    # Ray's own records of the trials are not what a rerun reads.
+    ray_folder = recorder.folder / "ray"
     trainable = ray.tune.with_parameters(_trial, job=job, prepared=prepared.folder.uri)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
@@ -105,12 +103,15 @@ def _run_trials(
         ),
         run_config=ray.tune.RunConfig(
             name=f"{job.name}-{time.time_ns()}",
-            storage_path=str(ray_folder),
+            storage_path=ray_folder.uri,
             callbacks=[recorder],
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        ray_folder.delete()
 
 
 def _scheduler(config: TuneConfig) -> TrialScheduler:
@@ -138,7 +139,12 @@ def _trial(config: dict[str, Any], job: Job, prepared: str) -> None:
     }
     trial_job = job.override(sample_trial(job.tune, config["number"]) | budget)
     world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
-    fit(trial_job.build_task(), data, trial_job.train, world, _TuneReporter())
+    task = trial_job.build_task()
+    try:
+        fit(task, data, trial_job.train, world, _TuneReporter())
+    except OrchestratorError as error:  # a diverged trial, say: a row of the sweep, not its end
+        worst = math.inf if task.metric.mode == "min" else -math.inf
+        ray.tune.report({task.metric.name: worst, "step": job.tune.steps, "error": str(error)})
 
 
 class _TuneReporter:
@@ -162,6 +168,7 @@ class _Recorder(ray.tune.Callback):
         self.done = done
         self.progress = progress
         self.curves: dict[int, list[dict[str, float]]] = {}
+        self.errors: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore of its own, which is never done
@@ -169,8 +176,12 @@ class _Recorder(ray.tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
+        number = trial.config["number"]
+        if "error" in result:
+            self.errors[number] = result["error"]
+            return
         metric = self.job.build_task().metric
-        curve = self.curves.setdefault(trial.config["number"], [])
+        curve = self.curves.setdefault(number, [])
         curve.append({"step": result["step"], metric.name: result[metric.name]})
         best = min if metric.mode == "min" else max
         seen = [point[metric.name] for curve in self.curves.values() for point in curve]
@@ -179,12 +190,11 @@ class _Recorder(ray.tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
     ) -> None:
-        self._record(trial, error=None)
+        self._record(trial, self.errors.get(trial.config["number"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error() or RuntimeError("unknown error")
-        cause = raised_by_user_code(error) or error
-        self._record(trial, error=str(cause).strip().splitlines()[-1])
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        self._record(trial, error=(text.strip().splitlines() or ["its process was lost"])[-1])
 
     def _record(self, trial: Trial, error: str | None) -> None:
         assert self.job.tune is not None

@@ -1,0 +1,41 @@
+# Two commands for newcomers: `make demo` and `make test`. CI calls `make check` and `make test`.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test check format schema clean
+
+demo: .venv/.installed  ## install, then run a whole job: about five minutes, stays up until Ctrl-C
+	$(BIN)/orchestrator run jobs/language_modelling.yaml
+
+test: .venv/.installed-dev  ## install what tests need, and run them
+	$(BIN)/pytest
+
+check: .venv/.installed-dev  ## lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-dev  ## mend what can be mended by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: .venv/.installed  ## write the JSON schema of job files anew
+	$(BIN)/orchestrator schema > jobs/job.schema.json
+
+clean:  ## remove the virtual environment and caches, never runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch .venv/.installed $@

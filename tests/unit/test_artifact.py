@@ -1,0 +1,241 @@
+"""Folders that write whole files, and manifests that make an artifact exist."""
+
+import errno
+import math
+import os
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from orchestrator import artifact
+from orchestrator.artifact import (
+    MANIFEST,
+    Checkpoint,
+    Evaluation,
+    Folder,
+    PreparedData,
+    Shard,
+    Sweep,
+    Training,
+    check_writable,
+)
+from orchestrator.errors import StageError, UserError
+
+
+@pytest.fixture(params=["path", "file URI", "object store"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Folder:
+    """A folder that does not exist yet, on each kind of storage."""
+    if request.param == "path":
+        return Folder(str(tmp_path / "run"))
+    if request.param == "file URI":
+        return Folder((tmp_path / "run").as_uri())
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.store.clear()
+    store = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
+    monkeypatch.setattr(artifact, "_filesystem", lambda scheme_and_host: store)
+    return Folder("toy://bucket/run")
+
+
+def files_under(path: Path) -> set[str]:
+    return {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+
+
+def prepared_in(folder: Folder) -> PreparedData:
+    return PreparedData(
+        folder=folder,
+        seconds=1.25,
+        summary="7 rows",
+        processor="tokenizer.json",
+        splits={"train": [Shard(name="a", rows=7, bytes=9, sha256="0f")], "test": []},
+        documents={"kept": 3, "empty": 1},
+        source_bytes=1234,
+    )
+
+
+def test_what_is_written_is_read_back_and_replaced_whole(folder: Folder) -> None:
+    folder.write("a.bin", b"first\x00and long")
+    folder.write("a.bin", b"second\xff")
+    assert folder.read("a.bin") == b"second\xff"
+
+
+def test_names_lists_files_and_folders_in_order(folder: Folder) -> None:
+    assert folder.names() == []
+    for name in ("b.txt", "a.txt", "inner/c.txt"):
+        folder.write(name, b"x")
+    assert folder.names() == ["a.txt", "b.txt", "inner"]
+    assert (folder / "inner").names() == ["c.txt"]
+    assert (folder / "inner").read("c.txt") == b"x"
+
+
+def test_a_file_exists_once_it_is_written(folder: Folder) -> None:
+    assert not folder.exists("a.txt")
+    folder.write("a.txt", b"")
+    assert folder.exists("a.txt")
+    assert not folder.exists("b.txt")
+
+
+def test_reading_what_is_not_there_raises_file_not_found(folder: Folder) -> None:
+    with pytest.raises(FileNotFoundError):
+        folder.read("a.txt")
+
+
+def test_delete_takes_the_folder_and_leaves_its_neighbours(folder: Folder) -> None:
+    (folder / "old").write("inner/a.txt", b"x")
+    (folder / "older").write("b.txt", b"x")
+    (folder / "old").delete()
+    assert folder.names() == ["older"]
+    assert not (folder / "old").exists("inner/a.txt")
+
+
+def test_deleting_a_folder_that_is_not_there_does_nothing(folder: Folder) -> None:
+    folder.write("a.txt", b"x")
+    (folder / "gone").delete()
+    assert folder.names() == ["a.txt"]
+
+
+def test_a_folder_is_named_by_its_last_part(folder: Folder) -> None:
+    assert (folder / "step-3").name == "step-3"
+    assert Folder(f"{folder}/").name == folder.name == "run"
+
+
+def test_a_file_uri_is_its_local_path(tmp_path: Path) -> None:
+    Folder(tmp_path.as_uri()).write("a.txt", b"x")
+    assert (tmp_path / "a.txt").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "inner/a.txt"])
+def test_a_file_in_place_of_the_folder_raises_with_the_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").write_bytes(b"not a folder")
+    with pytest.raises(StageError, match=f"{tmp_path}/run/{name}"):
+        Folder(str(tmp_path / "run")).write(name, b"x")
+    assert files_under(tmp_path) == {"run"}
+
+
+def test_a_folder_in_place_of_the_file_raises_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(StageError, match=f"{tmp_path}/a.txt"):
+        Folder(str(tmp_path)).write("a.txt", b"x")
+    assert files_under(tmp_path) == set()
+
+
+def test_a_full_disk_raises_with_its_reason_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("a.txt", b"old")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StageError, match=rf"{tmp_path}/a\.txt.*No space left"):
+        folder.write("a.txt", b"new")
+    assert files_under(tmp_path) == {"a.txt"}
+    assert folder.read("a.txt") == b"old"
+
+
+def test_storage_that_takes_no_files_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_bytes(b"not a folder")
+    with pytest.raises(UserError, match=f"storage = {tmp_path}/runs"):
+        check_writable(str(tmp_path / "runs"))
+    check_writable(str(tmp_path / "others"))
+
+
+def test_a_folder_without_a_manifest_holds_no_artifact(folder: Folder) -> None:
+    assert PreparedData.load(folder) is None
+    folder.write("shard.arrow", b"left behind")
+    assert PreparedData.load(folder) is None
+
+
+def test_a_file_in_place_of_the_folder_holds_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"not a folder")
+    assert PreparedData.load(Folder(str(tmp_path / "run"))) is None
+
+
+def test_a_committed_artifact_is_loaded_as_it_was(folder: Folder) -> None:
+    artifacts = [
+        prepared_in(folder),
+        Sweep(folder=folder, seconds=0.1, summary="", best={"train.lr": 0.1}, trials=[{"a": [1]}]),
+        Evaluation(
+            folder=folder, seconds=1e-9, summary="é", metrics={"x": 0.1 + 0.2}, baselines={}
+        ),
+    ]
+    for committed in artifacts:
+        assert committed.commit() is committed
+        assert type(committed).load(folder) == committed
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_metric_that_is_no_finite_number_can_be_loaded_again(
+    tmp_path: Path, value: float
+) -> None:
+    folder = Folder(str(tmp_path))
+    Evaluation(folder=folder, seconds=1, summary="", metrics={"x": value}, baselines={}).commit()
+    loaded = Evaluation.load(folder)
+    assert loaded is not None
+    assert loaded.metrics["x"] == pytest.approx(value, nan_ok=True)
+
+
+def test_an_artifact_can_be_moved_with_its_folder(tmp_path: Path) -> None:
+    prepared_in(Folder(str(tmp_path / "here"))).commit()
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = PreparedData.load(Folder(str(tmp_path / "there")))
+    assert moved is not None
+    assert moved.folder.local_path == tmp_path / "there"
+
+
+def test_rows_are_counted_over_all_shards_of_a_split(tmp_path: Path) -> None:
+    shards = [Shard(name=str(rows), rows=rows, bytes=1, sha256="") for rows in (7, 5)]
+    prepared = prepared_in(Folder(str(tmp_path))).model_copy(
+        update={"splits": {"train": shards, "test": shards[1:]}}
+    )
+    assert (prepared.rows("train"), prepared.rows("test")) == (12, 5)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"{}", b'{"seconds": "long"}', b"[]", b"null", b"3"],
+)
+def test_a_damaged_manifest_raises_with_its_path(tmp_path: Path, content: bytes) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write(MANIFEST, content)
+    with pytest.raises(StageError, match=f"{tmp_path}/{MANIFEST} is damaged"):
+        PreparedData.load(folder)
+
+
+def test_a_cut_off_manifest_raises_wherever_it_was_cut(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    whole = prepared_in(folder).commit().model_dump_json(indent=1).encode()
+    for length in range(0, len(whole), 7):
+        folder.write(MANIFEST, whole[:length])
+        with pytest.raises(StageError, match="damaged"):
+            PreparedData.load(folder)
+
+
+def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    training = Training(
+        folder=folder,
+        seconds=1,
+        summary="",
+        best_checkpoint="checkpoints/step-5",
+        steps=5,
+        metrics={},
+        history=[],
+    )
+    with pytest.raises(StageError, match=f"{tmp_path}/checkpoints/step-5 is gone"):
+        training.checkpoint()
+    saved = Checkpoint(
+        folder=folder / "checkpoints/step-5",
+        seconds=1,
+        summary="",
+        step=5,
+        total_steps=5,
+        metrics={"loss": 1.0},
+        history=[{"step": 5, "loss": 1.0}],
+        files={},
+    ).commit()
+    assert training.checkpoint().model_dump() == saved.model_dump()

@@ -1,0 +1,103 @@
+"""Metrics by hand, and the n-gram baselines against a slow version of themselves."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from orchestrator.metrics import language_metrics, ngram_nats
+
+VOCAB_SIZE = 5
+ORDERS = ("unigram", "bigram", "trigram")
+
+
+def blocks(rows: int, columns: int, seed: int, vocab_size: int = VOCAB_SIZE) -> np.ndarray:
+    """Random tokens, the first of the vocabulary the more frequent."""
+    random = np.random.default_rng(seed)
+    return (vocab_size * random.random((rows, columns)) ** 2).astype(np.uint16)
+
+
+class SlowNgrams:
+    """Witten-Bell interpolation, a dictionary a context."""
+
+    def __init__(self, train: Sequence[Sequence[int]], vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.followers: dict[tuple[int, ...], Counter[int]] = {}
+        for row in train:
+            for i, token in enumerate(row):
+                for length in range(min(i, 2) + 1):
+                    context = tuple(row[i - length : i])
+                    self.followers.setdefault(context, Counter())[token] += 1
+
+    def probability(self, token: int, context: tuple[int, ...]) -> float:
+        lower = self.probability(token, context[1:]) if context else 1 / self.vocab_size
+        followers = self.followers.get(context)
+        if followers is None:
+            return lower
+        kinds = len(followers)
+        return (followers[token] + kinds * lower) / (followers.total() + kinds)
+
+    def nats(self, test: Sequence[Sequence[int]], length: int) -> float:
+        return -sum(
+            math.log(self.probability(row[i], tuple(row[max(i - length, 0) : i])))
+            for row in test
+            for i in range(1, len(row))
+        )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (2, 4), (6, 9), (40, 7)])
+def test_ngram_nats_equal_those_of_the_slow_version(rows: int, columns: int, seed: int) -> None:
+    train, test = blocks(rows, columns, seed), blocks(3, columns, seed + 100)
+    slow = SlowNgrams(train.tolist(), VOCAB_SIZE)
+    expected = {name: slow.nats(test.tolist(), length) for length, name in enumerate(ORDERS)}
+    assert ngram_nats(train, test, VOCAB_SIZE) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ngram_nats_hold_for_the_largest_vocabulary() -> None:
+    train, test = blocks(4, 9, seed=0, vocab_size=65_536), blocks(2, 9, 0, vocab_size=65_536)
+    train[:, 3:6] = test[0, 3:6] = [65_535, 65_534, 65_535]
+    slow = SlowNgrams(train.tolist(), 65_536)
+    expected = {name: slow.nats(test.tolist(), length) for length, name in enumerate(ORDERS)}
+    assert ngram_nats(train, test, 65_536) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("context", [(0, 0), (0, 1), (4, 4), (3, 0)])
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_probabilities_of_all_next_tokens_sum_to_one(
+    order: str, context: tuple[int, int]
+) -> None:
+    train = blocks(5, 6, seed=0)
+    train[train == 4] = 0  # token 4 is never seen
+
+    def nats(*row: int) -> float:
+        return ngram_nats(train, np.array([row]), VOCAB_SIZE)[order]
+
+    chances = [math.exp(nats(*context) - nats(*context, token)) for token in range(VOCAB_SIZE)]
+    assert sum(chances) == pytest.approx(1.0, rel=1e-9)
+    assert min(chances) > 0
+
+
+def test_longer_contexts_predict_a_repeating_text_better() -> None:
+    text = np.resize([0, 1, 0, 2, 3], (20, 15))
+    nats = ngram_nats(text, text[:2], VOCAB_SIZE)
+    assert nats["unigram"] > 2 * nats["bigram"] > 4 * nats["trigram"] > 0
+
+
+def test_language_metrics_of_a_fair_coin_a_byte() -> None:
+    found = language_metrics(nats=6 * math.log(2), tokens=6, text_bytes=6)
+    assert found == pytest.approx({"loss": math.log(2), "perplexity": 2.0, "bits_per_byte": 1.0})
+
+
+def test_bits_per_byte_divide_by_bytes_and_the_loss_by_tokens() -> None:
+    found = language_metrics(nats=12.0, tokens=4, text_bytes=10)
+    assert found["loss"] == pytest.approx(3.0)
+    assert found["perplexity"] == pytest.approx(20.085536923187668)
+    assert found["bits_per_byte"] == pytest.approx(1.7312340490667562)  # 12 / (10 ln 2)
+
+
+def test_language_metrics_of_hopeless_models_and_empty_texts_are_finite() -> None:
+    found = language_metrics(nats=1e9, tokens=1, text_bytes=0)
+    assert all(math.isfinite(value) for value in found.values())
