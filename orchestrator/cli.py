@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator import __version__
 from orchestrator.errors import OrchestratorError
@@ -233,18 +234,25 @@ def schema_command(options: argparse.Namespace) -> int:
 
 
 def stage_table(statuses: "list[StageStatus]") -> Table:
-    table = Table("stage", "seconds", "artifact", title="stages", title_justify="left")
+    artifact = Column("artifact", overflow="fold")
+    table = Table("stage", "seconds", artifact, title="stages", title_justify="left")
     for status in statuses:
         seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
-        table.add_row(status.stage, seconds, status.path or "")
+        table.add_row(status.stage, seconds, _short(status.path or ""))
     return table
+
+
+def _short(path: str) -> str:
+    """A path below the working directory without it."""
+    return path.removeprefix(f"{os.getcwd()}/")
 
 
 def status_table(statuses: "list[StageStatus]") -> Table:
     table = Table("stage", "state", "seconds", "what", title="stages", title_justify="left")
     for status in statuses:
         seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
-        table.add_row(status.stage, status.state, seconds, status.summary or status.path or "")
+        what = status.summary or _short(status.path or "")
+        table.add_row(status.stage, status.state, seconds, what)
     return table
 
 

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ from orchestrator.shards import Arrays, ShardReader
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 16  # samples a model sees at once
+TASKS_PER_WORKER = 16  # so that the progress moves
+MAX_TASK_ROWS = 4096
 BASELINE_ROWS = 100_000  # training samples that baselines are counted on, the first of the shards
 
 
@@ -73,19 +76,22 @@ def _predict(job: Job, prepared: PreparedData, training: Training, progress: Pro
 
 def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterable[Arrays]:
     rows = prepared.rows("test")
+    tasks = max(TASKS_PER_WORKER * job.cluster.workers, rows // MAX_TASK_ROWS)
     numbers = ray.data.from_items(
-        [{"row": row} for row in range(rows)], override_num_blocks=-(-rows // BATCH_ROWS)
+        [{"row": row} for row in range(rows)], override_num_blocks=min(tasks, rows)
     )
-    predicted = numbers.materialize().map_batches(
-        _Predictor,
-        fn_constructor_args=(job, prepared.folder.uri, training.folder.uri),
-        batch_size=BATCH_ROWS,
-        num_cpus=job.cluster.cpus_per_worker,
-        num_gpus=job.cluster.gpus_per_worker or None,
-        compute=ray.data.ActorPoolStrategy(size=job.cluster.workers),
-        # With restarts Ray prints an error about them at every start; `_predict` starts anew.
-        ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.60 deprecates `ray_remote_args_fn` for nothing else
+        predicted = numbers.materialize().map_batches(
+            _Predictor,
+            fn_constructor_args=(job, prepared.folder.uri, training.folder.uri),
+            batch_size=BATCH_ROWS,
+            num_cpus=job.cluster.cpus_per_worker,
+            num_gpus=job.cluster.gpus_per_worker or None,
+            compute=ray.data.ActorPoolStrategy(size=job.cluster.workers),
+            # With restarts Ray prints an error about them at every start; `_predict` starts anew.
+            ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
+        )
     batches: Iterable[Arrays] = predicted.iter_batches(batch_size=None)
     return batches
 

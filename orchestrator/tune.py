@@ -6,7 +6,6 @@ finished trial is written down: a sweep that was killed goes on with those that 
 """
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from orchestrator.job import Domain, Job, TuneConfig
 from orchestrator.progress import Progress
 
 REPORTS = 8  # validations of a trial that is not stopped: what the scheduler decides by
+
+WORST = 1e30  # what a failed trial reports: finite, since the scheduler takes means of it
 
 
 def tune(
@@ -143,7 +144,7 @@ def _trial(config: dict[str, Any], job: Job, prepared: str) -> None:
     try:
         fit(task, data, trial_job.train, world, _TuneReporter())
     except OrchestratorError as error:  # a diverged trial, say: a row of the sweep, not its end
-        worst = math.inf if task.metric.mode == "min" else -math.inf
+        worst = WORST if task.metric.mode == "min" else -WORST
         ray.tune.report({task.metric.name: worst, "step": job.tune.steps, "error": str(error)})
 
 

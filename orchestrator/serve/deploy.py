@@ -7,10 +7,11 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 
 from orchestrator.artifact import PreparedData, Training
-from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import StageError, UserError
 from orchestrator.job import Job
 from orchestrator.progress import Progress
@@ -25,12 +26,12 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         StageError: where no replica becomes healthy.
     """
     progress.start("deploying", total=None, unit="")
-    running = _serve_is_running()
-    if not running:
+    options = _running_options()
+    if options is None:
         _require_free_port(job)
+        options = HTTPOptions(host=job.serve.host, port=job.serve.port)
     try:
-        serve.start(http_options=HTTPOptions(host=job.serve.host, port=job.serve.port))
-        _require_free_route(job)
+        serve.start(http_options=options)
         deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
         endpoint = deployment.options(
             num_replicas=job.serve.replicas,
@@ -39,14 +40,12 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
             ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
         ).bind(job, prepared.folder.uri, training.folder.uri)
         serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
-    except RuntimeError as error:
-        raise raised_by_user_code(error) or StageError(
-            f"the endpoint did not become healthy: {_last_line(error)}"
-        ) from error
+    except (RuntimeError, RayError, RayServeException) as error:
+        raise _why(job, error) from error
     finally:
         progress.finish()
-    host = "127.0.0.1" if job.serve.host == "0.0.0.0" else job.serve.host  # noqa: S104
-    return f"http://{host}:{job.serve.port}{job.serve.route_prefix.rstrip('/')}"
+    host = "127.0.0.1" if options.host == "0.0.0.0" else options.host  # noqa: S104
+    return f"http://{host}:{options.port}{job.serve.route_prefix.rstrip('/')}"
 
 
 def ask(url: str, prompt: str, max_tokens: int) -> str:
@@ -70,12 +69,14 @@ def ask(url: str, prompt: str, max_tokens: int) -> str:
         time.sleep(0.2)  # the proxy may learn of the route a moment after the deployment is healthy
 
 
-def _serve_is_running() -> bool:
+def _running_options() -> HTTPOptions | None:
+    """Where the cluster's Serve listens, which no later deployment changes; None without one."""
     try:
-        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
-        return False
-    return True
+        return None
+    options: HTTPOptions = ray.get(controller.get_http_config.remote())
+    return options
 
 
 def _require_free_port(job: Job) -> None:
@@ -90,16 +91,19 @@ def _require_free_port(job: Job) -> None:
             ) from error
 
 
-def _require_free_route(job: Job) -> None:
-    for name, application in serve.status().applications.items():
-        route = getattr(application, "route_prefix", None)
-        if name != job.name and route == job.serve.route_prefix:
-            raise UserError(
-                f"serve.route_prefix = {route}: application {name!r} of this cluster has it: "
-                f"set another"
-            )
+def _why(job: Job, error: Exception) -> Exception:
+    """What went wrong, in one line, as ours where the user can mend it."""
+    last = _last_line(str(error))
+    if "is being used by application" in last:
+        return UserError(f"serve.route_prefix = {job.serve.route_prefix}: {last}: set another")
+    application = serve.status().applications.get(job.name)
+    messages = [] if application is None else [d.message for d in application.deployments.values()]
+    for line in "\n".join(messages).splitlines():
+        if "Error: " in line:
+            last = line.strip().removeprefix("orchestrator.errors.")
+    return StageError(f"the endpoint did not become healthy: {last}")
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason given"

@@ -57,6 +57,7 @@ def head() -> Iterator[Head]:
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},  # submitted jobs run `python`
         start_new_session=True,  # so that all that it starts can be found again
     )
     found = Head(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}")

@@ -105,7 +105,7 @@ def test_too_many_bad_rows_fail_naming_the_first(tmp_path: Path) -> None:
 def test_too_little_text_is_told_in_numbers(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "short.txt").write_text("only this")
-    with pytest.raises(UserError, match="data.source") as error:
+    with pytest.raises(UserError, match=r"data\.source") as error:
         run_prepare(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Training on Ray Train: workers that die, runs that are stopped, and the same weights after all."""
+"""Training on Ray Train: workers that die, errors that no retry mends, and the same weights."""
 
 import os
 import signal

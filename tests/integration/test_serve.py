@@ -1,0 +1,108 @@
+"""The endpoint on Ray Serve, asked over HTTP."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.artifact import Folder, PreparedData, Training
+from orchestrator.cluster import Cluster
+from orchestrator.errors import StageError, UserError
+from orchestrator.job import Job
+from orchestrator.prepare import prepare
+from orchestrator.run import Run
+from orchestrator.serve.deploy import ask, deploy
+from orchestrator.train import train
+from tests.integration.conftest import Silent, free_port, tiny_job, write_texts
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, connected: Cluster
+) -> tuple[Job, PreparedData, Training]:
+    folder = tmp_path_factory.mktemp("serve")
+    write_texts(folder / "data")
+    job = Job.model_validate(tiny_job(folder, serve={"port": free_port(), "max_tokens": 8}))
+    run = Run(job)
+    prepared = prepare(job, run.files, run.prepare_folder(), Silent())
+    return job, prepared, train(job, prepared, run.train_folder(job), Silent())
+
+
+@pytest.fixture(scope="module")
+def url(trained: tuple[Job, PreparedData, Training]) -> str:
+    return deploy(*trained, Silent())
+
+
+def test_a_completion_has_the_shape_of_openais(url: str) -> None:
+    body = {"model": "tiny", "prompt": "the the", "max_tokens": 5, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/completions", json=body)
+    assert answer.status_code == 200
+    content = answer.json()
+    assert content["object"] == "text_completion" and content["model"] == "tiny"
+    assert content["choices"][0]["finish_reason"] in ("length", "stop")
+    assert content["usage"]["completion_tokens"] <= 5
+    assert httpx.post(f"{url}/v1/completions", json=body).json()["choices"] == content["choices"]
+
+
+def test_models_and_health_answer(url: str) -> None:
+    models = httpx.get(f"{url}/v1/models").json()
+    assert [model["id"] for model in models["data"]] == ["tiny"]
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+
+
+def test_a_first_answer_is_text(url: str) -> None:
+    assert isinstance(ask(url, "the", 4), str)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b'{"prompt": 5}', 422),
+        (b'{"prompt": "a", "temperature": NaN}', 422),
+        (b'{"prompt": "a", "temperature": 1e400}', 422),
+        (b'{"prompt": "a", "max_tokens": 100000000000}', 422),
+        (b'{"prompt": "a", "max_tokens": 1000}', 400),
+        (b'{"prompt": "' + b"the " * 100 + b'"}', 400),
+        (b'{"prompt": "a", "model": "gpt-4"}', 400),
+        (b'{"prompt": "a", "n": 1000}', 422),
+        (b'{"prompt": "a", "stream": true}', 422),
+        (b'{"prompt": "\\ud800"}', 422),
+        (b'{"prompt": "\xff"}', 400),
+        (b"[" * 10_000, 400),
+        (b'{"prompt": "' + b"a" * (1 << 20) + b'"}', 413),
+    ],
+)
+def test_bad_requests_get_an_error_in_openais_envelope(url: str, body: bytes, status: int) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{url}/v1/completions", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_unknown_routes_and_methods_too(url: str) -> None:
+    for answer in (httpx.get(f"{url}/v2"), httpx.get(f"{url}/v1/completions")):
+        assert answer.status_code in (404, 405)
+        assert answer.json()["error"]["message"]
+
+
+def test_a_deployment_without_its_checkpoint_fails_and_says_so(
+    url: str, trained: tuple[Job, PreparedData, Training], tmp_path: Path
+) -> None:
+    job, prepared, training = trained
+    broken: dict[str, Any] = training.model_dump() | {"folder": Folder(str(tmp_path))}
+    other = job.model_copy(
+        update={"name": "broken", "serve": job.serve.model_copy(update={"route_prefix": "/b"})}
+    )
+    with pytest.raises(StageError, match=str(tmp_path)):
+        deploy(other, prepared, Training(**broken), Silent())
+    assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_a_route_of_another_application_is_refused(
+    url: str, trained: tuple[Job, PreparedData, Training]
+) -> None:
+    job, prepared, training = trained
+    with pytest.raises(UserError, match="route_prefix"):
+        deploy(job.model_copy(update={"name": "other"}), prepared, training, Silent())

@@ -1,0 +1,206 @@
+"""Preparing data: the parts that need no cluster."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.artifact import SPLITS, Folder
+from orchestrator.errors import UserError
+from orchestrator.job import Job
+from orchestrator.prepare import (
+    Bounds,
+    _num_buckets,
+    _record,
+    _table,
+    quarantine,
+    shuffled,
+    split_bounds,
+)
+from orchestrator.sources import BadRow
+
+JOB = Job.model_validate(
+    {"name": "a", "task": "language_modelling", "data": {"source": "x", "max_bad_rows": 2}}
+)
+TASK = JOB.build_task()
+
+
+def key(number: int) -> str:
+    return hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest()
+
+
+def split_bytes(sizes: list[int], fraction: float, copies: int = 1) -> dict[str, list[int]]:
+    """The sizes of the rows in each split, for rows that each stand in the data `copies` times."""
+    index: Any = SimpleNamespace(
+        keys=[key(i) for i in range(len(sizes))] * copies, bytes=sizes * copies
+    )
+    bounds = split_bounds(index, validation_fraction=fraction, test_fraction=fraction)
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for i, size in enumerate(sizes):
+        splits[bounds.split(key(i))].append(size)
+    return splits
+
+
+# Splits
+
+
+@pytest.mark.parametrize("rows", [3, 4, 5, 10, 24, 30, 100])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_three_rows_are_enough_for_one_in_every_split(rows: int, copies: int) -> None:
+    assert all(split_bytes([10] * rows, fraction=0.02, copies=copies).values())
+
+
+@pytest.mark.parametrize("giant", range(8))
+def test_a_row_that_outweighs_all_others_leaves_every_split_one(giant: int) -> None:
+    sizes = [1] * 8
+    sizes[giant] = 10_000
+    assert all(split_bytes(sizes, fraction=0.02).values())
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("seed", range(5))
+def test_test_and_validation_get_at_least_their_share_and_little_more(
+    fraction: float, seed: int
+) -> None:
+    sizes = [random.Random(seed * 10_000 + i).randint(1, 100) for i in range(2000)]
+    splits = split_bytes(sizes, fraction)
+    share = {split: sum(rows) / sum(sizes) for split, rows in splits.items()}
+    assert fraction <= share["test"] < fraction + 0.005
+    assert fraction <= share["validation"] < fraction + 0.005
+    assert share["train"] > 1 - 2 * fraction - 0.01
+
+
+def test_copies_of_rows_do_not_move_the_bounds() -> None:
+    sizes = [random.Random(i).randint(1, 100) for i in range(200)]
+    assert split_bytes(sizes, 0.1, copies=1) == split_bytes(sizes, 0.1, copies=4)
+
+
+def test_two_rows_or_one_stop_nothing() -> None:
+    for rows in (1, 2):
+        assert sum(len(found) for found in split_bytes([10] * rows, 0.02).values()) == rows
+
+
+def test_a_row_is_in_the_split_where_the_second_half_of_its_key_lies() -> None:
+    bounds = Bounds(test=0.25, validation=0.5)
+    ends = ["0000", "3fff", "4000", "7fff", "8000", "ffff"]
+    found = [bounds.split("f" * 16 + end + "0" * 12) for end in ends]
+    assert found == ["test", "test", "validation", "validation", "train", "train"]
+
+
+# Records
+
+
+def test_a_row_becomes_a_record_with_a_key_of_its_cleaned_content() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    records = [_record({"text": text}, TASK, 8) for text in (composed, decomposed, "other")]
+    assert records[0] == records[1]
+    assert records[0]["text"] == composed
+    assert records[0]["key"] != records[2]["key"]
+    assert all(0 <= record["bucket"] < 8 and record["bytes"] > 0 for record in records)
+    assert not any(record["bad"] for record in records)
+
+
+def test_the_number_of_buckets_changes_no_key() -> None:
+    keys = {_record({"text": "x"}, TASK, buckets)["key"] for buckets in (1, 8, 1000)}
+    assert len(keys) == 1
+
+
+def test_rows_are_spread_over_all_buckets() -> None:
+    buckets = [_record({"text": str(i)}, TASK, 4)["bucket"] for i in range(1000)]
+    assert min(np.bincount(buckets, minlength=4)) > 150
+
+
+def test_empty_and_bad_rows_have_no_key_and_no_content() -> None:
+    bad = BadRow("a.csv", 3, "is bad")
+    for row, kept in (
+        ({"text": " \n"}, ""),
+        (bad, {"file": "a.csv", "row": 3, "reason": "is bad"}),
+    ):
+        record = _record(row, TASK, 8)
+        assert (record["key"], record["text"], record["bytes"]) == ("", "", 0)
+        assert record["bucket"] < 0
+        assert (json.loads(record["bad"]) if record["bad"] else "") == kept
+
+
+def test_a_table_holds_every_record_as_it_was() -> None:
+    texts = ["plain", "ends in NUL\x00", "\x00", "long" * 1000, "🙂", " "]
+    records = [_record({"text": text}, TASK, 8) for text in texts]
+    records.append(_record(BadRow("a", 1, "b"), TASK, 8))
+    table = _table(records)
+    assert set(table) == set(records[0])
+    for name, column in table.items():
+        assert [str(value) for value in column] == [str(record[name]) for record in records]
+
+
+def test_one_long_row_does_not_make_the_others_as_large() -> None:
+    records = [_record({"text": text}, TASK, 8) for text in ["x" * 100_000, *["short"] * 63]]
+    assert _table(records)["text"].nbytes < 1_000_000
+
+
+# Buckets and order
+
+
+def test_buckets_grow_in_number_with_the_data_not_in_size() -> None:
+    counts = [_num_buckets(1 << power) for power in range(45)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert max((1 << power) / count for power, count in enumerate(counts)) <= 64 << 20
+
+
+def test_shuffling_keeps_the_rows_of_all_columns_together() -> None:
+    arrays = {"a": np.arange(100), "b": np.arange(200).reshape(100, 2)}
+    mixed = shuffled(arrays, seed=(3, 1))
+    assert sorted(mixed["a"]) == list(range(100))
+    assert list(mixed["a"]) != list(range(100))
+    assert (mixed["b"][:, 0] == 2 * mixed["a"]).all()
+
+
+def test_the_seed_decides_the_order() -> None:
+    arrays = {"a": np.arange(100)}
+    orders = [list(shuffled(arrays, seed=seed)["a"]) for seed in [(1, 2), (1, 2), (2, 1)]]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_shuffling_nothing_gives_nothing() -> None:
+    assert shuffled({"a": np.empty((0, 3))}, seed=(0,))["a"].shape == (0, 3)
+
+
+# The quarantine
+
+BAD = [BadRow("b.csv", 7, "is not csv"), BadRow("b.csv", 3, "is short"), BadRow("a.txt", 9, "ä?")]
+
+
+def kept(folder: Folder) -> list[Any]:
+    return [json.loads(line) for line in folder.read("quarantine.jsonl").splitlines()]
+
+
+def test_bad_rows_up_to_the_cap_are_kept_in_order(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    quarantine(BAD[:2], JOB, folder)
+    assert [(row["file"], row["row"], row["reason"]) for row in kept(folder)] == [
+        ("b.csv", 3, "is short"),
+        ("b.csv", 7, "is not csv"),
+    ]
+
+
+def test_bad_rows_over_the_cap_end_the_stage_and_are_kept_all_the_same(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        quarantine(BAD, JOB, folder)
+    told = str(caught.value)
+    assert all(word in told for word in ("3 bad rows", "data.max_bad_rows = 2"))
+    assert "a.txt, row 9: ä?" in told
+    assert f"{tmp_path}/quarantine.jsonl" in told
+    assert len(told.splitlines()) == 1
+    assert len(kept(folder)) == 3
+
+
+def test_without_bad_rows_the_quarantine_is_empty(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    quarantine([], JOB.override({"data.max_bad_rows": 0}), folder)
+    assert kept(folder) == []

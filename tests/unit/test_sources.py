@@ -1,0 +1,499 @@
+"""Raw files: which are found, which of their rows are read, and why the others are not."""
+
+import csv
+import gzip
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.sources import BadRow, SourceFile, check_columns, find_files, read_rows
+from orchestrator.task import DataConfig
+
+COLUMNS = ["text"]
+
+
+def files_of(source: str | Path | list[str], **settings: Any) -> list[str]:
+    """The found files, by path below the current folder."""
+    data = DataConfig(source=source if isinstance(source, list) else str(source))
+    here = str(Path.cwd()) + "/"
+    return [file.uri.removeprefix("file://").removeprefix(here) for file in find_files(data)]
+
+
+def read(path: Path, **settings: Any) -> tuple[list[str], list[BadRow]]:
+    """The texts and the bad rows of one file."""
+    data = DataConfig(source=str(path), **settings)
+    (file,) = find_files(data)
+    rows = list(read_rows(file, data, COLUMNS))
+    good = [row["text"] for row in rows if not isinstance(row, BadRow)]
+    bad = [row for row in rows if isinstance(row, BadRow)]
+    assert all(row.file == str(path) and row.reason for row in bad)
+    assert all(len(row.reason.splitlines()) == 1 for row in bad)
+    return good, bad
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def parquet(**columns: Any) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def in_format(kind: str, texts: list[str]) -> bytes:
+    """Texts in a file of the format, in a column named text beside another one."""
+    if kind == "jsonl":
+        return "".join(json.dumps({"n": 1, "text": text}) + "\n" for text in texts).encode()
+    if kind == "csv":
+        out = io.StringIO()
+        csv.writer(out).writerows([["n", "text"], *[["1", text] for text in texts]])
+        return out.getvalue().encode()
+    if kind == "parquet":
+        return parquet(n=[1] * len(texts), text=texts)
+    return "".join(texts).encode()
+
+
+# Every format
+
+
+TEXTS = ["plain\n", 'a "quoted", comma', "two\nlines", "ünïcode 🙂", "\ttab and \x00 NUL", ""]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_table_gives_its_texts_back_in_order(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"data.{kind}", in_format(kind, TEXTS))
+    assert read(path) == (TEXTS, [])
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_a_compressed_file_reads_like_a_plain_one(kind: str, tmp_path: Path) -> None:
+    content = in_format(kind, ["some text"])
+    plain = write(tmp_path / f"plain.{kind}", content)
+    zipped = write(tmp_path / f"zipped.{kind}.gz", gzip.compress(content))
+    frozen = write(tmp_path / f"frozen.{kind}.zst", pa.compress(content, "zstd", asbytes=True))
+    assert read(plain) == read(zipped) == read(frozen) == (["some text"], [])
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.b.jsonl"])
+def test_other_names_of_a_format_are_known(name: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path / name, in_format("jsonl", ["x"]))) == (["x"], [])
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+def test_a_byte_order_mark_is_no_content(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"a.{kind}", b"\xef\xbb\xbf" + in_format(kind, ["x"]))
+    assert read(path) == (["x"], [])
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+@pytest.mark.parametrize("keep", [5, 200, -4])
+def test_a_truncated_gzip_file_ends_in_a_bad_row(kind: str, keep: int, tmp_path: Path) -> None:
+    texts = [random.Random(i).randbytes(40).hex() for i in range(300)]
+    content = gzip.compress(in_format(kind, texts))
+    good, bad = read(write(tmp_path / f"a.{kind}.gz", content[:keep]))
+    assert [row.row for row in bad] == [0]
+    if kind != "txt":
+        assert good == texts[: len(good)]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+def test_a_gzip_name_on_plain_content_is_a_bad_row(kind: str, tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / f"a.{kind}.gz", in_format(kind, ["x"])))
+    assert (good, [row.row for row in bad]) == ([], [0])
+
+
+def test_a_file_that_went_away_is_a_bad_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "x")
+    data = DataConfig(source=str(path))
+    (file,) = find_files(data)
+    path.unlink()
+    (bad,) = read_rows(file, data, COLUMNS)
+    assert isinstance(bad, BadRow)
+    assert (bad.file, bad.row) == (str(path), 0)
+
+
+# Text
+
+
+def test_a_text_file_is_one_document_with_its_line_ends(tmp_path: Path) -> None:
+    text = "one\r\ntwo\n\nthree\rfour\u2028five"
+    assert read(write(tmp_path / "a.txt", text)) == ([text], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"line {i}\n" + "\n" * (i % 7 == 0) for i in range(2000)),
+        "no blank line\n" * 2000,
+        "x" * 5000 + "\n" + "y\n" * 3000,
+        "\n" * 5000,
+        "ends without a newline " * 500,
+        "äöü\n\n" * 1000,
+    ],
+)
+def test_a_long_text_is_cut_with_nothing_lost(text: str, tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.txt", text), max_document_bytes=256)
+    assert "".join(good) == text
+    assert bad == []
+    assert all(good)
+
+
+def test_a_long_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    paragraphs = [f"paragraph {i}\n" + "words " * 20 + "\n\n" for i in range(50)]
+    good, _ = read(write(tmp_path / "a.txt", "".join(paragraphs)), max_document_bytes=256)
+    assert len(good) > 10
+    assert all(document.endswith("\n\n") for document in good)
+    assert all(document.startswith("paragraph") for document in good)
+
+
+def test_a_document_stays_near_its_limit_without_blank_lines(tmp_path: Path) -> None:
+    good, _ = read(write(tmp_path / "a.txt", "line\n" * 10_000), max_document_bytes=256)
+    assert max(len(document) for document in good) <= 4 * 256 + len("line\n")
+
+
+def test_a_short_text_is_not_cut(tmp_path: Path) -> None:
+    text = "one\n\ntwo\n\nthree\n"
+    assert read(write(tmp_path / "a.txt", text)) == ([text], [])
+
+
+def test_a_line_that_is_no_utf_8_is_set_aside_alone(tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.txt", b"one\ntwo \xff\nthree\n"))
+    assert good == ["one\nthree\n"]
+    assert [row.row for row in bad] == [2]
+    assert "UTF-8" in bad[0].reason
+
+
+# JSON lines
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{bad", "not JSON"),
+        (b'{"text": "cut', "not JSON"),
+        (b'{"text": "a"} {"text": "b"}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b'{"text": "\\ud800"}', "not valid UTF-8"),
+        (b"[1]", "list, not an object"),
+        (b"3", "int, not an object"),
+        (b"null", "not an object"),
+        (b'{"text": null}', "has no 'text'"),
+        (b'{"other": "a"}', "has no 'text'"),
+        (b'{"text": 3}', "int, not text"),
+        (b'{"text": ["a"]}', "list, not text"),
+        (b'{"text": NaN}', "float, not text"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, bytes) else "",
+)
+def test_a_bad_json_line_is_set_aside_alone(line: bytes, reason: str, tmp_path: Path) -> None:
+    content = b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n'
+    good, bad = read(write(tmp_path / "a.jsonl", content))
+    assert good == ["before", "after"]
+    assert [row.row for row in bad] == [2]
+    assert reason in bad[0].reason
+
+
+def test_blank_json_lines_are_no_rows_but_are_counted(tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.jsonl", '\r\n{"text": "x"}\r\n  \n{bad\n'))
+    assert (good, [row.row for row in bad]) == (["x"], [4])
+
+
+def test_a_surrogate_pair_is_one_valid_character(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude42"}\n')) == (["🙂"], [])
+
+
+# csv
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"alone", "1 fields"),
+        (b"a,b,c", "3 fields"),
+        (b"\xff,1", "not valid UTF-8"),
+        (b'"a"b,1', "not csv"),
+    ],
+)
+def test_a_bad_csv_row_is_set_aside_alone(line: bytes, reason: str, tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.csv", b"text,n\nbefore,1\n" + line + b"\nafter,2\n"))
+    assert good == ["before", "after"]
+    assert [row.row for row in bad] == [3]
+    assert reason in bad[0].reason
+
+
+def test_csv_lines_may_end_as_on_windows_and_blank_ones_are_no_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b'text,n\r\none,1\r\n\r\n"two\r\nlines",2\r\n')
+    assert read(path) == (["one", "two\r\nlines"], [])
+
+
+def test_a_quote_that_is_never_closed_is_a_bad_row(tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.csv", 'text,n\none,1\n"two,2\nthree,3\n'))
+    assert (good, len(bad)) == (["one"], 1)
+
+
+def test_a_csv_field_may_be_long(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,n\n" + "x" * 500_000 + ",1\n")
+    assert read(path) == (["x" * 500_000], [])
+
+
+# Parquet
+
+
+def test_bad_parquet_rows_are_set_aside_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", parquet(text=["one", None, "three"]))
+    good, bad = read(path)
+    assert (good, [(row.row, row.reason) for row in bad]) == (
+        ["one", "three"],
+        [(2, "has no 'text'")],
+    )
+
+
+def test_parquet_text_that_is_no_utf_8_is_set_aside_alone(tmp_path: Path) -> None:
+    letters = pa.Array.from_buffers(
+        pa.string(),
+        3,
+        [None, pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffc")],
+    )
+    good, bad = read(write(tmp_path / "a.parquet", parquet(text=letters)))
+    assert (good, [row.row for row in bad]) == (["a", "c"], [2])
+    assert "UTF-8" in bad[0].reason
+
+
+@pytest.mark.parametrize("values", [[1, 2], [b"a", b"b"], [["a"], ["b"]], [{"a": "b"}] * 2])
+def test_parquet_values_of_another_type_are_bad_rows(values: list[Any], tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.parquet", parquet(text=values)))
+    assert (good, [row.row for row in bad]) == ([], [1, 2])
+    assert all("not text" in row.reason for row in bad)
+
+
+@pytest.mark.parametrize("type_", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_every_parquet_type_of_text_is_read(type_: pa.DataType, tmp_path: Path) -> None:
+    column = pa.array(["a", "b"]).cast(type_)
+    assert read(write(tmp_path / "a.parquet", parquet(text=column))) == (["a", "b"], [])
+
+
+@pytest.mark.parametrize("keep", [3, 20, -20])
+def test_a_truncated_parquet_file_is_a_bad_row(keep: int, tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.parquet", parquet(text=["a"] * 50)[:keep]))
+    assert (good, [row.row for row in bad]) == ([], [0])
+
+
+def test_a_parquet_file_without_the_column_is_a_bad_row(tmp_path: Path) -> None:
+    good, bad = read(write(tmp_path / "a.parquet", parquet(other=["a"])))
+    assert (good, [row.row for row in bad]) == ([], [0])
+    assert "'text'" in bad[0].reason
+
+
+def test_flipped_bytes_never_stop_the_reading(tmp_path: Path) -> None:
+    content = parquet(text=[f"text number {i}" for i in range(200)])
+    for seed in range(30):
+        broken = bytearray(content)
+        at = random.Random(seed).randrange(len(broken) - 8)
+        broken[at : at + 8] = random.Random(seed).randbytes(8)
+        read(write(tmp_path / "a.parquet", bytes(broken)))
+
+
+# Which files
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.txt", "a.jsonl", "sub/c.txt", "notes.md", "sub/picture.png"):
+        write(Path("d") / name, '{"text": "x"}\n')
+    for name in (".hidden.txt", "_skipped.txt", ".git/e.txt", "sub/_temporary/f.txt"):
+        write(Path("d") / name, '{"text": "x"}\n')
+    return Path("d")
+
+
+def test_a_folder_gives_the_data_in_it_and_below_but_nothing_else(folder: Path) -> None:
+    expected = ["d/a.jsonl", "d/b.txt", "d/sub/c.txt"]
+    assert files_of(folder) == files_of(f"{folder}/") == files_of(folder.absolute()) == expected
+
+
+def test_a_folder_that_is_itself_hidden_may_be_named(tmp_path: Path) -> None:
+    write(tmp_path / ".cache" / "_x" / "a.txt", "x")
+    assert len(files_of(tmp_path / ".cache" / "_x")) == 1
+
+
+def test_a_file_uri_finds_what_its_path_finds(folder: Path) -> None:
+    assert files_of(f"file://{folder.absolute()}") == files_of(folder)
+    assert files_of(f"file://{folder.absolute()}/b.txt") == ["d/b.txt"]
+
+
+@pytest.mark.parametrize("name", ["a b.txt", "a#b.txt", "a%20b.txt", "ä.txt", "a?b.txt"])
+def test_any_name_can_be_read_below_a_file_uri(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, "x")
+    data = DataConfig(source=f"file://{tmp_path}")
+    (file,) = find_files(data)
+    assert list(read_rows(file, data, COLUMNS)) == [{"text": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("d/*.txt", ["d/b.txt"]),
+        ("d/*", ["d/a.jsonl", "d/b.txt"]),
+        ("d/[ab].*", ["d/a.jsonl", "d/b.txt"]),
+        ("d/?.jsonl", ["d/a.jsonl"]),
+        ("d/*/*.txt", ["d/sub/c.txt"]),
+        ("d/**/*.txt", ["d/b.txt", "d/sub/c.txt"]),
+        ("*/sub/c.txt", ["d/sub/c.txt"]),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "absolute", "file://"])
+def test_a_pattern_finds_what_a_shell_would(
+    pattern: str, found: list[str], prefix: str, folder: Path
+) -> None:
+    start = {"": "", "absolute": f"{Path.cwd()}/", "file://": f"file://{Path.cwd()}/"}[prefix]
+    assert files_of(start + pattern) == found
+
+
+def test_several_sources_are_joined_and_a_file_in_two_of_them_comes_once(folder: Path) -> None:
+    assert files_of(["d/sub", "d/b.txt"]) == ["d/b.txt", "d/sub/c.txt"]
+    assert files_of(["d", "d/b.txt", "d/*.txt"]) == files_of("d")
+
+
+def test_the_files_of_a_folder_tell_when_they_have_changed(folder: Path) -> None:
+    data = DataConfig(source="d/b.txt")
+    before = find_files(data)
+    assert find_files(data) == before
+    write(folder / "b.txt", "something longer than it was\n")
+    assert find_files(data) != before
+
+
+def test_a_name_that_is_no_utf_8_stops_nothing_but_the_search(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "x")
+    Path(str(tmp_path) + "/\udcff.txt").write_text("x")
+    try:
+        assert len(files_of(tmp_path)) >= 1
+    except UserError as error:
+        assert "data.source" in str(error)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "nowhere.txt",
+        "nowhere/",
+        "empty",
+        "only_others",
+        "d/notes.md",
+        "noformat",
+        "nothing.txt",
+        "d/*.csv",
+        "nowhere/*.txt",
+        "file:///nowhere.txt",
+        "file://relative",
+        "nosuch://host/path",
+        "http://host/a.txt",
+        "~nobody-of-this-name/a.txt",
+        "a\0b.txt",
+        "",
+    ],
+)
+def test_a_source_without_data_is_refused_in_one_line(source: str, folder: Path) -> None:
+    Path("empty").mkdir()
+    write(Path("only_others") / "a.md", "x")
+    write(Path("noformat"), "x")
+    write(Path("nothing.txt"), "")
+    with pytest.raises(UserError) as caught:
+        files_of(source)
+    told = str(caught.value)
+    assert told.startswith("data.source = ")
+    assert source.rstrip("/").partition("\0")[0] in told
+    assert len(told.splitlines()) == 1
+
+
+def test_an_empty_list_of_sources_is_refused() -> None:
+    with pytest.raises((UserError, ValueError), match="source"):
+        files_of([])
+
+
+def test_one_bad_source_of_several_is_the_one_that_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        files_of(["d", "nowhere"])
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_an_empty_file_beside_others_gives_no_text(kind: str, tmp_path: Path) -> None:
+    write(tmp_path / f"full.{kind}", in_format(kind, ["x"]))
+    write(tmp_path / f"empty.{kind}", "")
+    data = DataConfig(source=str(tmp_path))
+    files = find_files(data)
+    check_columns(files, COLUMNS)
+    rows = [row for file in files for row in read_rows(file, data, COLUMNS)]
+    assert [row for row in rows if not isinstance(row, BadRow)] == [{"text": "x"}]
+
+
+def test_the_standard_library_is_found_and_read() -> None:
+    data = DataConfig(source="python-stdlib")
+    files = find_files(data)
+    assert len(files) > 500
+    assert not [file.uri for file in files if "site-packages" in file.uri]
+    (file,) = [file for file in files if file.uri.endswith("/json/decoder.py")]
+    (row,) = read_rows(file, data, COLUMNS)
+    assert row == {"text": Path(file.uri).read_text()}
+
+
+def test_a_source_file_is_decoded_as_it_declares(tmp_path: Path) -> None:
+    def decoded(content: bytes) -> Any:
+        path = write(tmp_path / "a.py", content)
+        (row,) = read_rows(SourceFile(str(path), "py", 1, ""), DataConfig(source="x"), COLUMNS)
+        return row
+
+    assert decoded(b"# coding: latin-1\n# \xe4\n") == {"text": "# coding: latin-1\n# ä\n"}
+    for content in (b"# \xe4\n", b"# coding: no-such-coding\n"):
+        assert isinstance(decoded(content), BadRow)
+
+
+# Columns
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.csv.gz"])
+def test_a_wrong_column_is_named_with_the_file_and_what_there_is(name: str, tmp_path: Path) -> None:
+    content = in_format(name.split(".")[1], ["x"])
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    files = find_files(DataConfig(source=str(path)))
+    check_columns(files, ["text"])
+    with pytest.raises(UserError) as caught:
+        check_columns(files, ["body"])
+    told = str(caught.value)
+    assert all(word in told for word in (str(path), "'body'", "n, text", "data.text_column"))
+    assert len(told.splitlines()) == 1
+
+
+def test_one_file_of_each_format_is_looked_at(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", in_format("jsonl", ["x"]))
+    write(tmp_path / "b.csv", "title,author\nx,y\n")
+    with pytest.raises(UserError, match=r"b\.csv.*title, author"):
+        check_columns(find_files(DataConfig(source=str(tmp_path))), COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"x"),
+        ("a.jsonl", b"{bad\n"),
+        ("a.jsonl", b"[1]\n"),
+        ("a.jsonl", b"\xff\n"),
+        ("a.csv.gz", b"not gzip"),
+        ("a.parquet", b"not parquet"),
+    ],
+)
+def test_a_head_that_cannot_be_read_is_left_to_its_rows(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    check_columns(find_files(DataConfig(source=str(write(tmp_path / name, content)))), COLUMNS)
