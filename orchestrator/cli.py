@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -66,11 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
             errors.print(f"[bold red]error:[/] {escape(line)}")
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print("stopped: what is finished is kept, the same command continues")
-        return 130
-    except Terminated:
-        errors.print("terminated: what is finished is kept, the same command continues")
-        return 143
+        word, code = ("terminated", 143) if terminated.is_set() else ("stopped", 130)
+        errors.print(f"{word}: what is finished is kept, the same command continues")
+        return code
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -154,6 +153,7 @@ def run_command(options: argparse.Namespace) -> int:
             if not clusters:
                 display.start("connecting to Ray", total=None, unit="")
                 clusters.append(stack.enter_context(connect()))
+                signal.signal(signal.SIGTERM, _on_sigterm)  # Ray has put its own in this place
                 stack.callback(_ignore_signals)  # the last thing entered is the first to be left
                 display.finish()
             return clusters[0]
@@ -265,12 +265,13 @@ def metric_table(evaluation: "Evaluation") -> Table:
     return table
 
 
-class Terminated(BaseException):
-    """SIGTERM came."""
+terminated = threading.Event()
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    """Leave as after Ctrl-C: Ray's own calls pass on no other exception."""
+    terminated.set()
+    raise KeyboardInterrupt
 
 
 def _ignore_signals() -> None:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private")  # their

@@ -72,6 +72,7 @@ class TerminalDisplay:
         self.console.print(
             f"[green]✓[/] [bold]{status.stage:<9}[/] {status.summary} [dim]({seconds})[/]",
             highlight=False,
+            soft_wrap=True,
         )
 
     def start(self, name: str, total: float | None, unit: str) -> None:
@@ -107,7 +108,7 @@ class TerminalDisplay:
     def _log(self, text: str) -> None:
         if not self.console.is_terminal:
             self._logged = time.monotonic()
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def figures(values: dict[str, Any]) -> str:

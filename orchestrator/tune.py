@@ -23,7 +23,7 @@ from orchestrator.fit import World, fit
 from orchestrator.job import Domain, Job, TuneConfig
 from orchestrator.progress import Progress
 
-REPORTS = 8  # validations of a trial that is not stopped: what the scheduler decides by
+REPORTS = 4  # validations of a trial that is not stopped: what the scheduler decides by
 
 WORST = 1e30  # what a failed trial reports: finite, since the scheduler takes means of it
 

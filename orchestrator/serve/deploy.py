@@ -2,7 +2,7 @@
 
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import ray
@@ -75,8 +75,7 @@ def _running_options() -> HTTPOptions | None:
         controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
         return None
-    options: HTTPOptions = ray.get(controller.get_http_config.remote())
-    return options
+    return cast(HTTPOptions, ray.get(controller.get_http_config.remote()))
 
 
 def _require_free_port(job: Job) -> None:

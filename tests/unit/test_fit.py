@@ -18,12 +18,21 @@ from orchestrator import fit as fit_module
 from orchestrator.artifact import Folder, PreparedData
 from orchestrator.checkpoint import Checkpoints, load_weights
 from orchestrator.errors import StageError
-from orchestrator.fit import CALIBRATION_STEPS, Pace, World, fit, join
+from orchestrator.fit import (
+    CALIBRATION_STEPS,
+    Data,
+    Pace,
+    World,
+    fit,
+    join,
+    load_processor,
+    to_device,
+)
 from orchestrator.job import Job, TrainConfig
 from orchestrator.optimizer import learning_rate
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
-from orchestrator.shards import write_shard
-from orchestrator.task import Task
+from orchestrator.shards import ShardReader, write_shard
+from orchestrator.task import Batch, Task
 
 LENGTH = 8
 PERIOD = 7
@@ -193,6 +202,47 @@ def test_the_seed_decides_the_weights(prepared: PreparedData, tmp_path: Path) ->
         train(prepared, tmp_path / name, toy_config(seed=seed))
     assert newest_files(tmp_path / "a") == newest_files(tmp_path / "b")
     assert newest_files(tmp_path / "a") != newest_files(tmp_path / "c")
+
+
+def test_the_metrics_are_those_of_the_saved_weights_without_dropout(
+    prepared: PreparedData, tmp_path: Path
+) -> None:
+    metrics = train(prepared, tmp_path, toy_config(eval_rows=9), dropout=0.5)
+    task = toy_task()
+    model = task.build_model(257)
+    load_weights(model, saved_in(tmp_path).all()[-1])
+    batch = to_device(ShardReader(prepared, "validation").read(range(9)), torch.device("cpu"))
+    with torch.no_grad():
+        predictions = task.predict(model.eval(), batch, load_processor(task, prepared))
+    assert metrics == pytest.approx(task.score(predictions), rel=1e-5)
+    assert saved_in(tmp_path).all()[-1].metrics == metrics
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_steps_of_an_epoch_hold_each_row_once(prepared: PreparedData, workers: int) -> None:
+    config = toy_config(global_batch_size=8, micro_batch_size=3)
+    seen = [
+        row
+        for rank in range(workers)
+        for step in range(5, 10)  # the second epoch of 40 rows
+        for batch in Data(prepared, config, World(rank, workers)).step(step, config)
+        for row in batch["tokens"].tolist()
+    ]
+    assert sorted(seen) == sorted(ShardReader(prepared, "train").read(range(40))["tokens"].tolist())
+
+
+def test_every_step_draws_its_own_dropout(
+    prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, drawn = toy_task(), []
+
+    def loss(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(float(torch.rand(())))
+        return type(task).loss(task, model, batch)
+
+    monkeypatch.setattr(task, "loss", loss)
+    fit(task, prepared, toy_config(), World(), Listener())
+    assert len(set(drawn)) == len(drawn) == 12
 
 
 def test_checkpoints_change_nothing(prepared: PreparedData, tmp_path: Path) -> None:

@@ -294,8 +294,9 @@ def test_a_value_out_of_its_range_is_refused_by_name(section: str, key: str) -> 
     assert problems(SOUND + section + "\n")[0].split(": ")[1].split(" ")[0].startswith(key)
 
 
-def test_an_empty_list_of_sources_is_refused() -> None:
-    assert "data.source" in only_problem(SOUND.replace("python-stdlib", "[]"))
+@pytest.mark.parametrize("source", ["[]", "''", "null", "3", "[3]"])
+def test_no_source_at_all_is_refused(source: str) -> None:
+    assert "data.source" in only_problem(SOUND.replace("python-stdlib", source))
 
 
 def test_a_value_of_several_lines_still_makes_one_line() -> None:

@@ -59,12 +59,12 @@ def test_only_the_matrices_of_the_blocks_decay(model: Transformer, optimizer: st
 def test_muon_and_adamw_move_a_matrix_by_about_the_same(make_model) -> None:
     sizes = []
     for optimizer in ("adamw", "muon"):
-        model = make_model(d_model=64)
+        model = make_model(d_model=256)
         weight = model.blocks[0].attention.query.weight.detach()
         before = weight.clone()
         step_with(model, TrainConfig(optimizer=optimizer, weight_decay=0.0, lr=0.01), 1.0)
         sizes.append(float((weight - before).norm()))
-    assert 0.1 < sizes[1] / sizes[0] < 1.0
+    assert 0.1 < sizes[1] / sizes[0] < 0.5  # AdamW's first step is its largest
 
 
 def rates(config: TrainConfig, total_steps: int | None, steps: int) -> list[float]:
