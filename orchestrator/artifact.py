@@ -85,7 +85,8 @@ class Folder:
         if self.local_path is not None:
             shutil.rmtree(self.local_path, ignore_errors=True)
         else:
-            self._remote.delete_dir(self._remote_path(""))
+            with contextlib.suppress(FileNotFoundError):
+                self._remote.delete_dir(self._remote_path(""))
 
     @property
     def _remote(self) -> pyarrow.fs.FileSystem:
@@ -125,7 +126,7 @@ def check_writable(storage: str) -> None:
     folder = Folder(storage)
     try:
         folder.write(".writable", b"")
-    except StageError as error:
+    except (StageError, ValueError) as error:  # ValueError: of an unknown scheme, say
         raise UserError(f"storage = {storage}: {error}") from error
 
 
@@ -169,7 +170,7 @@ class Artifact(BaseModel):
             return None
         try:
             return cls.model_validate({**json.loads(content), "folder": folder})
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise StageError(
                 f"{folder}/{MANIFEST} is damaged ({reason}): delete that folder and run again"

@@ -54,7 +54,7 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C."""
-    options = make_parser().parse_args(arguments)
+    options = _parse(make_parser(), arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
@@ -80,6 +80,17 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/] {type(error).__name__}: {escape(reason)}")
         errors.print("this was not foreseen: run it with --debug for the traceback")
         return 1
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Arguments in any order: argparse by itself takes no KEY=VALUE behind an option."""
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [text for text in rest if text.startswith("-") or not hasattr(options, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -133,20 +144,25 @@ def _job_command(
 def run_command(options: argparse.Namespace) -> int:
     """`run`, and each stage's own command, which is `run --until` it."""
     job = load_job(options.job, options.overrides)
-    # Ray and torch take seconds to import, which a mistake in the job file need not wait for.
-    from orchestrator.cluster import Cluster, check_local_room, connect
-    from orchestrator.display import TerminalDisplay
-    from orchestrator.pipeline import run_stages
+    from orchestrator.artifact import check_writable
     from orchestrator.run import Run
-    from orchestrator.serve.deploy import ask, deploy
 
-    check_local_room(job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker)
     run = Run(job)
-    display = TerminalDisplay(console)
+    check_writable(run.folder.uri)
     with contextlib.ExitStack() as stack:
-        stack.callback(display.close)
         lease = stack.enter_context(contextlib.ExitStack())
         lease.enter_context(run.lease())
+        # Ray and torch take seconds to import, which no mistake above need wait for.
+        from orchestrator.cluster import Cluster, check_local_room, connect
+        from orchestrator.display import TerminalDisplay
+        from orchestrator.pipeline import run_stages
+        from orchestrator.serve.deploy import ask, deploy
+
+        check_local_room(
+            job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker
+        )
+        display = TerminalDisplay(console)
+        stack.callback(display.close)
         clusters: list[Cluster] = []
 
         def connected() -> Cluster:

@@ -1,14 +1,14 @@
 """Live figures from the workers to the driver, through an actor: it works on any cluster."""
 
-import contextlib
+import concurrent.futures
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import tensorboardX
-from ray.exceptions import RayError
 
 from orchestrator.artifact import Folder
 from orchestrator.errors import OrchestratorError
@@ -57,28 +57,23 @@ class Feed:
             self._board = tensorboardX.SummaryWriter(str(folder.local_path / "tensorboard"))
         self._total: int | None = None
         self._step = -1
-        self._done = threading.Event()
 
-    @contextlib.contextmanager
-    def forwarding(self) -> Iterator[None]:
-        """Fetch in the background while the block runs, and once more at its end."""
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
+    def run(self, work: Callable[[], object]) -> None:
+        """Do the work in a thread, and pass on here what arrives meanwhile.
+
+        In a thread Ray Train installs no signal handler of its own, which would swallow Ctrl-C.
+        """
+        done: Future[object] = Future()
+        threading.Thread(target=_settle, args=(done, work), daemon=True).start()
         try:
-            yield
-        finally:
-            self._done.set()
-            thread.join()
-            if self._board is not None:
-                self._board.close()
-
-    def _watch(self) -> None:
-        ended = False
-        while not ended:
-            ended = self._done.wait(POLL_SECONDS)
-            with contextlib.suppress(RayError):  # the cluster itself is gone: the driver will tell
+            while not done.done():
+                concurrent.futures.wait([done], timeout=POLL_SECONDS)
                 for message in ray.get(self.mailbox.take.remote()):
                     self._forward(message)
+            done.result()
+        finally:
+            if self._board is not None:
+                self._board.close()
 
     def _forward(self, message: Any) -> None:
         if isinstance(message, OrchestratorError):
@@ -94,3 +89,10 @@ class Feed:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+
+def _settle(done: "Future[object]", work: Callable[[], object]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(error)

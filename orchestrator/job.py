@@ -2,14 +2,25 @@
 
 import hashlib
 import importlib
+import inspect
 import json
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator.errors import UserError
-from orchestrator.model import ModelConfig
+from orchestrator.model.config import ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.task import DataConfig, Task
 
@@ -18,6 +29,7 @@ STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
 TASKS = ("language_modelling",)
 NOT_SWEPT = ("train.steps", "train.minutes", "train.seed", "model.max_seq_len")
 
+MAX_EXAMPLES = 100
 FORMAT = 1  # of what stages leave in storage: raised where older artifacts must not be taken up
 
 Key = tuple[str, ...]  # the path of a value in a job: ("train", "lr")
@@ -25,6 +37,18 @@ Key = tuple[str, ...]  # the path of a value in a job: ("train", "lr")
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        wanted = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and wanted is not bool:  # it would pass for 0 or 1
+            raise ValueError("is a truth value, not a number or text")
+        return value
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Section):
@@ -44,13 +68,13 @@ class TrainConfig(Section):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(40, ge=0, description="steps of linear warm-up")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the cosine ends, times lr")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays")
     weight_decay: float = Field(0.1, ge=0, description="of the matrices inside the blocks")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor multiplies it natively"
     )
-    seed: int = Field(0, ge=0, description="of the weights and of the sample order")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the weights and of the sample order")
     eval_every: int | None = Field(
         None, ge=1, description="steps between validations and checkpoints; a tenth of all steps"
     )
@@ -93,8 +117,12 @@ class Domain(Section):
     def examples(self) -> list[Any]:
         """Values that must all be valid for the whole domain to be."""
         if self.randint is not None:
-            return [self.randint[0], self.randint[1] - 1]
-        return list(self.choice or self.uniform or self.loguniform or ())
+            low, high = self.randint
+            return [*range(low, high)[:MAX_EXAMPLES], high - 1]
+        if (ends := self.uniform or self.loguniform) is not None:
+            # One between the ends, which may be whole numbers where what is sampled is none.
+            return [*ends, ends[0] + (ends[1] - ends[0]) / math.e]
+        return list(self.choice or ())
 
 
 class TuneConfig(Section):
@@ -106,7 +134,7 @@ class TuneConfig(Section):
     space: dict[str, Domain] = Field(
         min_length=1, description="the keys that are tried, train.lr say, and their values"
     )
-    seed: int = Field(0, ge=0, description="of the sampled configurations")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the sampled configurations")
 
 
 class ServeConfig(Section):
@@ -142,7 +170,8 @@ def _valid_name(name: str) -> str:
 
 def _valid_task(name: str) -> str:
     try:
-        find_task(name)
+        if name not in TASKS:  # those need no proof, and torch takes its time to import
+            find_task(name)
     except UserError as error:
         raise ValueError(str(error)) from None
     return name
@@ -163,7 +192,7 @@ class Job(Section):
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field(
-        "runs", description="where runs are kept: a folder or a URI (s3://, gs://)"
+        "runs", min_length=1, description="where runs are kept: a folder or a URI (s3://, gs://)"
     )
 
     def problems(self) -> list[tuple[Key, str]]:
@@ -187,9 +216,12 @@ class Job(Section):
             return "only keys of train and model can be swept, without the budget and max_seq_len"
         for value in domain.examples():
             try:
-                self.override({name: value})
+                tried = self.override({name: value})
             except UserError as error:
                 return str(error)
+            workers = tried.cluster.workers
+            if tried.train.global_batch_size % workers:
+                return f"{value}: cannot be dealt evenly to cluster.workers = {workers}"
         return None
 
     def override(self, values: dict[str, Any]) -> "Job":
@@ -236,7 +268,7 @@ class Job(Section):
             ],
             "train": [whole["model"], trained],
             "evaluate": [],
-            "serve": [whole["serve"]],
+            "serve": [{k: v for k, v in whole["serve"].items() if k != "replicas"}],
         }
         text = json.dumps([stage, FORMAT, parts[stage], inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -260,17 +292,20 @@ def find_task(name: str) -> type[Task[Any]]:
     built_in = f"orchestrator.tasks.{name}:{name.title().replace('_', '')}"
     path = built_in if name in TASKS else name
     module_name, _, class_name = path.partition(":")
-    if not class_name:
+    if not class_name or not all(part.isidentifier() for part in module_name.split(".")):
         raise UserError(
             f"there is no such task; use {', '.join(TASKS)}, or an import path such as "
             f"my_package.my_task:MyTask"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(f"cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError("is not a subclass of orchestrator.task.Task")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"does not define {missing}")
     return found
 
 
@@ -280,5 +315,6 @@ def json_schema() -> str:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "An orchestrator job"
     schema["properties"]["base"] = {"type": "string", "description": "a job file this one extends"}
-    del schema["required"]  # a base file may hold what is required
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)  # a base file may hold what is required
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"

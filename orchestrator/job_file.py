@@ -1,6 +1,7 @@
 """Reading a job: YAML with positions, base files, overrides, and every error of a file at once."""
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from pydantic_core import ErrorDetails
 from orchestrator.errors import JobError
 from orchestrator.job import Job, Key, override
 
-MAX_BYTES = 1 << 20
-CORE_TAGS = frozenset(
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
-)
+MAX_BYTES = 64 << 10
+MAX_DEPTH = 32
+MAX_DIGITS = 100
+MAX_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass
@@ -76,11 +77,42 @@ for _name, _pattern, _first in (
     )
 
 
+def _construct_int(loader: CoreLoader, node: yaml.ScalarNode) -> int:
+    """As YAML 1.2 has it: a leading zero is no octal number."""
+    text = str(node.value)
+    if len(text) > MAX_DIGITS:
+        problem = f"a number of {len(text)} digits"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return int(text, 16 if text.lower().startswith("0x") else 10)
+
+
+CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
 def parse_value(text: str) -> Any:
     """A YAML value as it stands on the command line, after `key=`. Raises yaml.YAMLError."""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, CoreLoader)):
-        raise yaml.YAMLError("aliases are not supported")
+    _check_events(text)
     return yaml.load(text, CoreLoader)  # noqa: S506 - a SafeLoader
+
+
+def _check_events(text: str) -> None:
+    """Refuse what can make a small text huge or is no plain value, before anything is built."""
+    depth = 0
+    for event in yaml.parse(text, CoreLoader):
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases are not supported: write the value out"
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            problem = "is nested too deeply" if depth > MAX_DEPTH else ""
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            problem = f"the tag {tag} is not allowed"
+        if problem:
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Source:
@@ -109,20 +141,15 @@ def _parse(path: Path) -> Source:
     source = Source(places={(): str(path)})
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise JobError([f"{path}: is larger than 1 MiB, which no job file is"])
+            raise JobError([f"{path}: is larger than 64 KiB, which no job file is"])
         text = path.read_text(encoding="utf-8")
-        # Aliases can make a small file huge, so they are refused before anything is built.
-        for event in yaml.parse(text, CoreLoader):
-            if isinstance(event, yaml.AliasEvent):
-                place = _place(path, event.start_mark)
-                raise JobError([f"{place}: aliases are not supported: write the value out"])
+        _check_events(text)
         node = yaml.compose(text, CoreLoader)
+        source.data = _build(node, (), path, source) if isinstance(node, yaml.MappingNode) else {}
     except FileNotFoundError:
         raise JobError([f"{path}: no such file"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise JobError([f"{path}: cannot be read: {error}"]) from error
-    except RecursionError:
-        raise JobError([f"{path}: is nested too deeply"]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise JobError([f"{_place(path, mark)}: not valid YAML: {error.problem}"]) from error
@@ -130,17 +157,11 @@ def _parse(path: Path) -> Source:
         raise JobError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(node, yaml.MappingNode):
         raise JobError([f"{path}: must hold keys and values such as `name: my-job`"])
-    source.data = _build(node, (), path, source)
     return source
 
 
 def _build(node: yaml.Node, key: Key, path: Path, source: Source) -> Any:
     """Plain data of a node; places and problems go to `source`."""
-    if node.tag not in CORE_TAGS:
-        source.problems.append(
-            f"{_place(path, node.start_mark)}: the tag {node.tag} is not allowed"
-        )
-        return None
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*key, str(i)), path, source) for i, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -161,17 +182,35 @@ def _build(node: yaml.Node, key: Key, path: Path, source: Source) -> Any:
 def _override(source: Source, text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        source.problems.append(f"command line: {text!r}: overrides look like train.lr=3e-4")
+        shown = _shown(repr(text))
+        source.problems.append(f"command line: {shown}: overrides look like train.lr=3e-4")
+        return
+    if name == "base":
+        source.problems.append("command line: base: can be set in a job file only")
         return
     try:
         parsed = parse_value(value)
     except yaml.YAMLError as error:
-        source.problems.append(f"command line: {text!r}: {' '.join(str(error).split())}")
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
+        source.problems.append(f"command line: {_shown(repr(text))}: {_shown(str(problem))}")
         return
+    replaced = _first_that_is_no_section(source.data, name)
     key = override(source.data, name, parsed)
-    source.places = {k: v for k, v in source.places.items() if k[: len(key)] != key}
+    source.places = {k: v for k, v in source.places.items() if k[: len(replaced)] != replaced}
     for length in range(1, len(key) + 1):
         source.places.setdefault(key[:length], "command line")
+
+
+def _first_that_is_no_section(data: dict[str, Any], name: str) -> Key:
+    """The part of a dotted key that an override replaces: the whole, or a value in its way."""
+    parts = name.split(".")
+    if parts[:2] == ["tune", "space"] and len(parts) > 2:
+        parts = ["tune", "space", ".".join(parts[2:])]
+    for length, part in enumerate(parts, start=1):
+        if not isinstance(data.get(part), dict):
+            return tuple(parts[:length])
+        data = data[part]
+    return tuple(parts)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -223,9 +262,17 @@ def _explain(details: ErrorDetails, key: Key, data: dict[str, Any]) -> str:
     value = details["input"]
     if isinstance(value, dict | list):
         return f"{name}: {message}" if name else message
-    return f"{name} = {'null' if value is None else value}: {message}"
+    shown = "null" if value is None else _shown(str(value))
+    return f"{name} = {shown}: {message}"
 
 
+def _shown(text: str) -> str:
+    """A value in a message: one line, and not a long one."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}…"
+
+
+@functools.cache
 def _known_keys(section: Key) -> list[str]:
     """The keys that a section of a job may hold."""
     schema = Job.model_json_schema()

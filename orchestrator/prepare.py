@@ -151,7 +151,11 @@ def _record(row: Row | BadRow, task: Task[Any], num_buckets: int) -> dict[str, A
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
-    return {name: np.array([record[name] for record in records]) for name in records[0]}
+    """Columns; text as objects, since numpy's own would pad it all to the longest and lose NULs."""
+    return {
+        name: np.array([r[name] for r in records], dtype=object if isinstance(v, str) else None)
+        for name, v in records[0].items()
+    }
 
 
 class _Index:
@@ -188,16 +192,24 @@ def quarantine(bad: list[BadRow], job: Job, folder: Folder) -> None:
 
 
 def split_bounds(index: _Index, validation_fraction: float, test_fraction: float) -> Bounds:
-    """Bounds that give test and validation at least their share of the bytes, and one row each."""
-    order = np.argsort([_place(key) for key in index.keys], kind="stable")
-    places = np.array([_place(index.keys[i]) for i in order])
-    share = np.cumsum([index.bytes[i] for i in order]) / sum(index.bytes)
+    """Bounds that give test and validation at least their share of the bytes, and one row each.
 
-    def bound(fraction: float) -> float:
-        after = int(np.searchsorted(share, fraction)) + 1  # the first row past the share
-        return float(places[after]) if after < len(places) else 1.0
+    Of three rows or more, a row is also left for each split that comes after.
+    """
+    sizes = dict(zip(index.keys, index.bytes, strict=True))  # a duplicate counts once
+    order = sorted(sizes, key=_place)
+    share = np.cumsum([0, *(sizes[key] for key in order)]) / sum(sizes.values())
 
-    return Bounds(test=bound(test_fraction), validation=bound(test_fraction + validation_fraction))
+    def end(start: int, fraction: float, left: int) -> int:
+        """The row after those from `start` on that make up the fraction."""
+        wanted = max(int(np.searchsorted(share, share[start] + fraction)), start + 1)
+        return max(start, min(wanted, len(order) - left))
+
+    def bound(row: int) -> float:
+        return _place(order[row]) if row < len(order) else 1.0
+
+    test = end(0, test_fraction, left=2)
+    return Bounds(bound(test), bound(end(test, validation_fraction, left=1)))
 
 
 def _fit_processor(

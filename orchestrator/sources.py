@@ -5,15 +5,17 @@ and the reason, to be counted and kept.
 """
 
 import csv
+import functools
 import io
 import itertools
 import json
+import re
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
@@ -108,46 +110,83 @@ def _local_file(path: Path, kind: str) -> SourceFile:
 
 def _find(source: str) -> list[SourceFile]:
     """The files of a path, a folder, a glob or a URI."""
-    is_glob = any(character in source for character in "*?[")
-    root = _glob_root(source) if is_glob else source
+    refused = f"data.source = {source}"
     try:
-        filesystem, path = _resolve(root)
+        name = _local(source)
+        is_glob = any(character in name for character in "*?[")
+        filesystem, path = _resolve(_glob_root(name) if is_glob else name)
         info = filesystem.get_file_info(path)
         if info.type == pyarrow.fs.FileType.NotFound:
-            raise UserError(f"data.source = {source}: no such file or folder")
+            raise UserError(f"{refused}: no such file or folder")
         if info.type == pyarrow.fs.FileType.File:
             infos = [info]
         else:
             infos = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"data.source = {source}: {_first_line(error)}") from error
-    infos = [i for i in infos if i.is_file and not Path(i.path).name.startswith((".", "_"))]
+        infos = [i for i in infos if i.is_file and not _is_hidden(i.path, path)]
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{refused}: {_first_line(error)}") from error
     if is_glob:
-        pattern = _resolve(source)[1]
-        infos = [info for info in infos if fnmatchcase(info.path, pattern)]
+        pattern = _glob_pattern(_resolve(name)[1])
+        infos = [info for info in infos if pattern.fullmatch(info.path)]
     # In a folder, files of other kinds stand beside the data; a file that is named must be data.
     named = infos and not is_glob and infos[0].path == path
     known = [info for info in infos if named or _kind(info.path) is not None]
     if not known:
-        raise UserError(f"data.source = {source}: holds no {', '.join(FORMATS)} file")
+        raise UserError(f"{refused}: holds no {', '.join(FORMATS)} file")
     if all(info.size == 0 for info in known):
-        raise UserError(f"data.source = {source}: is empty")
-    scheme = source.split("://", 1)[0] + "://" if "://" in source else ""
+        raise UserError(f"{refused}: is empty")
+    scheme = name.split("://", 1)[0] + "://" if "://" in name else ""
     files = []
     for info in known:
         kind = _kind(info.path)
         if kind is None:
             raise UserError(
-                f"{info.path}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst"
+                f"{refused}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst"
             )
         files.append(SourceFile(scheme + info.path, kind, info.size, str(info.mtime_ns)))
     return files
 
 
+def _local(source: str) -> str:
+    """The path that a file:// URI stands for; any other source as it is."""
+    if not source.startswith("file://"):
+        return source
+    if not source.startswith("file:///"):
+        raise ValueError("a file URI has an absolute path: file:///data")
+    return unquote(source.removeprefix("file://"))
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    """Whether the file, or a folder between it and the root, is not meant to be read."""
+    below = path.removeprefix(root) or PurePosixPath(path).name
+    return any(part.startswith((".", "_")) for part in PurePosixPath(below).parts)
+
+
+def _glob_pattern(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay within a folder, `**/` is any number of folders, `[...]` as in a shell."""
+    translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def translate(match: re.Match[str]) -> str:
+        token = match[0]
+        if token in translated:
+            return translated[token]
+        if len(token) > 1:
+            members = token[1:-1].removeprefix("!").replace("\\", "\\\\").replace("^", "\\^")
+            return f"[{'^' if token[1] == '!' else ''}{members}]"
+        return re.escape(token)
+
+    return re.compile(re.sub(r"\*\*/|\*\*|\*|\?|\[[^]/]+\]|.", translate, pattern, flags=re.S))
+
+
+@functools.cache
+def _remote(scheme_and_host: str) -> pyarrow.fs.FileSystem:
+    return pyarrow.fs.FileSystem.from_uri(scheme_and_host)[0]
+
+
 def _resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if "://" in uri:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-        return filesystem, path
+        scheme, path = uri.split("://", 1)
+        return _remote(f"{scheme}://{path.split('/', 1)[0]}"), path
     return pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
 
 
@@ -170,8 +209,7 @@ def _column_names(file: SourceFile) -> list[str] | None:
     """The columns of a table's head, or None where it cannot be read (which its rows will tell)."""
     try:
         if file.kind == "parquet":
-            filesystem, path = _resolve(file.uri)
-            with filesystem.open_input_file(path) as stream:
+            with _open_parquet(file) as stream:
                 return list(pyarrow.parquet.read_schema(stream).names)
         _, line = next(_lines(file))
         text = line.decode("utf-8-sig")
@@ -257,8 +295,7 @@ def _read_csv(file: SourceFile, data: DataConfig, columns: list[str]) -> Iterato
 
 
 def _read_parquet(file: SourceFile, data: DataConfig, columns: list[str]) -> Iterator[Row | BadRow]:
-    filesystem, path = _resolve(file.uri)
-    with filesystem.open_input_file(path) as stream:
+    with _open_parquet(file) as stream:
         table = pyarrow.parquet.ParquetFile(stream)
         missing = [column for column in columns if column not in table.schema_arrow.names]
         if missing:
@@ -266,9 +303,23 @@ def _read_parquet(file: SourceFile, data: DataConfig, columns: list[str]) -> Ite
             return
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=columns):
-            for row in batch.to_pylist():
+            for i in range(batch.num_rows):
                 number += 1
-                yield _checked(row, columns, file.uri, number)
+                try:
+                    row = {column: batch.column(column)[i].as_py() for column in columns}
+                except UnicodeDecodeError as error:
+                    yield BadRow(file.uri, number, f"is not UTF-8: {error.reason}")
+                else:
+                    yield _checked(row, columns, file.uri, number)
+
+
+def _open_parquet(file: SourceFile) -> pa.NativeFile:
+    """Parquet is read from its end, so that a compressed one is read whole."""
+    filesystem, path = _resolve(file.uri)
+    if path.lower().endswith(tuple(f".{name}" for name in COMPRESSIONS)):
+        with file.open() as stream:
+            return pa.BufferReader(stream.read())
+    return filesystem.open_input_file(path)
 
 
 def _checked(row: object, columns: list[str], file: str, number: int) -> Row | BadRow:

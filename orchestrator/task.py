@@ -1,20 +1,36 @@
 """The interface that a task fills in: what is learned, from which columns, and how it is scored."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from orchestrator.model import ModelConfig, Transformer
+from orchestrator.model.config import ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.shards import Arrays
 
+if TYPE_CHECKING:  # a job names its task without waiting for torch
+    import torch
+    from torch import Tensor
+
+    from orchestrator.model.transformer import Transformer
+
 Row = dict[str, Any]  # one raw sample: a value for each of the task's columns
-Batch = dict[str, Tensor]  # Arrays on the model's device
+Batch: TypeAlias = "dict[str, Tensor]"  # Arrays on the model's device
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str | list[str] = Field(
+    source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = Field(
         description="python-stdlib, or paths, folders, globs or URIs (file://, s3://, gs://) of "
         "txt, jsonl, csv or parquet files, each optionally .gz or .zst"
     )

@@ -48,8 +48,7 @@ def train(job: Job, prepared: PreparedData, folder: Folder, progress: Progress) 
         ),
     )
     try:
-        with feed.forwarding():
-            trainer.fit()
+        feed.run(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise raised_by_user_code(error) or StageError(
             f"training lost its workers: {_last_line(error)}; what is saved stays, run it again"

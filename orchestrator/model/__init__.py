@@ -3,9 +3,3 @@
 Shapes are in the names: B batch, T tokens of this call, S tokens attended to, D model width,
 H heads, K head width, F feed-forward width, V vocabulary.
 """
-
-from orchestrator.model.config import ModelConfig
-from orchestrator.model.generate import Sampling, generate
-from orchestrator.model.transformer import Transformer
-
-__all__ = ["ModelConfig", "Sampling", "Transformer", "generate"]

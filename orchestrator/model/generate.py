@@ -53,7 +53,7 @@ def generate(
 
 def sample(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     """Draw one token from float logits (V,)."""
-    if sampling.temperature == 0.0:
+    if sampling.temperature < 1e-6:  # float32 has no room for what is divided by less
         return int(logits_V.argmax())
     # Subtracting the maximum first keeps a tiny temperature from overflowing.
     logits_V = (logits_V - logits_V.max()) / sampling.temperature

@@ -1,6 +1,7 @@
 """The endpoint: FastAPI in front of a deployment of completers, on Ray Serve."""
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,8 +52,10 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
-def error_response(status: int, detail: ErrorDetail) -> JSONResponse:
-    return JSONResponse({"error": detail.model_dump()}, status_code=status)
+def error_response(
+    status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse({"error": detail.model_dump()}, status_code=status, headers=headers)
 
 
 def make_api() -> FastAPI:
@@ -63,15 +66,17 @@ def make_api() -> FastAPI:
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        is_json = first["type"] != "json_invalid"  # else `loc` is a position in the body
+        param = ".".join(str(part) for part in first["loc"][1:]) or None if is_json else None
         message = str(first["msg"]).removeprefix("Value error, ")
-        status = 400 if first["type"] == "json_invalid" else 422
+        status = 422 if is_json else 400
         text = f"{param}: {message}" if param else message
         return error_response(status, ErrorDetail(message=text, param=param))
 
     @api.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        return error_response(error.status_code, ErrorDetail(message=str(error.detail)))
+        detail = ErrorDetail(message=str(error.detail))
+        return error_response(error.status_code, detail, error.headers)
 
     @api.exception_handler(UserError)
     async def wrong(_: Request, error: UserError) -> Response:

@@ -8,7 +8,7 @@ from orchestrator.checkpoint import load_weights
 from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
-from orchestrator.model import Sampling, generate
+from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import TextProcessor
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class CompletionRequest(BaseModel):
     """`POST /v1/completions`. Unknown fields are refused rather than silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     model: str | None = Field(None, max_length=200)
     prompt: str = Field(max_length=1_000_000)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.metrics import language_metrics, ngram_nats
-from orchestrator.model import Transformer
+from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import next_token_loss
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from orchestrator.model import ModelConfig, Transformer
+from orchestrator.model.config import ModelConfig
+from orchestrator.model.transformer import Transformer
 
 settings.register_profile("unit", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("unit")

@@ -10,7 +10,7 @@ import torch
 from orchestrator.artifact import MANIFEST, Checkpoint, Folder
 from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.job import TrainConfig
-from orchestrator.model import Transformer
+from orchestrator.model.transformer import Transformer
 from orchestrator.optimizer import build_optimizers
 from orchestrator.task import Metric
 

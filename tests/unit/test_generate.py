@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from orchestrator.model import Sampling, Transformer, generate
-from orchestrator.model.generate import sample
+from orchestrator.model.generate import Sampling, generate, sample
+from orchestrator.model.transformer import Transformer
 
 NO_END = -1
 PROMPT = [3, 1, 4]

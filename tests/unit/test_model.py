@@ -9,10 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.model import ModelConfig, Transformer
 from orchestrator.model.attention import Attention
 from orchestrator.model.block import FeedForward
+from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import sinusoids
+from orchestrator.model.transformer import Transformer
 
 Array = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator.job import TrainConfig
-from orchestrator.model import Transformer
+from orchestrator.model.transformer import Transformer
 from orchestrator.optimizer import build_optimizers, learning_rate
 
 
