@@ -144,7 +144,12 @@ class Shard(BaseModel):
 class Artifact(BaseModel):
     """A finished stage's manifest. `folder` is where it lies and is not part of the file."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="constants",
+    )
 
     stage: ClassVar[str]
 

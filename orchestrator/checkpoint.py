@@ -38,7 +38,7 @@ class Checkpoints:
         metrics: dict[str, float],
         history: list[dict[str, float]],
     ) -> None:
-        """Commit a checkpoint, then delete those that are neither the newest nor the best."""
+        """Commit a checkpoint, then delete what is neither the newest nor the best one."""
         started = time.monotonic()
         folder = self.folder / f"step-{step:08d}"
         files = {
@@ -62,8 +62,16 @@ class Checkpoints:
     def all(self) -> list[Checkpoint]:
         """The committed checkpoints, oldest first."""
         names = [name for name in self.folder.names() if name.startswith("step-")]
-        found = [Checkpoint.load(self.folder / name) for name in names]
-        return [checkpoint for checkpoint in found if checkpoint is not None]
+        found = []
+        for name in names:
+            try:
+                checkpoint = Checkpoint.load(self.folder / name)
+            except StageError as error:
+                logger.warning("%s; it is passed over", error)
+                continue
+            if checkpoint is not None:
+                found.append(checkpoint)
+        return found
 
     def best(self) -> Checkpoint | None:
         """The one with the best validation metric, the later one of equals."""
@@ -80,8 +88,8 @@ class Checkpoints:
         """Load the newest checkpoint that is whole, or None where there is none."""
         for checkpoint in reversed(self.all()):
             try:
-                load_weights(model, checkpoint)
                 tensors = safetensors.torch.load(read_verified(checkpoint, OPTIMIZER_FILE))
+                load_weights(model, checkpoint)
             except StageError as error:
                 logger.warning("%s; falling back to the one before", error)
                 continue
@@ -90,10 +98,12 @@ class Checkpoints:
         return None
 
     def _prune(self) -> None:
-        checkpoints, best = self.all(), self.best()
-        for checkpoint in checkpoints[:-1]:
-            if best is None or checkpoint.step != best.step:
-                checkpoint.folder.delete()
+        kept = {
+            checkpoint.folder.name for checkpoint in (*self.all()[-1:], self.best()) if checkpoint
+        }
+        for name in self.folder.names():
+            if name not in kept:  # a save that was killed has left one without a manifest
+                (self.folder / name).delete()
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

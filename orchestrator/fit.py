@@ -28,6 +28,7 @@ from orchestrator.task import Batch, Processor, Task
 CALIBRATION_STEPS = 10  # timed to turn minutes into steps, the first ones left out
 VALIDATIONS = 10  # of a training, where `eval_every` is not given
 REPORT_SECONDS = 0.5
+CHECK_STEPS = 10  # between looks at whether the loss is still a number
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Reporter(Protocol):
     """Who hears how a training goes; called on rank 0."""
 
     def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
-        """Twice a second: loss, lr and samples a second."""
+        """Twice a second: loss, lr, and throughput in what the loss is summed over: tokens, say."""
 
     def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
         """After each validation, and after its checkpoint is committed."""
@@ -150,6 +151,7 @@ def fit(
         update(model, optimizers, lr, world.size / count, config.grad_clip)
         step += 1
         pace.step_done(loss, count)
+        pace.check(step, loss)
         if world.rank == 0 and (values := pace.progress(step)) is not None:
             values["lr"] = lr
             reporter.progress(step, pace.total_steps, values)
@@ -221,28 +223,31 @@ class Pace:
         self.started = self.step_ended = self.reported = time.monotonic()
         self.step_seconds: list[float] = []
         self.validation_seconds = 0.0
-        self.losses: list[torch.Tensor] = []  # since the last report, still on the device
-        self.counts: list[torch.Tensor] = []
+        self.loss: torch.Tensor | float = 0.0  # since the last report, still on the device
+        self.count: torch.Tensor | float = 0.0
 
     def step_done(self, loss: torch.Tensor, count: torch.Tensor) -> None:
         now = time.monotonic()
-        self.step_seconds.append(now - self.step_ended)
+        if self.total_steps is None:
+            self.step_seconds.append(now - self.step_ended)
         self.step_ended = now
-        self.losses.append(loss)
-        self.counts.append(count)
+        self.loss, self.count = self.loss + loss, self.count + count
+
+    def check(self, step: int, loss: torch.Tensor) -> None:
+        """Raise where the loss is no number; all workers look at the same steps, so all do."""
+        if (step % CHECK_STEPS == 0 or step == self.total_steps) and not bool(loss.isfinite()):
+            raise StageError(
+                f"the loss is {float(loss)} at step {step}: the training diverged; "
+                f"lower train.lr = {self.config.lr}"
+            )
 
     def progress(self, step: int) -> dict[str, float] | None:
         """Mean loss and throughput since the last report, where it is time for one."""
         elapsed = self.step_ended - self.reported
         if elapsed < REPORT_SECONDS and step != self.total_steps:
             return None
-        loss, count = float(sum(self.losses)), float(sum(self.counts))
-        self.losses, self.counts, self.reported = [], [], self.step_ended
-        if not math.isfinite(loss):
-            raise StageError(
-                f"the loss is {loss} at step {step}: the training diverged; "
-                f"lower train.lr = {self.config.lr}"
-            )
+        loss, count = float(self.loss), float(self.count)
+        self.loss, self.count, self.reported = 0.0, 0.0, self.step_ended
         return {"loss": loss / count, "throughput": count / max(elapsed, 1e-9)}
 
     def validation_due(self, step: int) -> bool:
@@ -253,7 +258,8 @@ class Pace:
     def validated(self) -> None:
         now = time.monotonic()
         self.validation_seconds = now - self.step_ended
-        self.step_ended = self.reported = now
+        self.step_ended = now
+        self.reported += self.validation_seconds  # so that speed is that of the steps alone
 
     def fix_total_steps(self, step: int) -> int:
         """The number of steps; with a time budget, once, from the steps timed so far.
@@ -301,4 +307,5 @@ def to_device(arrays: Arrays, device: torch.device) -> Batch:
 def join(parts: list[Arrays]) -> Arrays:
     """Rows of several batches in one; batches without any are left out."""
     filled = [part for part in parts if part]
-    return {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}
+    names = filled[0] if filled else {}
+    return {name: np.concatenate([part[name] for part in filled]) for name in names}

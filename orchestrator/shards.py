@@ -124,7 +124,8 @@ def _open(folder: Folder, shard: Shard) -> Arrays:
         chunk = table.column(field.name).chunk(0)
         shape = json.loads(field.metadata[b"shape"])
         flat = chunk.flatten() if shape else chunk
-        arrays[field.name] = flat.to_numpy(zero_copy_only=True).reshape(-1, *shape)
+        packed = pa.types.is_boolean(flat.type)  # eight to a byte: they cannot be mapped
+        arrays[field.name] = flat.to_numpy(zero_copy_only=not packed).reshape(-1, *shape)
     return arrays
 
 

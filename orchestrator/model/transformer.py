@@ -17,6 +17,7 @@ class Cache:
 
     def __init__(self, layers: list[LayerCache]) -> None:
         self.layers = layers
+        self.capacity = layers[0].key_BHSK.shape[2]
         self.length = 0
 
 
@@ -43,6 +44,8 @@ class Transformer(nn.Module):
         stop = start + tokens_BT.shape[1]
         if stop > self.config.max_seq_len:
             raise ValueError(f"{stop} tokens do not fit max_seq_len = {self.config.max_seq_len}")
+        if cache is not None and stop > cache.capacity:
+            raise ValueError(f"{stop} tokens do not fit the cache of {cache.capacity}")
         x_BTD = self.embedding(tokens_BT, start)
         for i, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, start, cache.layers[i] if cache is not None else None)

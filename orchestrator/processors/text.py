@@ -38,6 +38,7 @@ class TextProcessor:
         if end_token is None:
             raise ValueError(f"the tokenizer has no {END} token")
         self.end_token: int = end_token
+        self.token_bytes = _token_bytes(tokenizer)
 
     @classmethod
     def fit(cls, texts: Iterable[str], config: TokenizerConfig) -> Self:
@@ -74,9 +75,10 @@ class TextProcessor:
         """Text of token ids; bytes that are no UTF-8 (yet) become U+FFFD."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        """How many bytes of text each token stands for, int64 (vocab_size,)."""
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, number in self.tokenizer.get_vocab().items():
-            lengths[number] = 0 if token == END else len(token)  # one character stands for one byte
-        return lengths
+
+def _token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """How many bytes of text each token stands for, int64 (vocab_size,)."""
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for token, number in tokenizer.get_vocab().items():
+        lengths[number] = 0 if token == END else len(token)  # one character stands for one byte
+    return lengths

@@ -63,7 +63,7 @@ class LanguageModelling(Task[TextProcessor]):
     def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
         targets_BT = batch["tokens"][:, 1:].long()
         losses_BT = self._losses(model, batch)
-        token_bytes = torch.from_numpy(processor.token_bytes()).to(targets_BT.device)
+        token_bytes = torch.from_numpy(processor.token_bytes).to(targets_BT.device)
         return {
             "nats": losses_BT.double().sum(1).cpu().numpy(),
             "tokens": np.full(len(targets_BT), targets_BT.shape[1]),
@@ -79,7 +79,7 @@ class LanguageModelling(Task[TextProcessor]):
     ) -> dict[str, dict[str, float]]:
         """Interpolated n-grams of the training blocks on the targets that the model predicts."""
         targets = test["tokens"][:, 1:].astype(np.int64)
-        text_bytes = int(processor.token_bytes()[targets].sum())
+        text_bytes = int(processor.token_bytes[targets].sum())
         orders = ngram_nats(train["tokens"], test["tokens"], processor.vocab_size)
         return {
             name: language_metrics(nats, targets.size, text_bytes) for name, nats in orders.items()

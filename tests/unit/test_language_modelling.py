@@ -204,7 +204,7 @@ def test_baselines_are_measured_on_the_targets_of_the_model(
     found = task.baselines(rows, rows, processor)
     loss = [found[order]["loss"] for order in ("unigram", "bigram", "trigram")]
     assert loss == sorted(loss, reverse=True) and loss[2] < 0.5 * loss[0]
-    text_bytes = processor.token_bytes()[rows["tokens"][:, 1:]].sum()
+    text_bytes = processor.token_bytes[rows["tokens"][:, 1:]].sum()
     for metrics in found.values():
         nats = metrics["loss"] * rows["tokens"][:, 1:].size
         assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes)

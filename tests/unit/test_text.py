@@ -32,11 +32,11 @@ def test_every_text_comes_back_as_it_was(processor: TextProcessor, text: str) ->
 def test_the_bytes_of_the_tokens_sum_to_the_bytes_of_the_text(
     processor: TextProcessor, text: str
 ) -> None:
-    assert processor.token_bytes()[processor.encode(text)].sum() == len(text.encode())
+    assert processor.token_bytes[processor.encode(text)].sum() == len(text.encode())
 
 
 def test_the_end_token_stands_for_no_text(processor: TextProcessor) -> None:
-    assert processor.token_bytes()[processor.end_token] == 0
+    assert processor.token_bytes[processor.end_token] == 0
     tokens = [*processor.encode("a"), processor.end_token, *processor.encode("b")]
     assert processor.decode(tokens) == "ab"
 
@@ -57,7 +57,7 @@ def test_a_tokenizer_trained_on_the_name_of_the_end_token_still_tells_them_apart
     tokens = processor.encode(END * 3)
     assert processor.end_token not in tokens
     assert processor.decode(tokens) == END * 3
-    assert processor.token_bytes()[tokens].sum() == 3 * len(END)
+    assert processor.token_bytes[tokens].sum() == 3 * len(END)
 
 
 @given(st.lists(unicode_text, max_size=5))
