@@ -98,9 +98,7 @@ class Checkpoints:
         return None
 
     def _prune(self) -> None:
-        kept = {
-            checkpoint.folder.name for checkpoint in (*self.all()[-1:], self.best()) if checkpoint
-        }
+        kept = {found.folder.name for found in (*self.all()[-1:], self.best()) if found}
         for name in self.folder.names():
             if name not in kept:  # a save that was killed has left one without a manifest
                 (self.folder / name).delete()

@@ -188,6 +188,7 @@ def run_command(options: argparse.Namespace) -> int:
         console.print(f"\n[bold]{escape(prompt)}[/]{escape(text)}\n")
         console.print(f"[green]✓[/] [bold]serve[/]     endpoint  {url}/v1/completions")
         console.print(f"              dashboard {cluster.dashboard_url}")
+        run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
         lease.close()  # nothing is written any more: a next training may run beside the endpoint
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")

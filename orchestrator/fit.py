@@ -132,7 +132,7 @@ def fit(
     if checkpoints is not None and (saved := checkpoints.restore(model, optimizers)) is not None:
         step, pace.total_steps = saved.step, saved.total_steps
         metrics, history = saved.metrics, saved.history
-    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    parallel = distributed(model) if world.size > 1 else model
     autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config, world))
 
     while step != pace.total_steps:
@@ -290,6 +290,11 @@ def uses_bf16(config: TrainConfig, world: World) -> bool:
     if world.device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return world.device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def distributed(model: torch.nn.Module) -> DistributedDataParallel:
+    """The model with gradients averaged over workers; its buffers are constants on all of them."""
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def synchronised(model: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

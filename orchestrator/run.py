@@ -12,16 +12,20 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import httpx
 
 from orchestrator.artifact import Artifact, Evaluation, Folder, PreparedData, Sweep, Training
 from orchestrator.errors import UserError
 from orchestrator.job import Job, Stage
 from orchestrator.sources import SourceFile, find_files
 
-State = Literal["finished", "interrupted", "pending", "skipped"]
+State = Literal["finished", "running", "interrupted", "pending", "skipped"]
+ENDPOINT = "endpoint.json"
+LEASE = "lease"
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,37 @@ class Run:
         else:
             found.append(stage_status("train", Training, self.train_folder(chosen)))
             found.append(stage_status("evaluate", Evaluation, self.evaluate_folder(chosen)))
-        found.append(StageStatus("serve", "pending"))
+        found.append(self._endpoint_status())
+        if self._is_held():
+            found = [
+                replace(status, state="running") if status.state == "interrupted" else status
+                for status in found
+            ]
         return found
+
+    def record_endpoint(self, url: str, checkpoint: str) -> None:
+        """Write down where the model is served, for `status`."""
+        content = {"url": url, "checkpoint": checkpoint}
+        self.folder.write(ENDPOINT, json.dumps(content).encode())
+
+    def _endpoint_status(self) -> StageStatus:
+        try:
+            endpoint = json.loads(self.folder.read(ENDPOINT))
+            httpx.get(f"{endpoint['url']}/healthz", timeout=2).raise_for_status()
+        except (OSError, ValueError, httpx.HTTPError):
+            return StageStatus("serve", "pending")
+        return StageStatus("serve", "running", endpoint["checkpoint"], summary=endpoint["url"])
+
+    def _is_held(self) -> bool:
+        """Whether some process has the lease."""
+        if self.folder.local_path is None or not self.folder.exists(LEASE):
+            return False
+        with open(self.folder.local_path / LEASE) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
@@ -109,7 +142,7 @@ class Run:
             yield
             return
         self.folder.local_path.mkdir(parents=True, exist_ok=True)
-        path = self.folder.local_path / "lease.json"
+        path = self.folder.local_path / LEASE
         with open(path, "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import free_port, write_job, write_texts
+from tests.integration.conftest import free_port, stages, write_job, write_texts
 
 
 def start(job: Path) -> "subprocess.Popen[str]":
@@ -93,10 +93,12 @@ def test_a_run_interrupted_in_every_stage_goes_on_where_it_stopped(job: Path) ->
     assert before.count("already finished") == 3  # evaluate alone is run again
     url = re.findall(r"http://\S+/v1/completions", before)[-1]
     assert httpx.post(url, json={"prompt": "the", "max_tokens": 2}).status_code == 200
+    assert stages(job, dict(os.environ))["serve"]["state"] == "running"
     rest = interrupt(process)
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
     assert left_over(process.pid) == []
+    assert stages(job, dict(os.environ))["serve"]["state"] == "pending"
 
 
 def test_a_second_run_of_the_name_is_refused_at_once(job: Path) -> None:
