@@ -195,7 +195,7 @@ def test_a_run_that_is_held_is_refused_with_its_holder_at_once(
 def test_a_lease_names_this_process_and_ends_with_its_block() -> None:
     lease = Run(load_job("job.yaml")).lease
     for _ in range(2):
-        with lease(), open("runs/a/lease.json") as file:
+        with lease(), open("runs/a/lease") as file:
             assert f"process {os.getpid()}" in file.read()
             with pytest.raises(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
