@@ -43,7 +43,7 @@ def train(job: Job, prepared: PreparedData, folder: Folder, progress: Progress) 
         scaling_config=scaling(job),
         run_config=ray.train.RunConfig(
             name=f"{job.name}-{time.time_ns()}",
-            storage_path=ray_folder.uri,
+            **ray_folder.for_ray(),
             failure_config=ray.train.FailureConfig(max_failures=job.cluster.max_failures),
         ),
     )

@@ -104,7 +104,7 @@ def _run_trials(
         ),
         run_config=ray.tune.RunConfig(
             name=f"{job.name}-{time.time_ns()}",
-            storage_path=ray_folder.uri,
+            **ray_folder.for_ray(),
             callbacks=[recorder],
             verbose=0,
         ),
