@@ -11,6 +11,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 
 from orchestrator.artifact import Folder, PreparedData, Training
 from orchestrator.checkpoint import Checkpoints
@@ -50,9 +51,10 @@ def train(job: Job, prepared: PreparedData, folder: Folder, progress: Progress) 
     try:
         feed.run(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        raise raised_by_user_code(error) or StageError(
-            f"training lost its workers: {_last_line(error)}; what is saved stays, run it again"
-        ) from error
+        if not feed.failures:
+            raise raised_by_user_code(error) or StageError(
+                f"training lost its workers: {_last_line(error)}; what is saved stays, run it again"
+            ) from error
     finally:
         progress.finish()
         ray_folder.delete()
@@ -104,6 +106,8 @@ def _train_in_worker(settings: dict[str, Any]) -> None:
         fit(task, prepared, job.train, world, MailboxReporter(settings["mailbox"]), checkpoints)
     except OrchestratorError as error:
         ray.get(settings["mailbox"].put.remote(error))
+        if dist.is_initialized():  # where the error is this worker's alone, the others wait for it
+            dist.destroy_process_group()
 
 
 def _last_line(error: BaseException) -> str:

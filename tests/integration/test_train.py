@@ -103,3 +103,14 @@ def worker_process(rank: int) -> int:
     assert len(workers) == 2, [actor.class_name for actor in workers]
     assert ray.is_initialized()
     return int(sorted(workers, key=lambda actor: actor.pid)[rank].pid)
+
+
+def test_a_storage_that_takes_no_checkpoint_is_named(
+    tmp_path: Path, prepared: PreparedData
+) -> None:
+    """Only the first worker writes: the second must not wait for it for ever."""
+    folder = tmp_path / "runs" / "tiny" / "train"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").write_text("a file where a folder should be")
+    with pytest.raises(StageError, match=r"cannot write .*checkpoints"):
+        run_train(prepared, tmp_path, cluster__max_failures=0)
