@@ -153,14 +153,13 @@ def run_command(options: argparse.Namespace) -> int:
         lease = stack.enter_context(contextlib.ExitStack())
         lease.enter_context(run.lease())
         # Ray and torch take seconds to import, which no mistake above need wait for.
-        from orchestrator.cluster import Cluster, check_local_room, connect
+        from orchestrator.cluster import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
-        from orchestrator.pipeline import run_stages
+        from orchestrator.pipeline import check_room, run_stages
         from orchestrator.serve.deploy import ask, deploy
 
-        check_local_room(
-            job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker
-        )
+        if (here := local_cluster()) is not None:
+            check_room(job, here)
         display = TerminalDisplay(console)
         stack.callback(display.close)
         clusters: list[Cluster] = []
@@ -182,6 +181,7 @@ def run_command(options: argparse.Namespace) -> int:
             return 0
         assert outcome.training is not None
         cluster = connected()
+        check_room(outcome.job, cluster)
         url = deploy(outcome.job, outcome.prepared, outcome.training, display)
         prompt = job.serve.sample_prompt
         text = ask(url, prompt, min(job.serve.max_tokens, job.model.max_seq_len // 2))
@@ -202,7 +202,8 @@ def run_command(options: argparse.Namespace) -> int:
 def plan_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
     from orchestrator.artifact import PreparedData
-    from orchestrator.cluster import check_local_room
+    from orchestrator.cluster import local_cluster
+    from orchestrator.pipeline import check_room
     from orchestrator.plan import make_plan
     from orchestrator.run import Run
 
@@ -228,7 +229,8 @@ def plan_command(options: argparse.Namespace) -> int:
         table.add_row(name, value)
     console.print(table)
     console.print(status_table(statuses))
-    check_local_room(job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker)
+    if (here := local_cluster()) is not None:
+        check_room(job, here)
     return 0
 
 

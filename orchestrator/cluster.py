@@ -37,13 +37,13 @@ class Cluster:
     cpus: float
     gpus: float
 
-    def check_room(self, workers: int, cpus: int, gpus: float) -> None:
-        """Raises UserError where the workers could never all run at once."""
+    def check_room(self, key: str, count: int, cpus: int, gpus: float) -> None:
+        """Raises UserError where the `count` processes of `key` could never all run at once."""
         for kind, needed, there in (("CPU", cpus, self.cpus), ("GPU", gpus, self.gpus)):
-            if workers * needed > there:
+            if count * needed > there:
                 raise UserError(
-                    f"cluster.workers = {workers} with {needed:g} {kind} each need "
-                    f"{workers * needed:g}; there are {there:g}: lower cluster.workers"
+                    f"{key} = {count} with {needed:g} {kind} each need {count * needed:g}; "
+                    f"there are {there:g}: lower {key}"
                 )
 
 
@@ -85,11 +85,11 @@ def connect() -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def check_local_room(workers: int, cpus: int, gpus: float) -> None:
-    """`Cluster.check_room` of the Ray that `connect` would start here, before it is started."""
-    if "RAY_ADDRESS" not in os.environ:
-        here = Cluster(True, "", float(os.cpu_count() or 1), gpus=float("inf"))
-        here.check_room(workers, cpus, gpus)
+def local_cluster() -> Cluster | None:
+    """What `connect` would start here, as far as that is known before; None where it would not."""
+    if "RAY_ADDRESS" in os.environ:
+        return None
+    return Cluster(True, "", cpus=float(os.cpu_count() or 1), gpus=float("inf"))
 
 
 def raised_by_user_code(error: BaseException) -> OrchestratorError | None:

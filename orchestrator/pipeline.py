@@ -37,6 +37,15 @@ class Outcome:
 A = TypeVar("A", bound=Artifact)
 
 
+def check_room(job: Job, cluster: Cluster) -> None:
+    """Raises UserError where the job's workers or its replicas do not fit the cluster."""
+    sizes = job.cluster
+    cluster.check_room(
+        "cluster.workers", sizes.workers, sizes.cpus_per_worker, sizes.gpus_per_worker
+    )
+    cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
+
+
 def run_stages(
     run: Run, until: Stage, connected: Callable[[], Cluster], display: Display
 ) -> Outcome:
@@ -52,9 +61,7 @@ def run_stages(
     def finish(name: Stage, kind: type[A], folder: Folder, work: Callable[[], A]) -> A:
         found = kind.load(folder)
         if found is None:
-            connected().check_room(
-                job.cluster.workers, job.cluster.cpus_per_worker, job.cluster.gpus_per_worker
-            )
+            check_room(job, connected())
             display.stage_started(name)
         artifact = work() if found is None else found
         display.stage_finished(stage_status(name, kind, folder), already=found is not None)
