@@ -14,9 +14,9 @@ from rich.progress import (
     SpinnerColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from orchestrator.job import Stage
@@ -27,6 +27,9 @@ LOG_SECONDS = 10.0  # between two lines where the output is no terminal
 
 class RateColumn(ProgressColumn):
     """Units done and units a second."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -44,11 +47,10 @@ class TerminalDisplay:
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             RateColumn(),
-            TimeElapsedColumn(),
             TextColumn("eta"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[figures]}", style="cyan"),
             console=console,
             transient=True,
@@ -113,12 +115,11 @@ class TerminalDisplay:
 
 def figures(values: dict[str, Any]) -> str:
     """The latest figures of a training or a sweep on one line."""
-    parts = []
-    for name, value in values.items():
-        if name == "throughput":
-            parts.append(f"{value:,.0f} tokens/s")
-        elif name == "lr":
-            parts.append(f"lr {value:.2e}")
-        elif name in ("loss", "validation loss") or name.startswith("best "):
-            parts.append(f"{name} {value:.3f}")
-    return "  ".join(parts)
+    formats = {
+        "loss": "loss {:.3f}",
+        "throughput": "{:,.0f} tokens/s",
+        "lr": "lr {:.1e}",
+        "validation loss": "validation {:.3f}",
+        "best loss": "best loss {:.3f}",
+    }
+    return "  ".join(text.format(values[name]) for name, text in formats.items() if name in values)

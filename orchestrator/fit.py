@@ -25,7 +25,7 @@ from orchestrator.optimizer import build_optimizers, learning_rate
 from orchestrator.shards import Arrays, Rows, SampleOrder, ShardReader
 from orchestrator.task import Batch, Processor, Task
 
-CALIBRATION_STEPS = 10  # timed to turn minutes into steps, the first ones left out
+CALIBRATION_STEPS = 16  # timed to turn minutes into steps, the first ones left out
 VALIDATIONS = 10  # of a training, where `eval_every` is not given
 REPORT_SECONDS = 0.5
 CHECK_STEPS = 10  # between looks at whether the loss is still a number
@@ -269,7 +269,8 @@ class Pace:
         if self.total_steps is None:
             budget = 60.0 * self.config.budget_minutes - (self.step_ended - self.started)
             budget -= VALIDATIONS * self.validation_seconds
-            typical = statistics.median(self.step_seconds[2:])
+            # The quicker ones: much else is still starting up around the first steps.
+            typical = statistics.quantiles(self.step_seconds[3:], n=4)[0]
             self.total_steps = self.world.agree(step + max(int(budget / typical), 1))
         return self.total_steps
 

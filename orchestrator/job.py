@@ -148,7 +148,7 @@ class ServeConfig(Section):
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 503"
     )
-    sample_prompt: str = Field("def ", description="prompt of the sample at the end of a run")
+    sample_prompt: str = Field("The", description="prompt of the sample at the end of a run")
 
 
 class ClusterConfig(Section):
