@@ -25,6 +25,7 @@ from orchestrator.job_file import load_job
 
 if TYPE_CHECKING:
     from orchestrator.artifact import Evaluation
+    from orchestrator.pipeline import Outcome
     from orchestrator.run import StageStatus
 
 console = Console(highlight=False)
@@ -145,7 +146,7 @@ def run_command(options: argparse.Namespace) -> int:
     """`run`, and each stage's own command, which is `run --until` it."""
     job = load_job(options.job, options.overrides)
     from orchestrator.artifact import check_writable
-    from orchestrator.run import Run
+    from orchestrator.run import Run, StageStatus
 
     run = Run(job)
     check_writable(run.folder.uri)
@@ -174,27 +175,30 @@ def run_command(options: argparse.Namespace) -> int:
             return clusters[0]
 
         outcome = run_stages(run, options.until, connected, display)
-        console.print(stage_table(display.statuses))
-        if outcome.evaluation is not None:
-            console.print(metric_table(outcome.evaluation))
         if options.until != "serve":
+            print_outcome(display.statuses, outcome)
             return 0
-        assert outcome.training is not None
         cluster = connected()
         check_room(outcome.job, cluster)
+        assert outcome.training is not None
+        started = time.monotonic()
         url = deploy(outcome.job, outcome.prepared, outcome.training, display)
-        prompt = job.serve.sample_prompt
-        text = ask(url, prompt, min(job.serve.max_tokens, job.model.max_seq_len // 2))
-        console.print(f"\n[bold]{escape(prompt)}[/]{escape(text)}\n")
-        console.print(f"[green]✓[/] [bold]serve[/]     endpoint  {url}/v1/completions")
-        console.print(f"              dashboard {cluster.dashboard_url}")
+        text = ask(url, job.serve.sample_prompt)
         run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
+        seconds = time.monotonic() - started
+        display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
         lease.close()  # nothing is written any more: a next training may run beside the endpoint
+        print_outcome(display.statuses, outcome)
+        console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{escape(text)}\n")
+        console.print(f"endpoint   {url}/v1/completions")
+        console.print(f"dashboard  {cluster.dashboard_url}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")
             return 0
-        console.print("serving until Ctrl-C")
-        _wait_for_interrupt()
+        with contextlib.suppress(KeyboardInterrupt):
+            console.print("serving until Ctrl-C")
+            while True:
+                time.sleep(3600)
         console.print("stopping the endpoint and Ray")
     return 0
 
@@ -252,6 +256,13 @@ def schema_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def print_outcome(statuses: "list[StageStatus]", outcome: "Outcome") -> None:
+    """The tables at the end of a run."""
+    console.print(stage_table(statuses))
+    if outcome.evaluation is not None:
+        console.print(metric_table(outcome.evaluation))
+
+
 def stage_table(statuses: "list[StageStatus]") -> Table:
     artifact = Column("artifact", overflow="fold")
     table = Table("stage", "seconds", artifact, title="stages", title_justify="left")
@@ -297,9 +308,3 @@ def _ignore_signals() -> None:
     """While what runs is taken down, a second Ctrl-C must not leave half of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _wait_for_interrupt() -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(3600)

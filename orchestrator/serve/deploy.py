@@ -48,13 +48,13 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     return f"http://{host}:{options.port}{job.serve.route_prefix.rstrip('/')}"
 
 
-def ask(url: str, prompt: str, max_tokens: int) -> str:
+def ask(url: str, prompt: str) -> str:
     """The endpoint's continuation of a prompt, over HTTP like any client's.
 
     Raises:
         StageError: where it does not answer with one.
     """
-    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0.7, "seed": 0}
+    body = {"prompt": prompt, "temperature": 0.7, "seed": 0}
     deadline = time.monotonic() + 30
     while True:
         try:

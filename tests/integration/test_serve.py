@@ -52,7 +52,7 @@ def test_models_and_health_answer(url: str) -> None:
 
 
 def test_a_first_answer_is_text(url: str) -> None:
-    assert isinstance(ask(url, "the", 4), str)
+    assert isinstance(ask(url, "the"), str)
 
 
 @pytest.mark.parametrize(
