@@ -200,7 +200,7 @@ def run_command(options: argparse.Namespace) -> int:
             while True:
                 time.sleep(3600)
         console.print("stopping the endpoint and Ray")
-    return 0
+    return 143 if terminated.is_set() else 0
 
 
 def plan_command(options: argparse.Namespace) -> int:
