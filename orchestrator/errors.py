@@ -26,3 +26,7 @@ class JobError(UserError):
 
 class StageError(OrchestratorError):
     """A stage failed for a reason that its user did not cause. Exit code 1."""
+
+
+class DivergedError(StageError):
+    """The loss is no longer a number; all workers of a training raise it at the same step."""

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.artifact import PreparedData
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.errors import StageError
+from orchestrator.errors import DivergedError
 from orchestrator.job import TrainConfig
 from orchestrator.optimizer import build_optimizers, learning_rate
 from orchestrator.shards import Arrays, Rows, SampleOrder, ShardReader
@@ -120,7 +120,7 @@ def fit(
     Returns the metrics of the last validation.
 
     Raises:
-        StageError: where the loss is no longer a number.
+        DivergedError: where the loss is no longer a number.
     """
     torch.manual_seed(config.seed)
     processor = load_processor(task, prepared)
@@ -197,7 +197,7 @@ def validate(
     model.train()
     metrics = task.score(data.world.gather(join(parts)))
     if not math.isfinite(metrics[task.metric.name]):
-        raise StageError(
+        raise DivergedError(
             f"validation {task.metric.name} is {metrics[task.metric.name]}: the training diverged; "
             f"lower train.lr = {config.lr} or raise train.warmup_steps = {config.warmup_steps}"
         )
@@ -236,7 +236,7 @@ class Pace:
     def check(self, step: int, loss: torch.Tensor) -> None:
         """Raise where the loss is no number; all workers look at the same steps, so all do."""
         if (step % CHECK_STEPS == 0 or step == self.total_steps) and not bool(loss.isfinite()):
-            raise StageError(
+            raise DivergedError(
                 f"the loss is {float(loss)} at step {step}: the training diverged; "
                 f"lower train.lr = {self.config.lr}"
             )

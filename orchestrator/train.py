@@ -11,12 +11,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from orchestrator.artifact import Folder, PreparedData, Training
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.cluster import raised_by_user_code
-from orchestrator.errors import OrchestratorError, StageError
+from orchestrator.errors import DivergedError, OrchestratorError, StageError
 from orchestrator.feed import Feed, MailboxReporter
 from orchestrator.fit import World, fit
 from orchestrator.job import Job
@@ -89,7 +88,7 @@ def scaling(job: Job) -> ray.train.ScalingConfig:
 
 
 def _train_in_worker(settings: dict[str, Any]) -> None:
-    """One worker. An error of the user's making is told, not raised: no retry would mend it."""
+    """One worker. That a training diverged is told, not raised: no retry would mend it."""
     job: Job = settings["job"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -104,10 +103,11 @@ def _train_in_worker(settings: dict[str, Any]) -> None:
     checkpoints = Checkpoints(Folder(settings["folder"]) / "checkpoints", task.metric)
     try:
         fit(task, prepared, job.train, world, MailboxReporter(settings["mailbox"]), checkpoints)
+    except DivergedError as error:
+        ray.get(settings["mailbox"].put.remote(error))
     except OrchestratorError as error:
         ray.get(settings["mailbox"].put.remote(error))
-        if dist.is_initialized():  # where the error is this worker's alone, the others wait for it
-            dist.destroy_process_group()
+        raise  # the others wait for this worker: Ray has to end them
 
 
 def _last_line(error: BaseException) -> str:

@@ -464,5 +464,5 @@ def test_two_workers_validate_on_a_single_row(two_workers, tmp_path: Path) -> No
 def test_every_worker_is_told_that_the_training_diverged(two_workers) -> None:
     _, outcomes = two_workers
     for rank in range(2):
-        assert "StageError" in outcomes["diverged", rank]
+        assert "DivergedError" in outcomes["diverged", rank]
         assert "train.lr = 1e+35" in outcomes["diverged", rank]
