@@ -66,8 +66,9 @@ class Feed:
         done: Future[object] = Future()
         threading.Thread(target=_settle, args=(done, work), daemon=True).start()
         try:
-            while not done.done():
-                concurrent.futures.wait([done], timeout=POLL_SECONDS)
+            ended = False
+            while not ended:  # what arrives just before the end is fetched after it
+                ended = bool(concurrent.futures.wait([done], timeout=POLL_SECONDS).done)
                 for message in ray.get(self.mailbox.take.remote()):
                     self._forward(message)
             done.result()

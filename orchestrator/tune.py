@@ -53,7 +53,7 @@ def tune(
         raise StageError(f"every trial failed; the first: {trials[0]['error']}")
     ranked.sort(key=lambda trial: trial[metric.name], reverse=metric.mode == "max")
     best = ranked[0]
-    chosen = ", ".join(f"{key}={value:.4g}" for key, value in best["overrides"].items())
+    chosen = described(best["overrides"])
     return Sweep(
         folder=folder,
         seconds=time.monotonic() - started,
@@ -61,6 +61,14 @@ def tune(
         best=best["overrides"],
         trials=trials,
     ).commit()
+
+
+def described(overrides: dict[str, Any]) -> str:
+    """A trial's values on one line, floats short; a choice may be of text or anything else."""
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in overrides.items()
+    )
 
 
 def sample_trial(config: TuneConfig, number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from orchestrator.errors import StageError
 from orchestrator.job import Job
 from orchestrator.prepare import prepare
 from orchestrator.run import Run
-from orchestrator.tune import sample_trial, tune
+from orchestrator.tune import described, sample_trial, tune
 from tests.integration.conftest import Silent, tiny_job, write_texts
 
 SPACE = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "model.num_layers": {"choice": [1, 2]}}
@@ -100,3 +100,8 @@ def test_a_trial_is_a_function_of_seed_and_number() -> None:
     assert len({trial["train.lr"] for trial in first}) == 20
     assert {trial["model.num_layers"] for trial in first} == {1, 2}
     assert all(1e-4 <= trial["train.lr"] <= 1e-2 for trial in first)
+
+
+def test_a_trial_of_text_and_numbers_is_described_on_one_line() -> None:
+    overrides = {"model.activation": "gelu", "model.num_layers": 2, "train.lr": 0.0123456}
+    assert described(overrides) == "model.activation=gelu, model.num_layers=2, train.lr=0.01235"
