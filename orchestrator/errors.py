@@ -30,3 +30,9 @@ class StageError(OrchestratorError):
 
 class DivergedError(StageError):
     """The loss is no longer a number; all workers of a training raise it at the same step."""
+
+
+def last_line(text: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason given"

@@ -8,7 +8,6 @@ which order they worked, and a bucket that is finished is not done again.
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,8 +26,6 @@ from orchestrator.progress import Progress
 from orchestrator.shards import Arrays, write_shard
 from orchestrator.sources import BadRow, SourceFile, read_rows
 from orchestrator.task import Row, Task
-
-logger = logging.getLogger(__name__)
 
 MIN_BUCKET_BYTES = 2 << 20  # below this a bucket is not worth a task
 MAX_BUCKET_BYTES = 64 << 20  # one task holds a bucket in memory

@@ -15,7 +15,7 @@ import torch
 from orchestrator.artifact import Folder, PreparedData, Training
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.cluster import raised_by_user_code
-from orchestrator.errors import DivergedError, OrchestratorError, StageError
+from orchestrator.errors import DivergedError, OrchestratorError, StageError, last_line
 from orchestrator.feed import Feed, MailboxReporter
 from orchestrator.fit import World, fit
 from orchestrator.job import Job
@@ -52,7 +52,7 @@ def train(job: Job, prepared: PreparedData, folder: Folder, progress: Progress) 
     except ray.train.TrainingFailedError as error:
         if not feed.failures:
             raise raised_by_user_code(error) or StageError(
-                f"training lost its workers: {_last_line(error)}; what is saved stays, run it again"
+                f"training lost its workers: {last_line(str(error))}; what is saved stays, run it again"
             ) from error
     finally:
         progress.finish()
@@ -108,8 +108,3 @@ def _train_in_worker(settings: dict[str, Any]) -> None:
     except OrchestratorError as error:
         ray.get(settings["mailbox"].put.remote(error))
         raise  # the others wait for this worker: Ray has to end them
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

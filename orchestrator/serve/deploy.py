@@ -12,7 +12,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from orchestrator.artifact import PreparedData, Training
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.serve.app import Endpoint
@@ -92,7 +92,7 @@ def _require_free_port(job: Job) -> None:
 
 def _why(job: Job, error: Exception) -> Exception:
     """What went wrong, in one line, as ours where the user can mend it."""
-    last = _last_line(str(error))
+    last = last_line(str(error))
     if "is being used by application" in last:
         return UserError(f"serve.route_prefix = {job.serve.route_prefix}: {last}: set another")
     application = serve.status().applications.get(job.name)
@@ -101,8 +101,3 @@ def _why(job: Job, error: Exception) -> Exception:
         if "Error: " in line:
             last = line.strip().removeprefix("orchestrator.errors.")
     return StageError(f"the endpoint did not become healthy: {last}")
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no reason given"

@@ -63,13 +63,9 @@ class CompletionResponse(BaseModel):
 
 
 class ErrorDetail(BaseModel):
+    """What OpenAI's error envelope holds under `error`."""
+
     message: str
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
-
-
-class ErrorResponse(BaseModel):
-    """OpenAI's error envelope."""
-
-    error: ErrorDetail
