@@ -52,7 +52,8 @@ def train(job: Job, prepared: PreparedData, folder: Folder, progress: Progress) 
     except ray.train.TrainingFailedError as error:
         if not feed.failures:
             raise raised_by_user_code(error) or StageError(
-                f"training lost its workers: {last_line(str(error))}; what is saved stays, run it again"
+                f"training lost its workers: {last_line(str(error))}; "
+                f"what is saved stays, run it again"
             ) from error
     finally:
         progress.finish()
