@@ -6,20 +6,36 @@ run again, takes from it what it can prove to be whole.
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pyarrow.fs
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    computed_field,
+    model_validator,
+)
 
 from orchestrator.errors import StageError, UserError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MANIFEST = "manifest.json"
+ATTEMPT = "attempt"  # holds the id of the start of a training that may write checkpoints
+
+# A manifest names files of its own folder and nothing else: no `/`, no `..`, no absolute path.
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+RelativePath = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
 
 
 @functools.cache
@@ -62,6 +78,56 @@ class Folder:
         except OSError as error:
             raise StageError(f"cannot write {self.uri}/{name}: {_reason(error)}") from error
 
+    def write_whole(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """Make this folder of names and contents, the manifest last, whole or not at all.
+
+        On local storage it gets its name when all of it is on disk; elsewhere, where no folder can
+        be renamed at once, its manifest makes it whole, and there must be none yet.
+
+        Raises:
+            StageError: where the storage refuses, with its reason; nothing stays behind.
+        """
+        if self.local_path is None:
+            for name, content in files:
+                self.write(name, content)
+            return
+        path, temporary = self.local_path, self.local_path.with_name(self.temporary_name())
+        try:
+            temporary.mkdir(parents=True)
+            for name, content in files:
+                path = self.local_path / name
+                _write_synced(temporary / name, content)
+            path = self.local_path
+            _sync_folder(temporary)
+            os.rename(temporary, self.local_path)
+            _sync_folder(self.local_path.parent)
+        except OSError as error:
+            raise StageError(f"cannot write {path}: {_reason(error)}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def temporary_name(self) -> str:
+        """A name, never given twice, for this folder while it is not whole or no longer whole."""
+        name = self.name.lstrip(".").split(".")[0]
+        return f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+    def rename(self, name: str) -> "Folder":
+        """Give this folder, or a file or link in its place, another name beside its old one.
+
+        Raises:
+            StageError: where the storage refuses, or cannot rename folders at all.
+        """
+        renamed = Folder(f"{self.uri.rsplit('/', 1)[0]}/{name}")
+        try:
+            if self.local_path is not None and renamed.local_path is not None:
+                os.rename(self.local_path, renamed.local_path)
+                _sync_folder(self.local_path.parent)
+            else:
+                self._remote.move(self._remote_path(""), renamed._remote_path(""))
+        except (OSError, ValueError, NotImplementedError) as error:  # the latter two of pyarrow.fs
+            raise StageError(f"cannot rename {self} to {name}: {_reason(error)}") from error
+        return renamed
+
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is no such file."""
         if self.local_path is not None:
@@ -76,6 +142,21 @@ class Folder:
         info = self._remote.get_file_info(self._remote_path(name))
         return bool(info.type != pyarrow.fs.FileType.NotFound)
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none, or a folder, a link or a device."""
+        if self.local_path is not None:
+            try:
+                status = os.lstat(self.local_path / name)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+        info = self._remote.get_file_info(self._remote_path(name))
+        return info.size if info.type == pyarrow.fs.FileType.File else None
+
+    @property
+    def is_link(self) -> bool:
+        return self.local_path is not None and self.local_path.is_symlink()
+
     def names(self) -> list[str]:
         """The files and folders in this folder, sorted; none where it does not exist."""
         if self.local_path is not None:
@@ -84,11 +165,17 @@ class Folder:
         return sorted(info.base_name for info in self._remote.get_file_info(selector))
 
     def delete(self) -> None:
-        if self.local_path is not None:
-            shutil.rmtree(self.local_path, ignore_errors=True)
-        else:
+        if self.local_path is None:
+            # The manifest first: what is left of a deletion that was killed is no artifact.
+            with contextlib.suppress(FileNotFoundError):
+                self._remote.delete_file(self._remote_path(MANIFEST))
             with contextlib.suppress(FileNotFoundError):
                 self._remote.delete_dir(self._remote_path(""))
+        elif self.is_link or self.local_path.is_file():
+            with contextlib.suppress(OSError):
+                self.local_path.unlink()
+        else:
+            shutil.rmtree(self.local_path, ignore_errors=True)
 
     def for_ray(self) -> dict[str, Any]:
         """This folder as the keywords of Ray's run configurations."""
@@ -109,24 +196,38 @@ def _write_durably(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, content)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk; other threads go on meanwhile."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        os.fsync(directory)  # the new name itself survives a power cut
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fsync(file)
     finally:
-        os.close(directory)
+        os.close(file)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _sync_folder(path: Path) -> None:
+    """Names too, given or taken, must be on disk to survive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def check_writable(storage: str) -> None:
@@ -218,11 +319,28 @@ class Checkpoint(Artifact):
 
     stage: ClassVar[str] = "train"
 
-    step: int
-    total_steps: int
-    metrics: dict[str, float]
+    step: int = Field(ge=0)
+    total_steps: int | None = Field(description="None: a time budget not yet turned into steps")
+    metrics: dict[str, float] = Field(description="of the validation at this step, else empty")
     history: list[dict[str, float]] = Field(description="the learning curve up to this step")
-    files: dict[str, str] = Field(description="SHA-256 of each file")
+    samples: str = Field(description="digest of the row numbers of all steps, in their order")
+    made_by: dict[str, Any] = Field(description="what must not change for it to be continued")
+    files: dict[FileName, str] = Field(description="SHA-256 of each file")
+    sizes: dict[FileName, int] = Field(description="bytes of each file")
+
+    @computed_field(description="SHA-256 of all the rest of this manifest")  # type: ignore[prop-decorator]
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_as_written(cls, content: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        checkpoint = build(content)
+        written = content.get("digest") if isinstance(content, dict) else None
+        if written not in (None, checkpoint.digest):
+            raise ValueError("its digest is not that of its content")
+        return checkpoint
 
 
 class Training(Artifact):
@@ -230,7 +348,7 @@ class Training(Artifact):
 
     stage: ClassVar[str] = "train"
 
-    best_checkpoint: str
+    best_checkpoint: RelativePath
     steps: int
     metrics: dict[str, float]
     history: list[dict[str, float]]

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.pipeline import Outcome
     from orchestrator.run import StageStatus
 
+LAST_EVENTS = 20  # that status shows by itself
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -56,6 +58,7 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C."""
     options = _parse(make_parser(), arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
@@ -66,11 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         for line in str(error).splitlines():
             errors.print(f"[bold red]error:[/] {escape(line)}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        word, code = ("terminated", 143) if terminated.is_set() else ("stopped", 130)
+        return _exit_code(error)
+    except KeyboardInterrupt as error:
+        word = "terminated" if terminated.is_set() else "stopped"
         errors.print(f"{word}: what is finished is kept, the same command continues")
-        return code
+        return _exit_code(error)
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -81,6 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/] {type(error).__name__}: {escape(reason)}")
         errors.print("this was not foreseen: run it with --debug for the traceback")
         return 1
+
+
+def _exit_code(error: BaseException | None) -> int:
+    if isinstance(error, OrchestratorError):
+        return error.exit_code
+    if isinstance(error, Exception):
+        return 1
+    if terminated.is_set():
+        return 143
+    return 0 if error is None else 130
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
@@ -113,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     _job_command(commands, "plan", plan_text, plan_command)
     status = _job_command(commands, "status", "print where each stage stands", status_command)
     status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--all", action="store_true", help="all events, not the last ones alone")
     schema = commands.add_parser("schema", help="print the JSON schema of job files")
     schema.set_defaults(command=schema_command, debug=False)
     return parser
@@ -146,13 +160,12 @@ def run_command(options: argparse.Namespace) -> int:
     """`run`, and each stage's own command, which is `run --until` it."""
     job = load_job(options.job, options.overrides)
     from orchestrator.artifact import check_writable
-    from orchestrator.run import Run, StageStatus
+    from orchestrator.run import RecordedDisplay, Run, StageStatus
 
     run = Run(job)
     check_writable(run.folder.uri)
     with contextlib.ExitStack() as stack:
-        lease = stack.enter_context(contextlib.ExitStack())
-        lease.enter_context(run.lease())
+        lease = stack.enter_context(run.session(options.arguments, _exit_code))
         # Ray and torch take seconds to import, which no mistake above need wait for.
         from orchestrator.cluster import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
@@ -161,8 +174,9 @@ def run_command(options: argparse.Namespace) -> int:
 
         if (here := local_cluster()) is not None:
             check_room(job, here)
-        display = TerminalDisplay(console)
-        stack.callback(display.close)
+        terminal = TerminalDisplay(console)
+        stack.callback(terminal.close)
+        display = stack.enter_context(RecordedDisplay(terminal, run.events))
         clusters: list[Cluster] = []
 
         def connected() -> Cluster:
@@ -176,19 +190,20 @@ def run_command(options: argparse.Namespace) -> int:
 
         outcome = run_stages(run, options.until, connected, display)
         if options.until != "serve":
-            print_outcome(display.statuses, outcome)
+            print_outcome(terminal.statuses, outcome)
             return 0
         cluster = connected()
         check_room(outcome.job, cluster)
         assert outcome.training is not None
         started = time.monotonic()
+        display.stage_started("serve")
         url = deploy(outcome.job, outcome.prepared, outcome.training, display)
         text = ask(url, job.serve.sample_prompt)
         run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
         seconds = time.monotonic() - started
         display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
         lease.close()  # nothing is written any more: a next training may run beside the endpoint
-        print_outcome(display.statuses, outcome)
+        print_outcome(terminal.statuses, outcome)
         console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{escape(text)}\n")
         console.print(f"endpoint   {url}/v1/completions")
         console.print(f"dashboard  {cluster.dashboard_url}")
@@ -200,7 +215,7 @@ def run_command(options: argparse.Namespace) -> int:
             while True:
                 time.sleep(3600)
         console.print("stopping the endpoint and Ray")
-    return 143 if terminated.is_set() else 0
+    return _exit_code(None)
 
 
 def plan_command(options: argparse.Namespace) -> int:
@@ -212,7 +227,7 @@ def plan_command(options: argparse.Namespace) -> int:
     from orchestrator.run import Run
 
     run = Run(job)
-    statuses = run.status()
+    statuses = run.status(run.holder())
     plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
     console.print_json(job.model_dump_json())
     about = "about " if plan.samples_are_estimated else ""
@@ -220,7 +235,8 @@ def plan_command(options: argparse.Namespace) -> int:
         "source": f"{plan.source_files:,} files, {plan.source_bytes / 1e6:,.1f} MB",
         "samples": f"{about}{plan.train_samples:,} for training",
         "parameters": f"{plan.parameters:,}",
-        "tokens a step": f"{plan.tokens_per_step:,}, in {plan.accumulation} micro-batches a worker",
+        "tokens a step": f"{plan.tokens_per_step:,} for any number of workers: "
+        + ", ".join(f"{count} x {n} micro-batches" for count, n in plan.accumulation.items()),
         "steps": f"{plan.steps:,}"
         if plan.steps
         else f"what fits {job.train.budget_minutes:g} minutes",
@@ -240,14 +256,23 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
+    from orchestrator.events import read_events
     from orchestrator.run import Run
 
-    statuses = Run(job).status()
+    run = Run(job)
+    holder = run.holder()
+    statuses = run.status(holder)
+    events = read_events(run.folder)
     if options.json:
         stages = {status.stage: asdict(status) for status in statuses}
-        sys.stdout.write(json.dumps({"job": job.name, "stages": stages}, indent=1) + "\n")
-    else:
-        console.print(status_table(statuses))
+        report = {"job": job.name, "stages": stages, "holder": holder, "events": events}
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        return 0
+    console.print(status_table(statuses))
+    if holder is not None:
+        console.print(f"running: {escape(holder)}")
+    if events:
+        console.print(event_table(events, len(events) if options.all else LAST_EVENTS))
     return 0
 
 
@@ -283,6 +308,26 @@ def status_table(statuses: "list[StageStatus]") -> Table:
         seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
         what = status.summary or _short(status.path or "")
         table.add_row(status.stage, status.state, seconds, what)
+    return table
+
+
+def event_table(events: list[dict[str, Any]], count: int) -> Table:
+    """The story of a run, its last `count` events."""
+    from orchestrator.events import describe
+
+    shown = events[-count:]
+    title = (
+        f"events, the last {len(shown)} of {len(events)}" if len(shown) < len(events) else "events"
+    )
+    details = Column("details", overflow="fold")
+    table = Table("time", "stage", "event", details, title=title, title_justify="left")
+    for event in shown:
+        at = datetime.fromisoformat(event["time"]).astimezone()
+        cells = [
+            f"{at:%m-%d %H:%M:%S}",
+            *map(str, (event["stage"], event["event"], describe(event))),
+        ]
+        table.add_row(*map(escape, cells), style="red" if "error" in event else "")
     return table
 
 

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import ray.data
 from ray.exceptions import RayError
 
 from orchestrator.errors import OrchestratorError, StageError, UserError
 
 logger = logging.getLogger(__name__)
 
-# Ray Train's controller looks at its workers every 2 s by default, and every start waits for it.
+# Ray Train's controller looks at its workers every 2 s by default, and every start and every loss
+# of one waits for it.
 RAY_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: a notice may be given 15 s before the end
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -141,6 +144,3 @@ def _require_reachable(address: str) -> None:
 def _be_quiet() -> None:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False

@@ -29,7 +29,7 @@ class StageError(OrchestratorError):
 
 
 class DivergedError(StageError):
-    """The loss is no longer a number; all workers of a training raise it at the same step."""
+    """The weights are no good any more; all workers of a training raise it at the same step."""
 
 
 def last_line(text: str) -> str:

@@ -14,14 +14,16 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.artifact import Evaluation, Folder, PreparedData, Split, Training
+from orchestrator.batches import to_device
 from orchestrator.checkpoint import load_weights
 from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import StageError
-from orchestrator.fit import World, join, load_processor, to_device, uses_bf16
+from orchestrator.fit import load_processor, uses_bf16
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.shards import Arrays, ShardReader
+from orchestrator.world import World, join
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def _predict(job: Job, prepared: PreparedData, training: Training, progress: Pro
 
 def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterable[Arrays]:
     rows = prepared.rows("test")
-    tasks = max(TASKS_PER_WORKER * job.cluster.workers, rows // MAX_TASK_ROWS)
+    tasks = max(TASKS_PER_WORKER * job.cluster.fewest_workers, rows // MAX_TASK_ROWS)
     numbers = ray.data.from_items(
         [{"row": row} for row in range(rows)], override_num_blocks=min(tasks, rows)
     )
@@ -88,7 +90,7 @@ def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterab
             batch_size=BATCH_ROWS,
             num_cpus=job.cluster.cpus_per_worker,
             num_gpus=job.cluster.gpus_per_worker or None,
-            compute=ray.data.ActorPoolStrategy(size=job.cluster.workers),
+            compute=ray.data.ActorPoolStrategy(size=job.cluster.fewest_workers),
             # With restarts Ray prints an error about them at every start; `_predict` starts anew.
             ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
         )

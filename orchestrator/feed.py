@@ -1,95 +1,114 @@
-"""Live figures from the workers to the driver, through an actor: it works on any cluster."""
+"""What happens while workers train: passed on to a display, TensorBoard and the run's story."""
 
 import concurrent.futures
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 import tensorboardX
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.artifact import Folder
 from orchestrator.errors import OrchestratorError
+from orchestrator.events import EventLog
+from orchestrator.job import Job
 from orchestrator.progress import Progress
+from orchestrator.supervisor import Beat, Event, Figures, Supervisor
 
 POLL_SECONDS = 0.3
-
-
-class Mailbox:
-    """An actor: workers leave what they have to tell, the driver fetches it."""
-
-    def __init__(self) -> None:
-        self._messages: list[Any] = []
-
-    def put(self, message: Any) -> None:
-        self._messages.append(message)
-
-    def take(self) -> list[Any]:
-        messages, self._messages = self._messages, []
-        return messages
-
-
-@dataclass(frozen=True)
-class MailboxReporter:
-    """Sends a training's figures without waiting for anybody."""
-
-    mailbox: Any
-
-    def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
-        self.mailbox.put.remote((step, total_steps, values))
-
-    def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        values = {f"validation {name}": value for name, value in metrics.items()}
-        self.mailbox.put.remote((step, total_steps, values))
+STOP = 2  # `pulse.Directive.STOP`, whose module imports torch
+STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM
 
 
 class Feed:
-    """Passes on what arrives in the mailbox: to a progress display and to TensorBoard files."""
+    """The command's side of the supervisor."""
 
-    def __init__(self, folder: Folder, progress: Progress) -> None:
-        self.mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    def __init__(self, job: Job, folder: Folder, events: EventLog, progress: Progress) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.supervisor: Any = (
+            ray.remote(Supervisor)
+            .options(num_cpus=0, scheduling_strategy=here)
+            .remote(job.cluster.max_failures, job.cluster.hang_seconds)
+        )
+        self.max_failures = job.cluster.max_failures
         self.failures: list[OrchestratorError] = []
+        self._lost_controllers = 0
+        self._events = events
         self._progress = progress
         self._board: tensorboardX.SummaryWriter | None = None
         if folder.local_path is not None:  # TensorBoard files can only be appended to locally
             self._board = tensorboardX.SummaryWriter(str(folder.local_path / "tensorboard"))
         self._total: int | None = None
         self._step = -1
+        self._at_work = False
 
     def run(self, work: Callable[[], object]) -> None:
         """Do the work in a thread, and pass on here what arrives meanwhile.
 
         In a thread Ray Train installs no signal handler of its own, which would swallow Ctrl-C.
+
+        Raises:
+            OrchestratorError: of a worker.
+            KeyboardInterrupt: after a last checkpoint where one can be had in `STOP_SECONDS`.
         """
         done: Future[object] = Future()
         threading.Thread(target=_settle, args=(done, work), daemon=True).start()
         try:
-            ended = False
-            while not ended:  # what arrives just before the end is fetched after it
-                ended = bool(concurrent.futures.wait([done], timeout=POLL_SECONDS).done)
-                for message in ray.get(self.mailbox.take.remote()):
-                    self._forward(message)
-            done.result()
-        finally:
-            if self._board is not None:
-                self._board.close()
+            self._pass_on_until(done)
+        except KeyboardInterrupt:
+            if self._at_work:
+                self._progress.start("saving a last checkpoint", total=None, unit="")
+                self.supervisor.ask.remote(STOP)
+                self._pass_on_until(done, time.monotonic() + STOP_SECONDS)
+            raise
+        if self.failures:
+            raise self.failures[0]
+        done.result()
+
+    def may_start_again(self, reason: str) -> bool:
+        """Whether Ray Train itself, lost for `reason`, is worth another start."""
+        self._lost_controllers += 1
+        self._events.write("train", "controller lost", cause=reason)
+        return self._lost_controllers <= self.max_failures
+
+    def _pass_on_until(self, done: "Future[object]", deadline: float | None = None) -> None:
+        ended = False
+        while not ended:  # what arrives just before the end is fetched after it
+            ended = bool(concurrent.futures.wait([done], timeout=POLL_SECONDS).done)
+            ended |= deadline is not None and time.monotonic() > deadline
+            messages, hanging, self._at_work = ray.get(self.supervisor.look.remote())
+            for message in messages:
+                self._forward(message)
+            for beat in hanging:
+                _end_process(beat)
 
     def _forward(self, message: Any) -> None:
         if isinstance(message, OrchestratorError):
             self.failures.append(message)
-            return
-        step, total, values = message
-        if self._step < 0 or total != self._total:
-            self._progress.start("training", total=total, unit="steps")
-            self._total, self._step = total, 0
-        self._progress.advance(step - self._step)
-        self._step = step
-        self._progress.show(values)
+        elif isinstance(message, Event):
+            self._events.write("train", message.kind, **message.fields)
+            if message.kind == "checkpoint":
+                self._lost_controllers = 0
+        else:
+            self._show(message)
+
+    def _show(self, figures: Figures) -> None:
+        if self._step < 0 or figures.total_steps != self._total:
+            self._progress.start("training", total=figures.total_steps, unit="steps")
+            self._total, self._step = figures.total_steps, 0
+        self._progress.advance(figures.step - self._step)
+        self._step = figures.step
+        self._progress.show(figures.values)
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            for name, value in figures.values.items():
+                self._board.add_scalar(name, value, figures.step)
+            self._board.flush()
 
 
 def _settle(done: "Future[object]", work: Callable[[], object]) -> None:
@@ -97,3 +116,20 @@ def _settle(done: "Future[object]", work: Callable[[], object]) -> None:
         done.set_result(work())
     except BaseException as error:
         done.set_exception(error)
+
+
+def _end_process(beat: Beat) -> None:
+    """Have a worker that hangs killed on its node; Ray Train then starts the group again."""
+    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    _kill.options(scheduling_strategy=there).remote(beat.process)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _kill(process: int) -> None:
+    """Nothing but a process of Ray's: the number may be another's by now."""
+    try:
+        is_rays = any("ray::" in part for part in psutil.Process(process).cmdline())
+    except psutil.Error:
+        return
+    if is_rays:
+        os.kill(process, signal.SIGKILL)

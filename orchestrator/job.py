@@ -75,8 +75,20 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the processor multiplies it natively"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights and of the sample order")
+    deterministic: bool = Field(
+        False, description="the same bits for any number of workers; costs memory and traffic"
+    )
+    compile: bool = Field(
+        False, description="torch.compile: pays on GPUs and in hours; plan tells of the gain"
+    )
+    spike_sigmas: float = Field(
+        6.0, ge=0, description="a loss this far above its usual spread is skipped; 0: none is"
+    )
     eval_every: int | None = Field(
-        None, ge=1, description="steps between validations and checkpoints; a tenth of all steps"
+        None, ge=1, description="steps between validations, each with a checkpoint; a tenth of all"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between further checkpoints: the most that is ever lost"
     )
     eval_rows: int = Field(128, ge=1, description="validation samples looked at each time")
 
@@ -151,13 +163,46 @@ class ServeConfig(Section):
     sample_prompt: str = Field("The", description="prompt of the sample at the end of a run")
 
 
+Workers = Annotated[int, Field(ge=1)]
+
+
 class ClusterConfig(Section):
     """The `cluster:` section of a job."""
 
-    workers: int = Field(1, ge=1, description="training processes")
+    workers: Workers | tuple[Workers, Workers] = Field(
+        1, description="training processes; or [fewest, most], as the cluster has room for"
+    )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and so threads, of each")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
-    max_failures: int = Field(3, ge=0, description="worker losses that a training survives")
+    max_failures: int = Field(
+        3, ge=0, description="losses of workers in a row, without a checkpoint between them"
+    )
+    hang_seconds: float = Field(
+        15.0, ge=5, description="a worker that is silent this long is killed and replaced"
+    )
+    spares: bool = Field(
+        True, description="keep a process ready for each worker: quicker restarts, 0.4 GB each"
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _fewest_first(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError("the fewest come first")
+        return workers
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.range[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.range[1]
 
 
 def _valid_name(name: str) -> str:
@@ -198,14 +243,9 @@ class Job(Section):
     def problems(self) -> list[tuple[Key, str]]:
         """What is wrong across sections: the key, and the rest of the sentence."""
         found: list[tuple[Key, str]] = []
-        batch, workers = self.train.global_batch_size, self.cluster.workers
-        if batch % workers:
-            found.append(
-                (
-                    ("train", "global_batch_size"),
-                    f" = {batch}: cannot be dealt evenly to cluster.workers = {workers}",
-                )
-            )
+        if problem := self._batch_problem():
+            batch = self.train.global_batch_size
+            found.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
         for name, domain in (self.tune.space if self.tune is not None else {}).items():
             if problem := self._space_problem(name, domain):
                 found.append((("tune", "space", name), f": {problem}"))
@@ -219,9 +259,17 @@ class Job(Section):
                 tried = self.override({name: value})
             except UserError as error:
                 return str(error)
-            workers = tried.cluster.workers
-            if tried.train.global_batch_size % workers:
-                return f"{value}: cannot be dealt evenly to cluster.workers = {workers}"
+            if problem := tried._batch_problem():
+                return f"{value}: {problem}"
+        return None
+
+    def _batch_problem(self) -> str | None:
+        """A fixed group gets equal parts; an elastic one parts that differ by a sample at most."""
+        batch, workers = self.train.global_batch_size, self.cluster.workers
+        if isinstance(workers, int) and batch % workers:
+            return f"cannot be dealt evenly to cluster.workers = {workers}"
+        if batch < self.cluster.most_workers:
+            return f"leaves some of {self.cluster.most_workers} workers without a sample"
         return None
 
     def override(self, values: dict[str, Any]) -> "Job":
@@ -257,7 +305,10 @@ class Job(Section):
         among it. `inputs` names what the stage reads: the listing of the data files, say.
         """
         whole = self.model_dump(mode="json")
-        trained = {k: v for k, v in whole["train"].items() if k != "micro_batch_size"}
+        unseen = {"checkpoint_every"}
+        if not self.train.deterministic:  # with it, its cuts are where the sums are taken
+            unseen.add("micro_batch_size")
+        trained = {k: v for k, v in whole["train"].items() if k not in unseen}
         read = {k: v for k, v in whole["data"].items() if k != "max_bad_rows"}
         parts: dict[str, Any] = {
             "prepare": [self.task, read, whole["tokenizer"], self.model.max_seq_len],

@@ -1,4 +1,7 @@
-"""The stages in order: what is finished is taken up, what is not is run."""
+"""The stages in order: what is finished is taken up, what is not is run.
+
+A stage's module is imported when it is its turn: Ray's libraries and torch take seconds each.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,14 +9,10 @@ from typing import Protocol, TypeVar
 
 from orchestrator.artifact import Artifact, Evaluation, Folder, PreparedData, Sweep, Training
 from orchestrator.cluster import Cluster
-from orchestrator.evaluate import evaluate
 from orchestrator.job import Job, Stage
-from orchestrator.prepare import prepare
 from orchestrator.progress import Progress
 from orchestrator.run import Run, StageStatus, stage_status
 from orchestrator.sources import check_columns
-from orchestrator.train import train
-from orchestrator.tune import tune
 
 
 class Display(Progress, Protocol):
@@ -41,7 +40,7 @@ def check_room(job: Job, cluster: Cluster) -> None:
     """Raises UserError where the job's workers or its replicas do not fit the cluster."""
     sizes = job.cluster
     cluster.check_room(
-        "cluster.workers", sizes.workers, sizes.cpus_per_worker, sizes.gpus_per_worker
+        "cluster.workers", sizes.fewest_workers, sizes.cpus_per_worker, sizes.gpus_per_worker
     )
     cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
 
@@ -67,40 +66,46 @@ def run_stages(
         display.stage_finished(stage_status(name, kind, folder), already=found is not None)
         return artifact
 
+    def prepared_data() -> PreparedData:
+        from orchestrator.prepare import prepare
+
+        return prepare(job, run.files, folder, display)
+
     folder = run.prepare_folder()
     if PreparedData.load(folder) is None:
         check_columns(run.files, job.build_task().columns)
-    prepared = finish(
-        "prepare", PreparedData, folder, lambda: prepare(job, run.files, folder, display)
-    )
+    prepared = finish("prepare", PreparedData, folder, prepared_data)
     if until == "prepare":
         return Outcome(job, prepared)
 
+    def sweep() -> Sweep:
+        from orchestrator.tune import tune
+
+        return tune(job, prepared, run.tune_folder(), connected(), display)
+
     if job.tune is not None:
-        sweep_folder = run.tune_folder()
-        finish(
-            "tune",
-            Sweep,
-            sweep_folder,
-            lambda: tune(job, prepared, sweep_folder, connected(), display),
-        )
+        finish("tune", Sweep, run.tune_folder(), sweep)
     chosen = run.chosen_job()
     assert chosen is not None
     if until == "tune":
         return Outcome(chosen, prepared)
 
-    train_folder = run.train_folder(chosen)
-    training = finish(
-        "train", Training, train_folder, lambda: train(chosen, prepared, train_folder, display)
-    )
+    def trained() -> Training:
+        from orchestrator import spares
+
+        spares.start_for_workers(chosen.cluster.most_workers)  # while this process still imports
+        from orchestrator.train import train
+
+        return train(chosen, prepared, run.train_folder(chosen), run.events, display)
+
+    training = finish("train", Training, run.train_folder(chosen), trained)
     if until == "train":
         return Outcome(chosen, prepared, training)
 
-    evaluate_folder = run.evaluate_folder(chosen)
-    evaluation = finish(
-        "evaluate",
-        Evaluation,
-        evaluate_folder,
-        lambda: evaluate(chosen, prepared, training, evaluate_folder, display),
-    )
+    def evaluated() -> Evaluation:
+        from orchestrator.evaluate import evaluate
+
+        return evaluate(chosen, prepared, training, run.evaluate_folder(chosen), display)
+
+    evaluation = finish("evaluate", Evaluation, run.evaluate_folder(chosen), evaluated)
     return Outcome(chosen, prepared, training, evaluation)

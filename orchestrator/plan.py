@@ -1,5 +1,6 @@
 """What a job will do and need, before anything is started or spent."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class Plan:
     tokens_per_step: int
     steps: int | None  # None: as many as fit into the time budget
     epochs: float | None
-    accumulation: int
+    accumulation: dict[int, int]  # micro-batches a step, by the number of workers
     trials: int
 
 
@@ -39,7 +40,10 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
         tokens = source_bytes / BYTES_PER_TOKEN
         share = 1.0 - job.data.validation_fraction - job.data.test_fraction
         samples = int(tokens * share / job.model.max_seq_len)
-    per_worker = config.global_batch_size // job.cluster.workers
+    accumulation = {
+        workers: math.ceil(math.ceil(config.global_batch_size / workers) / config.micro_batch_size)
+        for workers in sorted(set(job.cluster.range))
+    }
     epochs = None
     if config.steps is not None and samples:
         epochs = config.steps * config.global_batch_size / samples
@@ -52,6 +56,6 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
         tokens_per_step=config.global_batch_size * job.model.max_seq_len,
         steps=config.steps,
         epochs=epochs,
-        accumulation=-(-per_worker // config.micro_batch_size),
+        accumulation=accumulation,
         trials=job.tune.trials if job.tune is not None else 0,
     )

@@ -5,27 +5,31 @@ changed job never takes up what an older one left, and a job changed back finds 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
 
 import httpx
 
+from orchestrator import __version__, lease
 from orchestrator.artifact import Artifact, Evaluation, Folder, PreparedData, Sweep, Training
-from orchestrator.errors import UserError
+from orchestrator.errors import OrchestratorError, UserError, last_line
+from orchestrator.events import EventLog
 from orchestrator.job import Job, Stage
 from orchestrator.sources import SourceFile, find_files
 
+if TYPE_CHECKING:
+    from orchestrator.pipeline import Display
+
 State = Literal["finished", "running", "interrupted", "pending", "skipped"]
 ENDPOINT = "endpoint.json"
-LEASE = "lease"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.folder = storage(job) / job.name
+        self.events = EventLog(self.folder)
         self._files: list[SourceFile] | None = None
 
     @property
@@ -86,8 +91,12 @@ class Run:
         name = self.train_folder(chosen).name
         return self.folder / f"evaluate-{chosen.fingerprint('evaluate', name)}"
 
-    def status(self) -> list[StageStatus]:
-        """Where each stage stands, without starting anything."""
+    def holder(self) -> str | None:
+        """The process that runs the stages now, in words."""
+        return lease.holder(self.folder)
+
+    def status(self, holder: str | None) -> list[StageStatus]:
+        """Where each stage stands while `holder` has the run, without starting anything."""
         found = [stage_status("prepare", PreparedData, self.prepare_folder())]
         if self.job.tune is None:
             found.append(StageStatus("tune", "skipped", summary="the job has no tune section"))
@@ -100,7 +109,7 @@ class Run:
             found.append(stage_status("train", Training, self.train_folder(chosen)))
             found.append(stage_status("evaluate", Evaluation, self.evaluate_folder(chosen)))
         found.append(self._endpoint_status())
-        if self._is_held():
+        if holder is not None:
             found = [
                 replace(status, state="running") if status.state == "interrupted" else status
                 for status in found
@@ -120,43 +129,81 @@ class Run:
             return StageStatus("serve", "pending")
         return StageStatus("serve", "running", endpoint["checkpoint"], summary=endpoint["url"])
 
-    def _is_held(self) -> bool:
-        """Whether some process has the lease."""
-        if self.folder.local_path is None or not self.folder.exists(LEASE):
-            return False
-        with open(self.folder.local_path / LEASE) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+    def lease(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run, so that a second one of its name is refused. Raises: see `lease.hold`."""
+        return lease.hold(self.folder, self.job.name)
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[None]:
-        """Hold the run, so that a second one of its name is refused; it ends with the process.
+    def session(
+        self, arguments: list[str], exit_code: Callable[[BaseException | None], int]
+    ) -> Iterator[contextlib.ExitStack]:
+        """Hold the run, and write down its start and its end.
 
-        Raises:
-            UserError: naming the holder.
+        Yields what holds the lease: closed, it gives it back early.
         """
-        if self.folder.local_path is None:  # no storage but a local one has locks
-            yield
+        held = contextlib.ExitStack()
+        held.enter_context(self.lease())
+        self.events.write(
+            "run",
+            "started",
+            command=shlex.join(["orchestrator", *arguments]),
+            version=__version__,
+            process=os.getpid(),
+            host=socket.gethostname(),
+        )
+        try:
+            with held:
+                yield held
+        except BaseException as error:
+            self.events.write("run", "ended", exit_code=exit_code(error), **_reason(error))
+            raise
+        self.events.write("run", "ended", exit_code=exit_code(None))
+
+
+class RecordedDisplay:
+    """A display that also writes down which stage started, and how it ended."""
+
+    def __init__(self, display: "Display", events: EventLog) -> None:
+        self.start, self.advance = display.start, display.advance
+        self.show, self.finish = display.show, display.finish
+        self._display = display
+        self._events = events
+        self._running: Stage | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._running is None or error is None:
             return
-        self.folder.local_path.mkdir(parents=True, exist_ok=True)
-        path = self.folder.local_path / LEASE
-        with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise UserError(
-                    f"run {self.job.name!r} is in use by {file.read().strip()}: wait for it, or "
-                    f"give this one another name"
-                ) from None
-            file.truncate(0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-            file.flush()
-            yield
+        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self._events.write(self._running, event, **_reason(error))
+
+    def stage_started(self, stage: Stage) -> None:
+        self._running = stage
+        self._events.write(stage, "started")
+        self._display.stage_started(stage)
+
+    def stage_finished(self, status: StageStatus, already: bool) -> None:
+        if not already:
+            self._running = None
+            seconds = round(status.seconds or 0.0, 3)
+            self._events.write(status.stage, "finished", seconds=seconds, summary=status.summary)
+        self._display.stage_finished(status, already)
+
+
+def _reason(error: BaseException) -> dict[str, str]:
+    """The error's text as a field of an event; none for Ctrl-C, which is no error."""
+    if isinstance(error, KeyboardInterrupt):
+        return {}
+    if isinstance(error, OrchestratorError):
+        return {"error": str(error)}
+    return {"error": f"{type(error).__name__}: {last_line(str(error))}"}
 
 
 def storage(job: Job) -> Folder:

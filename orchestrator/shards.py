@@ -5,10 +5,14 @@ all epochs is a function of (seed, position) alone, so resuming is an integer, a
 workers changes nothing.
 """
 
+import errno
+import functools
 import hashlib
 import io
 import json
+import os
 import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,76 +23,156 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orchestrator.artifact import Folder, PreparedData, Shard, Split
+from orchestrator.errors import StageError
 
 Arrays = dict[str, npt.NDArray[Any]]  # one array a column, the first axis counts rows
 Rows = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+ROUNDS = 6  # of the cipher: with four, small windows show which orders it cannot make
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Every epoch's own permutation of `num_rows` rows, without a table of them.
+    """An endless stream of rows, each row once an epoch, without a table of them.
 
-    Position p of the endless stream of samples is row `permutation(p // num_rows)[p % num_rows]`.
-    A batch may straddle two epochs, so every row comes exactly once in each and none is dropped.
+    Every epoch takes the shards in an order of its own, cuts them into windows of about equal size,
+    of `window` shards at most, and permutes the rows of each window. So any row may come anywhere
+    over the epochs, and yet positions that are close lie in few shards. Nothing is dropped at the
+    end of an epoch: a batch goes on with the first rows of the next one.
     """
 
-    num_rows: int
-    seed: int
+    shard_rows: tuple[int, ...]  # rows of each shard, in the reader's order; some may be empty
+    seed: int  # below 2**64
+    window: int = 8
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window = {self.window}: must be positive")
+        if self.num_rows == 0:
+            raise ValueError(f"{len(self.shard_rows)} shards without any row have no order")
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """The rows of an epoch."""
+        return sum(self.shard_rows)
 
     def rows(self, start: int, stop: int) -> Rows:
         """The row numbers, int64 (stop - start,), of positions start .. stop - 1."""
-        epoch, offset = np.divmod(np.arange(start, stop, dtype=np.uint64), np.uint64(self.num_rows))
-        return self._permute(offset, epoch).astype(np.int64)
-
-    def _permute(
-        self, value: npt.NDArray[np.uint64], epoch: npt.NDArray[np.uint64]
-    ) -> npt.NDArray[np.uint64]:
-        """A 4-round Feistel cipher; what leaves the range walks on until it is back in it."""
-        half = max(1, (int(self.num_rows - 1).bit_length() + 1) // 2)
-        bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-        key = _mix(epoch ^ _mix(np.full_like(epoch, self.seed)))
-        outside = np.ones(len(value), dtype=bool)
-        while outside.any():
-            left, right = value[outside] >> bits, value[outside] & mask
-            for turn in range(4):
-                left, right = (
-                    right,
-                    left ^ (_mix(right + _mix(key[outside] + np.uint64(turn))) & mask),
-                )
-            value = value.copy()
-            value[outside] = (left << bits) | right
-            outside = value >= self.num_rows
-        return value
+        first, last = start // self.num_rows, max(start, stop - 1) // self.num_rows
+        begin = first * self.num_rows
+        return _epochs(self, first, last).rows(np.arange(start - begin, stop - begin))
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+@dataclass(frozen=True, eq=False)
+class _Epochs:
+    """Some epochs, one after the other: where their shards and windows begin, and the keys."""
+
+    shard_starts: Rows  # the position at which a shard would begin, were its window not permuted
+    shifts: Rows  # what makes such a position a row
+    window_starts: Rows
+    sizes: Words  # of the windows, in rows
+    keys: Words  # (ROUNDS, windows)
+
+    def rows(self, position: Rows) -> Rows:
+        window = np.searchsorted(self.window_starts, position, side="right") - 1
+        start = self.window_starts[window]
+        position = start + self._permute((position - start).astype(np.uint64), window)
+        shard = np.searchsorted(self.shard_starts, position, side="right") - 1
+        return position + self.shifts[shard]
+
+    def _permute(self, value: Words, window: npt.NDArray[np.intp]) -> Rows:
+        """A Feistel cipher a window; what leaves the window walks on until it is back in it.
+
+        Its halves are a digit each of a number in base `base`, so that it covers hardly more than
+        the window and next to nothing walks. Black and Rogaway, CT-RSA 2002.
+        """
+        base = np.ceil(np.sqrt(self.sizes)).astype(np.uint64)
+        limits = (-(-self.sizes.astype(np.int64) // base.astype(np.int64))).astype(np.uint64), base
+        outside = np.arange(len(value))
+        while len(outside):
+            at = window[outside]
+            halves = list(np.divmod(value[outside], base[at]))
+            for turn in range(ROUNDS):
+                half, limit = turn % 2, limits[turn % 2][at]
+                scrambled = _mix(halves[1 - half] + self.keys[turn][at])
+                halves[half] += (scrambled >> np.uint64(32)) * limit >> np.uint64(32)
+                halves[half] -= np.where(halves[half] >= limit, limit, np.uint64(0))
+            value[outside] = halves[0] * base[at] + halves[1]
+            outside = outside[value[outside] >= self.sizes[at]]
+        return value.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def _epochs(order: SampleOrder, first: int, last: int) -> _Epochs:
+    """Epochs `first` to `last`, with all their shards: at most two more than those rows fill."""
+    shard_rows = np.array(order.shard_rows, dtype=np.int64)
+    first_rows = np.cumsum(shard_rows) - shard_rows
+    filled = np.flatnonzero(shard_rows)
+    numbers = np.arange(first, last + 1, dtype=np.uint64)[:, None]
+    key = _mix(numbers ^ _mix(np.array([order.seed], dtype=np.uint64)))
+    shards = filled[np.argsort(_mix(key + filled.astype(np.uint64)), axis=1)]  # (epochs, shards)
+
+    ends = np.cumsum(shard_rows[shards])
+    starts = np.concatenate([[0], ends[:-1]])
+    windows = np.arange(-(-len(filled) // order.window))
+    window_starts = starts.reshape(shards.shape)[:, windows * len(filled) // len(windows)].ravel()
+    window_keys = _mix(_mix(~key) + windows.astype(np.uint64)).ravel()
+    return _Epochs(
+        shard_starts=starts,
+        shifts=first_rows[shards].ravel() - starts,
+        window_starts=window_starts,
+        sizes=np.diff(window_starts, append=ends[-1]).astype(np.uint64),
+        keys=_mix(window_keys + np.arange(ROUNDS, dtype=np.uint64)[:, None]),
+    )
+
+
+def _mix(x: Words) -> Words:
     """splitmix64: every input bit moves every output bit. Steele et al., OOPSLA 2014."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 class ShardReader:
-    """Random access to the rows of one split, memory-mapped where the storage is local."""
+    """Random access to the rows of one split.
 
-    def __init__(self, prepared: PreparedData, split: Split) -> None:
-        self._shards = [_open(prepared.folder, shard) for shard in prepared.splits[split]]
-        rows = [len(next(iter(shard.values()))) for shard in self._shards]
-        self._starts = np.cumsum([0, *rows])
-        self.num_rows = int(self._starts[-1])
+    A shard is opened when one of its rows is read; the `open_shards` used last stay open, mapped
+    into memory. Threads may share a reader, and what a reader returns is nobody else's.
+    """
+
+    def __init__(self, prepared: PreparedData, split: Split, open_shards: int = 16) -> None:
+        self._shards = prepared.splits[split]
+        self._open = functools.lru_cache(open_shards)(functools.partial(_open, prepared.folder))
+        self.shard_rows = tuple(shard.rows for shard in self._shards)
+        self.num_rows = sum(self.shard_rows)
+        self._starts = np.cumsum([0, *self.shard_rows])
 
     def read(self, rows: Sequence[int] | Rows) -> Arrays:
-        """The given rows in the given order, each column an array with one row a sample."""
+        """The given rows in the given order, each column an array with one row a sample.
+
+        Raises:
+            IndexError: where there is no such row.
+            StageError: where a shard is missing or damaged.
+        """
         wanted = np.asarray(rows, dtype=np.int64)
+        missing = wanted[(wanted < 0) | (wanted >= self.num_rows)]
+        if len(missing):
+            raise IndexError(f"row {missing[0]} of {self.num_rows}")
+        if not self._shards:
+            return {}
         owner = np.searchsorted(self._starts, wanted, side="right") - 1
         batch: Arrays = {}
-        for name, first in self._shards[0].items():
-            batch[name] = np.empty((len(wanted), *first.shape[1:]), dtype=first.dtype)
-            for i in np.unique(owner):
-                batch[name][owner == i] = self._shards[i][name][
-                    wanted[owner == i] - self._starts[i]
-                ]
+        for i in np.unique(owner) if len(wanted) else [0]:  # no rows have columns too
+            chosen = np.flatnonzero(owner == i)
+            for name, column in self._open(self._shards[i]).items():
+                if name not in batch:
+                    batch[name] = np.empty((len(wanted), *column.shape[1:]), dtype=column.dtype)
+                batch[name][chosen] = column[wanted[chosen] - self._starts[i]]
         return batch
 
 
@@ -101,39 +185,76 @@ def write_shard(folder: Folder, name: str, arrays: Arrays) -> Shard:
         array = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape))) if shape else flat
         columns.append(array)
         fields.append(pa.field(column, array.type, metadata={"shape": json.dumps(shape)}))
-    table = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    # One batch: its columns are contiguous, so reading copies nothing.
+    batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
     sink = io.BytesIO()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(
-            table
-        )  # one batch: its columns are contiguous, so reading copies nothing
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
     content = sink.getvalue()
     folder.write(name, content)
     return Shard(
         name=name,
-        rows=table.num_rows,
+        rows=batch.num_rows,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
 def _open(folder: Folder, shard: Shard) -> Arrays:
-    table = pa.ipc.open_file(pa.memory_map(str(_local_file(folder, shard)))).read_all()
-    arrays: Arrays = {}
-    for field in table.schema:
-        chunk = table.column(field.name).chunk(0)
-        shape = json.loads(field.metadata[b"shape"])
-        flat = chunk.flatten() if shape else chunk
-        packed = pa.types.is_boolean(flat.type)  # eight to a byte: they cannot be mapped
-        arrays[field.name] = flat.to_numpy(zero_copy_only=not packed).reshape(-1, *shape)
-    return arrays
+    """The columns of a shard, mapped into memory until the last of them is let go."""
+    path = _local_file(folder, shard)
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise ValueError(f"it has {size} bytes, not {shard.bytes}")
+        with pa.memory_map(str(path)) as file:
+            batch = pa.ipc.open_file(file).get_batch(0)
+        batch.validate()
+        if batch.num_rows != shard.rows:
+            raise ValueError(f"it has {batch.num_rows} rows, not {shard.rows}")
+        return {field.name: _array(batch.column(field.name), field) for field in batch.schema}
+    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise  # too many open files, say: no fault of the shard. Arrow's own have no number.
+        copied = folder.local_path is None
+        raise _damaged(folder, shard, error, delete=path if copied else folder) from error
+
+
+def _array(column: pa.Array, field: pa.Field) -> npt.NDArray[Any]:
+    shape = json.loads(field.metadata[b"shape"])
+    flat = column.flatten() if shape else column
+    packed = pa.types.is_boolean(flat.type)  # eight to a byte: they cannot be mapped
+    array: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=not packed)
+    return array.reshape(len(column), *shape)
 
 
 def _local_file(folder: Folder, shard: Shard) -> Path:
-    """The shard itself on local storage, else a copy of it, named by content, on this machine."""
+    """The shard itself on local storage, else a copy of it, named by content, on this machine.
+
+    Workers share the copies: a copy gets its name once it is whole. Copies are not deleted here, so
+    a machine needs as much room for temporary files as the shards that it reads take.
+    """
     if folder.local_path is not None:
         return folder.local_path / shard.name
     cache = Folder(str(Path(tempfile.gettempdir()) / "orchestrator-shards"))
-    if not cache.exists(shard.sha256):
-        cache.write(shard.sha256, folder.read(shard.name))
-    return Path(cache.uri) / shard.sha256
+    path = Path(cache.uri) / shard.sha256
+    if not path.exists() or path.stat().st_size != shard.bytes:
+        try:
+            content = folder.read(shard.name)
+        except FileNotFoundError as error:
+            raise _damaged(folder, shard, error, delete=folder) from error
+        if hashlib.sha256(content).hexdigest() != shard.sha256:
+            raise _damaged(folder, shard, "its SHA-256 is another", delete=folder)
+        partial = f"{shard.sha256}.{uuid.uuid4().hex}"  # no two writers share it
+        cache.write(partial, content)
+        os.replace(Path(cache.uri) / partial, path)
+    return path
+
+
+def _damaged(
+    folder: Folder, shard: Shard, reason: Exception | str, delete: Folder | Path
+) -> StageError:
+    text = (getattr(reason, "strerror", None) or str(reason)).split("\n")[0]
+    return StageError(
+        f"{folder}/{shard.name} is missing or damaged ({text}): delete {delete} and run again"
+    )

@@ -19,9 +19,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from orchestrator.artifact import Folder, PreparedData, Sweep
 from orchestrator.cluster import Cluster
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.fit import World, fit
+from orchestrator.fit import fit
 from orchestrator.job import Domain, Job, TuneConfig
 from orchestrator.progress import Progress
+from orchestrator.pulse import Directive
+from orchestrator.world import World
 
 REPORTS = 4  # validations of a trial that is not stopped: what the scheduler decides by
 
@@ -159,7 +161,16 @@ def _trial(config: dict[str, Any], job: Job, prepared: str) -> None:
 class _TuneReporter:
     """Tells Tune of each validation; Tune ends the trial here where its scheduler says so."""
 
+    def stepped(self, step: int, seconds: float) -> None:
+        pass
+
     def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
+        pass
+
+    def directive(self) -> Directive:
+        return Directive.GO_ON
+
+    def event(self, kind: str, **fields: object) -> None:
         pass
 
     def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:

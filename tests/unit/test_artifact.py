@@ -3,10 +3,12 @@
 import errno
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
+from pydantic import ValidationError
 
 from orchestrator import artifact
 from orchestrator.artifact import (
@@ -34,6 +36,7 @@ def folder(
         return Folder((tmp_path / "run").as_uri())
     memory = pytest.importorskip("fsspec").filesystem("memory")
     memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
     store = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
     monkeypatch.setattr(artifact, "_filesystem", lambda scheme_and_host: store)
     return Folder("toy://bucket/run")
@@ -94,6 +97,78 @@ def test_deleting_a_folder_that_is_not_there_does_nothing(folder: Folder) -> Non
     folder.write("a.txt", b"x")
     (folder / "gone").delete()
     assert folder.names() == ["a.txt"]
+
+
+def test_a_file_has_a_size_and_nothing_else_has(folder: Folder) -> None:
+    assert folder.size("a.txt") is None
+    folder.write("a.txt", b"four")
+    folder.write("inner/b.txt", b"")
+    assert (folder.size("a.txt"), folder.size("inner/b.txt")) == (4, 0)
+    assert folder.size("inner") is None
+    assert folder.size("a.txt/b.txt") is None
+
+
+def test_a_link_is_no_file_of_a_folder(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "real"))
+    folder.write("a.txt", b"x")
+    (tmp_path / "real" / "b.txt").symlink_to(tmp_path / "real" / "a.txt")
+    (tmp_path / "other").symlink_to(tmp_path / "real")
+    assert folder.size("b.txt") is None
+    assert Folder(str(tmp_path / "other")).is_link and not folder.is_link
+    Folder(str(tmp_path / "other")).delete()
+    assert folder.names() == ["a.txt", "b.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["real"]
+
+
+def test_a_renamed_folder_keeps_what_is_in_it(folder: Folder) -> None:
+    (folder / "old").write("inner/a.txt", b"x")
+    renamed = (folder / "old").rename("new")
+    assert (renamed.name, folder.names()) == ("new", ["new"])
+    assert (folder / "new").read("inner/a.txt") == b"x"
+    with pytest.raises(StageError, match=r"cannot rename .*/old to newer"):
+        (folder / "old").rename("newer")
+
+
+def test_a_folder_is_made_whole_from_its_files_one_at_a_time(folder: Folder) -> None:
+    seen = []
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for name in ("b.bin", "a.bin", MANIFEST):
+            seen.append(name)
+            yield name, name.encode()
+
+    (folder / "step").write_whole(files())
+    assert seen == ["b.bin", "a.bin", MANIFEST]
+    assert (folder / "step").names() == ["a.bin", "b.bin", MANIFEST]
+    assert (folder / "step").read("a.bin") == b"a.bin"
+    assert folder.names() == ["step"]
+
+
+def test_a_folder_that_cannot_be_made_whole_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write, written = Folder(str(tmp_path)), os.write, []
+
+    def full(file: int, content: memoryview) -> int:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(bytes(content[:2]))
+        return write(file, content[:2])  # as disks may: not all at once
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StageError, match=rf"cannot write {tmp_path}/step/b\.bin: No space left"):
+        (folder / "step").write_whole([("a.bin", b"abcd"), ("b.bin", b"efgh")])
+    assert written == [b"ab", b"cd", b"ef"]
+    assert files_under(tmp_path) == set() and folder.names() == []
+
+
+def test_a_folder_made_whole_replaces_no_other(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    (folder / "step").write("a.bin", b"first")
+    with pytest.raises(StageError, match=f"cannot write {tmp_path}/step: "):
+        (folder / "step").write_whole([("a.bin", b"second")])
+    assert (folder / "step").read("a.bin") == b"first"
+    assert folder.names() == ["step"]
 
 
 def test_a_folder_is_named_by_its_last_part(folder: Folder) -> None:
@@ -236,6 +311,18 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
         total_steps=5,
         metrics={"loss": 1.0},
         history=[{"step": 5, "loss": 1.0}],
-        files={},
+        samples="0f",
+        made_by={"train.lr": 0.1},
+        files={"a.bin": "0f"},
+        sizes={"a.bin": 3},
     ).commit()
     assert training.checkpoint().model_dump() == saved.model_dump()
+
+
+@pytest.mark.parametrize("path", ["../other/step-5", "/etc", "a/../../b", "", "a//b", "a/"])
+def test_a_training_names_no_checkpoint_outside_its_folder(tmp_path: Path, path: str) -> None:
+    fields = {"seconds": 1, "summary": "", "steps": 5, "metrics": {}, "history": []}
+    with pytest.raises(ValidationError, match="best_checkpoint"):
+        Training.model_validate(
+            {"folder": Folder(str(tmp_path)), "best_checkpoint": path, **fields}
+        )

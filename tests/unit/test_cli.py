@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,11 +17,15 @@ import pytest
 import ray
 
 import orchestrator.cluster
+import orchestrator.pipeline
 import orchestrator.serve.deploy  # as the commands do, but here no test's time counts it
 from orchestrator.cli import main
-from orchestrator.job import STAGES, Job, json_schema
+from orchestrator.errors import StageError, UserError
+from orchestrator.events import read_events
+from orchestrator.job import STAGES, Job, Stage, json_schema
 from orchestrator.job_file import load_job
-from orchestrator.pipeline import Run
+from orchestrator.pipeline import Display
+from orchestrator.run import Run, StageStatus
 
 SOUND = (
     "name: a\ntask: language_modelling\ndata: {source: texts}\nmodel: {d_model: 16, num_heads: 2}\n"
@@ -208,6 +213,113 @@ def test_runs_of_other_names_do_not_hold_each_other() -> None:
         pass
 
 
+# The story of a run
+
+
+def story() -> list[tuple[str, str, str]]:
+    events = read_events(Run(load_job("job.yaml")).folder)
+    return [(event["stage"], event["event"], event.get("error", "")) for event in events]
+
+
+def test_a_run_writes_down_its_start_and_why_it_ended() -> None:
+    assert run("prepare", "job.yaml", "name=a") == 1
+    started, ended = read_events(Run(load_job("job.yaml")).folder)
+    assert (started["stage"], started["event"]) == ("run", "started")
+    assert started["command"] == "orchestrator prepare job.yaml name=a"
+    assert (started["process"], started["host"]) == (os.getpid(), socket.gethostname())
+    assert (ended["event"], ended["exit_code"]) == ("ended", 1)
+    assert ended["error"] == "AssertionError: Ray would have been started"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "stage_event", "text"),
+    [
+        (StageError("no room"), 1, "failed", "no room"),
+        (UserError("a bad row"), 2, "failed", "a bad row"),
+        (RuntimeError("a trace\nof lines"), 1, "failed", "RuntimeError: of lines"),
+        (KeyboardInterrupt(), 130, "interrupted", ""),
+    ],
+)
+def test_a_run_writes_down_which_of_its_stages_ended_and_how(
+    error: BaseException, code: int, stage_event: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_two_stages(run: Run, until: Stage, connected: Any, display: Display) -> None:
+        already = StageStatus("prepare", "finished", seconds=1.0)
+        display.stage_finished(already, already=True)
+        display.stage_started("tune")
+        display.stage_finished(StageStatus("tune", "finished", seconds=2.0), already=False)
+        display.stage_started("train")
+        raise error
+
+    monkeypatch.setattr(orchestrator.pipeline, "run_stages", run_two_stages)
+    assert run("run", "job.yaml") == code
+    assert story() == [
+        ("run", "started", ""),
+        ("tune", "started", ""),
+        ("tune", "finished", ""),
+        ("train", "started", ""),
+        ("train", stage_event, text),
+        ("run", "ended", text),
+    ]
+
+
+def test_a_run_that_is_refused_is_no_part_of_the_story() -> None:
+    with Run(load_job("job.yaml")).lease():
+        assert run("prepare", "job.yaml") == 2
+    assert story() == []
+
+
+def test_status_tells_the_end_of_the_story_or_all_of_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = Run(load_job("job.yaml")).events
+    for step in range(30):
+        events.write("train", "checkpoint", step=step, lost_steps=0)
+    events.write("train", "worker lost", error="[/red] Traceback [bold] " + "a long story " * 20)
+    assert run("status", "job.yaml") == 0
+    told = capsys.readouterr().out
+    assert "the last 20 of 31" in told
+    assert "step 11, lost steps 0" in told
+    assert "step 10," not in told
+    assert "[/red] Traceback [bold]" in told
+    assert " ".join(re.findall(r"\w+", told)).count("long") == 20  # folded, not cut
+    assert run("status", "job.yaml", "--all") == 0
+    assert "step 0, lost steps 0" in capsys.readouterr().out
+    assert run("status", "job.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["events"] == read_events(events.folder)
+
+
+def test_status_names_who_holds_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    holder = f"process {os.getpid()} on {socket.gethostname()} since "
+    with Run(load_job("job.yaml")).lease():
+        assert run("status", "job.yaml") == 0
+        assert f"running: {holder}" in capsys.readouterr().out
+        assert run("status", "job.yaml", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["holder"].startswith(holder)
+    assert run("status", "job.yaml") == 0
+    assert "running" not in capsys.readouterr().out
+    assert run("status", "job.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["holder"] is None
+
+
+def test_a_stage_that_is_begun_is_running_while_its_run_is_held() -> None:
+    held = Run(load_job("job.yaml"))
+    held.prepare_folder().write("part-00000.json", b"{}")
+    assert held.status(held.holder())[0].state == "interrupted"
+    with held.lease():
+        assert held.status(held.holder())[0].state == "running"
+
+
+def test_status_imports_neither_ray_nor_torch() -> None:
+    Run(load_job("job.yaml")).events.write("train", "checkpoint")
+    code = (
+        "import sys; from orchestrator.cli import main; "
+        "assert main(['status', 'job.yaml']) == 0; "
+        "sys.exit(any(name.split('.')[0] in ('ray', 'torch') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE).returncode == 0
+
+
 # Help
 
 
@@ -218,6 +330,7 @@ def test_help_tells_of_every_argument(command: str, capsys: pytest.CaptureFixtur
     assert all(word in told for word in ("JOB", "KEY=VALUE", "--debug", "examples:"))
     assert ("--until" in told.split("examples:")[0]) == (command == "run")
     assert ("--json" in told.split("examples:")[0]) == (command == "status")
+    assert ("--all" in told.split("examples:")[0]) == (command == "status")
 
 
 def test_the_help_tells_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:

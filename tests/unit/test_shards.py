@@ -1,25 +1,26 @@
-"""The order of samples, and shards read back by position."""
+"""Shards written, and read back by position."""
 
 import hashlib
-import itertools
-import tracemalloc
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.artifact import Folder, PreparedData
-from orchestrator.shards import Arrays, SampleOrder, ShardReader, write_shard
+from orchestrator import artifact
+from orchestrator.artifact import Folder, PreparedData, Shard
+from orchestrator.errors import StageError
+from orchestrator.shards import Arrays, ShardReader, write_shard
 
-orders = st.builds(SampleOrder, st.integers(1, 5000), st.integers(0, 2**64 - 1))
 
-
-def reader_of(folder: Folder, *shards: Arrays) -> ShardReader:
-    """A reader of a training split that holds these shards."""
+def prepared_of(folder: Folder, *shards: Arrays) -> PreparedData:
+    """Prepared data whose training split holds these shards."""
     written = [write_shard(folder, f"{i}.arrow", shard) for i, shard in enumerate(shards)]
-    prepared = PreparedData(
+    return PreparedData(
         folder=folder,
         seconds=0.0,
         summary="",
@@ -28,7 +29,10 @@ def reader_of(folder: Folder, *shards: Arrays) -> ShardReader:
         documents={},
         source_bytes=0,
     )
-    return ShardReader(prepared, "train")
+
+
+def reader_of(folder: Folder, *shards: Arrays) -> ShardReader:
+    return ShardReader(prepared_of(folder, *shards), "train")
 
 
 def samples(count: int, seed: int) -> Arrays:
@@ -41,57 +45,11 @@ def samples(count: int, seed: int) -> Arrays:
     }
 
 
-@given(orders, st.integers(0, 10**6))
-def test_every_epoch_holds_each_row_exactly_once(order: SampleOrder, epoch: int) -> None:
-    start = epoch * order.num_rows
-    rows = order.rows(start, start + order.num_rows)
-    np.testing.assert_array_equal(np.sort(rows), np.arange(order.num_rows))
-
-
-@given(orders, st.lists(st.integers(0, 12_000), min_size=2, max_size=6).map(sorted))
-def test_slices_put_together_equal_one_large_call(order: SampleOrder, cuts: list[int]) -> None:
-    parts = [order.rows(start, stop) for start, stop in itertools.pairwise(cuts)]
-    np.testing.assert_array_equal(np.concatenate(parts), order.rows(cuts[0], cuts[-1]))
-
-
-@given(st.integers(50, 5000), st.integers(0, 2**64 - 1))
-def test_epochs_differ_from_one_another_and_from_the_order_of_the_file(
-    num_rows: int, seed: int
-) -> None:
-    epochs = SampleOrder(num_rows, seed).rows(0, 4 * num_rows).reshape(4, num_rows)
-    assert len({tuple(epoch) for epoch in [*epochs, np.arange(num_rows)]}) == 5
-
-
-@given(st.integers(50, 5000), st.integers(0, 2**64 - 2))
-def test_neighbouring_seeds_give_different_orders(num_rows: int, seed: int) -> None:
-    first, second = (SampleOrder(num_rows, s).rows(0, num_rows) for s in (seed, seed + 1))
-    assert (first != second).mean() > 0.5
-
-
-def test_every_row_comes_everywhere_in_the_epoch_about_equally_often() -> None:
-    epochs = SampleOrder(100, seed=0).rows(0, 100 * 4000).reshape(4000, 100)
-    for position in (0, 50, 99):
-        counts = np.bincount(epochs[:, position], minlength=100)
-        assert counts.min() > 10 and counts.max() < 90  # 40 expected, 6.3 standard deviation
-
-
-def test_ten_billion_rows_cost_no_more_than_the_rows_asked_for() -> None:
-    order = SampleOrder(10**10, seed=3)
-    tracemalloc.start()
-    rows = order.rows(7 * 10**10 - 500, 7 * 10**10 + 500)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 1_000_000
-    for half in (rows[:500], rows[500:]):  # two epochs
-        assert len(set(half.tolist())) == 500
-    assert rows.min() >= 0 and rows.max() < 10**10
-
-
 @given(st.lists(st.integers(0, 16), max_size=40))
 def test_rows_come_in_the_order_asked_for_with_repeats(tmp_path_factory, wanted: list[int]) -> None:
-    parts = [samples(count, seed=count) for count in (7, 1, 9)]
+    parts = [samples(count, seed=count) for count in (0, 7, 0, 1, 9)]
     reader = reader_of(Folder(str(tmp_path_factory.mktemp("shards"))), *parts)
-    assert reader.num_rows == 17
+    assert reader.shard_rows == (0, 7, 0, 1, 9) and reader.num_rows == 17
     found = reader.read(wanted)
     assert found.keys() == parts[0].keys()
     for name, column in found.items():
@@ -142,3 +100,200 @@ def test_a_shard_is_described_as_it_lies_on_disk(tmp_path: Path) -> None:
 def test_the_same_rows_give_the_same_file(tmp_path: Path) -> None:
     shards = [write_shard(Folder(str(tmp_path)), name, samples(7, seed=0)) for name in "ab"]
     assert shards[0].sha256 == shards[1].sha256
+
+
+def test_no_rows_have_the_same_columns(tmp_path: Path) -> None:
+    reader = reader_of(Folder(str(tmp_path)), samples(3, seed=0))
+    some, none = reader.read([1]), reader.read([])
+    assert none.keys() == some.keys()
+    for name, column in none.items():
+        assert column.shape == (0, *some[name].shape[1:]) and column.dtype == some[name].dtype
+
+
+def test_a_split_without_shards_has_no_rows(tmp_path: Path) -> None:
+    reader = ShardReader(prepared_of(Folder(str(tmp_path))), "validation")
+    assert reader.num_rows == 0 and reader.shard_rows == () and reader.read([]) == {}
+    with pytest.raises(IndexError):
+        reader.read([0])
+
+
+def mapped(folder: Path) -> set[str]:
+    """The files of a folder that this process holds mapped or open."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    held = [line.split(maxsplit=5)[-1] for line in maps] + [str(link.resolve()) for link in links]
+    return {Path(name).name for name in held if name.startswith(str(folder))}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts mapped files in /proc")
+def test_only_the_shards_read_last_are_open(tmp_path: Path) -> None:
+    prepared = prepared_of(Folder(str(tmp_path)), *(samples(2, seed=i) for i in range(9)))
+    reader = ShardReader(prepared, "train", open_shards=3)
+    assert mapped(tmp_path) == set()
+    reader.read([0, 3])
+    assert mapped(tmp_path) == {"0.arrow", "1.arrow"}
+    everything = reader.read(range(18))
+    assert mapped(tmp_path) == {"6.arrow", "7.arrow", "8.arrow"}
+    reader.read([13, 4])  # the sixth, read again, is now a later one than the seventh
+    assert len(mapped(tmp_path)) == 3 and {"2.arrow", "6.arrow"} <= mapped(tmp_path)
+    whole = ShardReader(prepared, "train").read(range(18))
+    np.testing.assert_array_equal(everything["image"], whole["image"])
+
+
+def test_threads_may_share_a_reader(tmp_path: Path) -> None:
+    prepared = prepared_of(Folder(str(tmp_path)), *(samples(5, seed=i) for i in range(6)))
+    expected = ShardReader(prepared, "train").read(range(30))["label"]
+    reader, right = ShardReader(prepared, "train", open_shards=1), list[bool]()
+
+    def read(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(50):
+            rows = random.integers(0, 30, 8)
+            right.append(bool((reader.read(rows)["label"] == expected[rows]).all()))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(right) == 200 and all(right)
+
+
+def lose(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def zero(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(lose, "No such file"), (cut, "bytes, not"), (zero, "Not an Arrow file")]
+)
+def test_a_missing_or_damaged_shard_says_which_and_what_to_do(
+    tmp_path: Path, damage, reason: str
+) -> None:
+    folder = Folder(str(tmp_path / "prepared"))
+    reader = reader_of(folder, samples(3, seed=0), samples(4, seed=1))
+    damage(tmp_path / "prepared" / "1.arrow")
+    reader.read([0, 2])
+    with pytest.raises(StageError) as raised:
+        reader.read([0, 3])
+    message = str(raised.value)
+    assert f"{folder}/1.arrow" in message and reason in message
+    assert f"delete {folder} and run again" in message and "\n" not in message
+
+
+def test_a_shard_with_other_rows_than_the_manifest_says_is_damaged(tmp_path: Path) -> None:
+    prepared = prepared_of(Folder(str(tmp_path)), samples(3, seed=0))
+    prepared.splits["train"] = [prepared.splits["train"][0].model_copy(update={"rows": 4})]
+    with pytest.raises(StageError, match="3 rows, not 4"):
+        ShardReader(prepared, "train").read([0])
+
+
+@given(st.data())
+def test_a_flipped_byte_never_ends_the_process(tmp_path_factory, data: st.DataObject) -> None:
+    folder = Folder(str(tmp_path_factory.mktemp("shards")))
+    prepared = prepared_of(folder, samples(3, seed=0))
+    file = Path(folder.uri) / "0.arrow"
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    try:
+        columns = ShardReader(prepared, "train").read(range(3))
+    except StageError:
+        return
+    assert all(len(column) == 3 for column in columns.values())
+
+
+def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of(Folder(str(tmp_path)), samples(3, seed=0))
+
+    def refuse(path: str) -> None:
+        raise OSError(24, "Too many open files", path)
+
+    monkeypatch.setattr("pyarrow.memory_map", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        reader.read([0])
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A folder on a storage that is not local; what is copied from it lies in `copies`."""
+    store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr(artifact, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
+    (tmp_path / "bucket").mkdir()
+    return Folder("toy://bucket")
+
+
+def copies(tmp_path: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (tmp_path / "copies").glob("*/*")}
+
+
+def test_a_remote_shard_is_copied_once_and_named_by_its_content(
+    remote: Folder, tmp_path: Path
+) -> None:
+    prepared = prepared_of(remote, samples(3, seed=0), samples(4, seed=1))
+    first, second = prepared.splits["train"]
+    expected = ShardReader(prepared, "train").read([1, 2])
+    assert copies(tmp_path) == {first.sha256: remote.read(first.name)}
+    (tmp_path / "bucket" / first.name).unlink()
+    again = ShardReader(prepared, "train")
+    np.testing.assert_array_equal(again.read([1, 2])["tokens"], expected["tokens"])
+    again.read([6])
+    assert copies(tmp_path).keys() == {first.sha256, second.sha256}
+
+
+def test_a_copy_that_was_cut_short_is_made_anew(remote: Folder, tmp_path: Path) -> None:
+    prepared = prepared_of(remote, samples(3, seed=0))
+    before = ShardReader(prepared, "train").read([2])
+    copy = tmp_path / "copies" / "orchestrator-shards" / prepared.splits["train"][0].sha256
+    cut(copy)
+    after = ShardReader(prepared, "train").read([2])
+    np.testing.assert_array_equal(after["tokens"], before["tokens"])
+
+
+@pytest.mark.parametrize("damage", [lose, cut, zero])
+def test_a_remote_shard_that_is_not_the_one_prepared_leaves_no_copy(
+    remote: Folder, tmp_path: Path, damage
+) -> None:
+    reader = reader_of(remote, samples(3, seed=0))
+    damage(tmp_path / "bucket" / "0.arrow")
+    with pytest.raises(StageError, match=r"toy://bucket/0\.arrow .* delete toy://bucket and run"):
+        reader.read([0])
+    assert copies(tmp_path) == {}
+
+
+def test_a_damaged_copy_is_what_is_to_be_deleted(remote: Folder, tmp_path: Path) -> None:
+    prepared = prepared_of(remote, samples(3, seed=0))
+    shard: Shard = prepared.splits["train"][0]
+    ShardReader(prepared, "train").read([0])
+    zero(tmp_path / "copies" / "orchestrator-shards" / shard.sha256)
+    with pytest.raises(StageError, match=rf"delete {tmp_path}/copies/.*/{shard.sha256} and run"):
+        ShardReader(prepared, "train").read([0])
+
+
+def test_readers_at_once_make_whole_copies(remote: Folder, tmp_path: Path) -> None:
+    prepared = prepared_of(remote, *(samples(50, seed=i) for i in range(4)))
+    expected = ShardReader(prepared, "train").read(range(200))["label"]
+    for copy in (tmp_path / "copies" / "orchestrator-shards").iterdir():
+        copy.unlink()
+    start, found = threading.Barrier(4), list[np.ndarray]()
+
+    def read() -> None:
+        reader = ShardReader(prepared, "train")
+        start.wait()
+        found.append(reader.read(range(200))["label"])
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all((labels == expected).all() for labels in found)
+    assert copies(tmp_path).keys() == {shard.sha256 for shard in prepared.splits["train"]}

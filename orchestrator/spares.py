@@ -1,0 +1,71 @@
+"""Processes that stand by: to start one and import torch takes seconds, to take one over none.
+
+Ray starts a process for each actor. One that it was asked to start ahead of time, with the same
+environment, is taken over in its place: at the start of a training, while the command itself is
+still importing, and after a worker was lost. Measured on two cores: 1.5 s to 2.5 s from the kill of
+a worker to the next step with spares, 8 s without.
+"""
+
+import importlib
+import logging
+import os
+
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
+from ray._private.utils import get_runtime_env_info, parse_runtime_env_for_task_or_actor
+from ray.core.generated import node_manager_pb2
+from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+logger = logging.getLogger(__name__)
+
+KEEP_SECONDS = 24 * 3600
+# Ray runs this in each new process before its actor comes.
+ENVIRONMENT = {HOOK: "orchestrator.spares.import_what_a_worker_needs"}
+
+
+def import_what_a_worker_needs() -> None:
+    importlib.import_module("orchestrator.worker")
+
+
+def start_for_workers(count: int) -> None:
+    """Have Ray start processes for `count` workers of this job, spread over its nodes.
+
+    A node that gets more or fewer of them than it will have workers costs time, nothing else.
+    """
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+    environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **passed_on, **ENVIRONMENT}
+    runtime_env = dict(ray.get_runtime_context().runtime_env)
+    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | environment
+    parsed = parse_runtime_env_for_task_or_actor(runtime_env)
+    serialized = get_runtime_env_info(parsed).serialized_runtime_env
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    for number, node in enumerate(nodes):
+        share = len(range(number, count, len(nodes)))
+        if share:
+            _start(node, share, serialized)
+
+
+def start_beside_this_worker() -> None:
+    """Have this node start a process that could take this worker's place."""
+    context = ray.get_runtime_context()
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            _start(node, 1, context.get_runtime_env_string())
+
+
+def _start(node: dict[str, str], count: int, serialized_runtime_env: str) -> None:
+    """Ray has no public way to ask for this. Where it fails, starts take longer, that is all."""
+    request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
+        language=0,  # Python
+        num_workers=count,
+        keep_alive_duration_secs=KEEP_SECONDS,
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+    )
+    request.runtime_env_info.serialized_runtime_env = serialized_runtime_env
+    address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=10)
+    except Exception as error:
+        logger.info("no spare processes on %s: %s", address, error)

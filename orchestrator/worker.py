@@ -1,0 +1,162 @@
+"""One worker of a training: `fit()` in a process of Ray Train's, and its line to the supervisor."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from orchestrator import spares
+from orchestrator.artifact import Folder, PreparedData
+from orchestrator.checkpoint import Checkpoints
+from orchestrator.errors import DivergedError, StageError
+from orchestrator.failures import Decision, decide, explain
+from orchestrator.fit import fit
+from orchestrator.job import Job
+from orchestrator.pulse import Directive
+from orchestrator.supervisor import Beat, Event, Figures
+from orchestrator.world import World
+
+BEAT_SECONDS = 0.5
+SPARE_SECONDS = 10.0  # of training before a spare is started: the start itself is busy enough
+PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
+NOTICE_SECONDS = 1.0  # between looks for a notice that a machine will be taken away
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Train as one of Ray Train's workers. What no retry mends is told, not raised."""
+    job: Job = settings["job"]
+    supervisor = settings["supervisor"]
+    torch.set_num_threads(job.cluster.cpus_per_worker)
+    if not ray.get(supervisor.wants.remote()):
+        return
+    try:
+        with joined(job) as world, Line(supervisor, world, job.cluster.spares) as line:
+            _train(job, settings, world, line)
+    except Exception as error:
+        if decide(error) is Decision.RETRY:
+            raise
+        ray.get(supervisor.put.remote(explain(error, job.train)))
+        alone = ray.train.get_context().get_world_size() == 1
+        if not alone and not isinstance(error, DivergedError):
+            raise  # the others wait for this worker: Ray has to end them
+
+
+@contextlib.contextmanager
+def joined(job: Job) -> Iterator[World]:
+    """This worker among the others, connected to them."""
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    if size == 1:
+        yield World(rank, size, device)
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
+    # Within a step nobody waits long for anybody, unless somebody hangs.
+    hang = timedelta(seconds=job.cluster.hang_seconds)
+    yield World(rank, size, device, dist.new_group(timeout=hang))
+    dist.destroy_process_group()
+
+
+def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> None:
+    prepared = PreparedData.load(Folder(settings["prepared"]))
+    if prepared is None:
+        raise StageError(
+            f"{settings['prepared']}: the prepared data is gone, or on no shared storage"
+        )
+    task = job.build_task()
+    checkpoints = Checkpoints(
+        Folder(settings["folder"]) / "checkpoints",
+        task.metric,
+        settings["made_by"],
+        settings["attempt"],
+        line.event,
+    )
+    if world.rank == 0:
+        newest = checkpoints.all()[-1:]
+        line.supervisor.begin.remote(world.size, newest[0].step if newest else 0)
+    fit(task, prepared, job.train, world, line, checkpoints)
+
+
+class Line:
+    """A worker's line to the supervisor: a thread that speaks twice a second, and `fit`'s reporter.
+
+    The thread speaks for the process, the steps for the training: a process that is stopped falls
+    silent, one that waits for another does not.
+    """
+
+    def __init__(self, supervisor: Any, world: World, wants_spare: bool) -> None:
+        self.supervisor = supervisor
+        self.world = world
+        self.wants_spare = wants_spare
+        self.step, self.seconds = 0, 0.0
+        self.asked = Directive.GO_ON
+        self._several_nodes = len(ray.nodes()) > 1
+        self._notice_seen = False
+        self._noticed = time.monotonic()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Line":
+        threading.Thread(target=self._speak, name="line", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.supervisor.done.remote(self.world.rank)
+
+    def stepped(self, step: int, seconds: float) -> None:
+        self.step, self.seconds = step, self.seconds + seconds
+
+    def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
+        self.supervisor.put.remote(Figures(step, total_steps, values))
+
+    def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        values = {f"validation {name}": value for name, value in metrics.items()}
+        self.supervisor.put.remote(Figures(step, total_steps, values))
+
+    def event(self, kind: str, **fields: object) -> None:
+        self.supervisor.put.remote(Event(kind, fields))
+
+    def directive(self) -> Directive:
+        """What the command asks for, and whether a machine is about to be taken away."""
+        if self._several_nodes and not self._notice_seen:
+            notice = ray.train.get_preemption_info()  # all workers ask, at the same pulses
+            if notice is not None:
+                self._notice_seen = True
+                if self.world.rank == 0:
+                    self.event("preemption notice", step=self.step, ranks=notice.preempted_ranks)
+                return max(self.asked, Directive.SAVE)
+        return self.asked
+
+    def _speak(self) -> None:
+        context = ray.get_runtime_context()
+        started = time.monotonic()
+        while not self._ended.wait(BEAT_SECONDS):
+            beat = Beat(
+                self.world.rank,
+                os.getpid(),
+                context.get_node_id(),
+                socket.gethostname(),
+                self.step,
+                self.seconds,
+            )
+            try:
+                asked = ray.get(self.supervisor.beat.remote(beat), timeout=10)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except ray.exceptions.RayError:
+                return  # the command is gone, and Ray ends its workers
+            self.asked = Directive(asked)
+            if self.wants_spare and time.monotonic() - started > SPARE_SECONDS:
+                self.wants_spare = False
+                spares.start_beside_this_worker()

@@ -1,0 +1,294 @@
+"""Faults while a checkpoint is committed: kill -9 at every write, damage, full and read-only disks.
+
+No cluster is needed: a process that saves in a loop is killed by SIGKILL, and the disk is a real
+tmpfs of 4 MiB. Nothing here is a mock of the outcome.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.artifact import MANIFEST, Folder
+from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, Snapshot
+from orchestrator.errors import StageError
+from orchestrator.task import Metric
+
+STEPS = 5
+LOSSES = {2: 0.5, 4: 0.7}  # of the steps that are validated: the second one stays the best
+MIB = 2**20
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"}
+
+
+def snapshot(step: int, floats: int = 24) -> Snapshot:
+    """What a deterministic training would be after this step."""
+    generator = torch.Generator().manual_seed(step)
+    return Snapshot(
+        step=step,
+        total_steps=STEPS,
+        model={"weight": torch.randn(floats, generator=generator)},
+        optimizer={"moment": torch.randn(floats, generator=generator), "step": torch.tensor(step)},
+        metrics={"loss": LOSSES[step]} if step in LOSSES else {},
+        history=[{"step": float(step)}],
+        samples=f"{step:064x}",
+    )
+
+
+def open_checkpoints(path: Path, **settings: Any) -> Checkpoints:
+    return Checkpoints(Folder(str(path)), Metric("loss", "min"), **settings)
+
+
+def assert_restored(checkpoints: Checkpoints, step: int, floats: int = 24) -> None:
+    saved, expected = checkpoints.restore(), snapshot(step, floats)
+    assert saved is not None and saved.checkpoint.step == step
+    for tensors, others in ((saved.model, expected.model), (saved.optimizer, expected.optimizer)):
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[name], others[name]) for name in others)
+    assert saved.checkpoint.samples == expected.samples
+    assert saved.checkpoint.metrics == expected.metrics
+
+
+def step_folders(path: Path) -> list[int]:
+    return sorted(int(found.name.removeprefix("step-")) for found in path.glob("step-*"))
+
+
+# kill -9 at every write of a commit
+
+
+def die_at(change: int) -> None:
+    """Have this process kill itself before its n-th change of a file system, whatever it is.
+
+    Python tells of most changes by itself; of `write`, which dies in its middle, and `fsync` it
+    does not. Only the thread that commits counts, so that each run counts alike.
+    """
+    done, write, fsync = 0, os.write, os.fsync
+
+    def count(last_words: Callable[[], object] = lambda: None) -> None:
+        nonlocal done
+        if threading.current_thread() is threading.main_thread():
+            return
+        done += 1
+        if done == change:
+            last_words()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted_write(file: int, content: Any) -> int:
+        count(lambda: write(file, bytes(content)[: len(content) // 2]))
+        return write(file, content)
+
+    def counted_fsync(file: int) -> None:
+        count()
+        fsync(file)
+
+    def hear(event: str, args: tuple[Any, ...]) -> None:
+        if event in CHANGES:
+            count()
+
+    os.write, os.fsync = counted_write, counted_fsync
+    sys.addaudithook(hear)
+
+
+def save_all(path: Path) -> None:
+    """A training that continues what lies there, and notes each step that it is told of."""
+
+    def note(kind: str, **fields: Any) -> None:
+        if kind == "checkpoint":
+            with path.with_suffix(".committed").open("a") as notes:
+                notes.write(f"{fields['step']}\n")
+
+    checkpoints = open_checkpoints(path, tell=note)
+    saved = checkpoints.restore()
+    for step in range(saved.checkpoint.step + 1 if saved else 1, STEPS + 1):
+        checkpoints.save(snapshot(step))
+        checkpoints.finish()
+
+
+def run_killed(path: Path, change: int) -> bool:
+    """Run a process that is killed at a change; whether it was."""
+    child = os.fork()
+    if child == 0:
+        die_at(change)
+        save_all(path)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), f"change {change}: status {status}"
+    return status == signal.SIGKILL
+
+
+def kill_at_every_change(root: Path) -> None:
+    """A training for each change, in a folder of its own, killed there; until one survives."""
+    change = 1
+    while run_killed(root / str(change), change):
+        change += 1
+
+
+def kill_again_and_again(path: Path) -> None:
+    """One training that is killed at ever later changes, and each time continues."""
+    change = 1
+    while run_killed(path, change):
+        change += 1
+
+
+def run_here(function: Callable[[Path], None], path: Path) -> None:
+    """Call it in a process without threads, which can fork with all its imports done."""
+    code = f"from {__name__} import *; {function.__name__}(Path(sys.argv[1]))"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=True, timeout=280)
+
+
+def told(path: Path) -> list[int]:
+    notes = path.with_suffix(".committed")
+    return [int(line) for line in notes.read_text().split()] if notes.exists() else []
+
+
+def test_killed_at_every_change_the_newest_committed_checkpoint_loads(tmp_path: Path) -> None:
+    run_here(kill_at_every_change, tmp_path)
+    last = max(int(path.name) for path in tmp_path.iterdir() if path.is_dir())
+    assert last > STEPS * 15  # each commit is that many changes at least
+    seen = set()
+    for change in range(1, last + 1):
+        path, events = tmp_path / str(change), []
+        newest = max(step_folders(path), default=0)
+        seen.add(newest)
+        # What has its name is whole, and what was told is there; it may have died between the two.
+        assert newest - max(told(path), default=0) in (0, 1)
+        checkpoints = open_checkpoints(path, tell=lambda kind, **fields: events.append(kind))  # noqa: B023
+        for step in step_folders(path):
+            assert checkpoints.restore(step) is not None
+        if newest:
+            assert_restored(checkpoints, newest)
+        assert not events  # nothing was damaged
+        assert newest < 3 or {2, newest - 1} <= set(step_folders(path))  # the best, and one more
+        checkpoints.save(snapshot(STEPS + 1))
+        checkpoints.finish()
+        assert_restored(open_checkpoints(path), STEPS + 1)
+        left = {name for name in os.listdir(path) if not name.startswith("step-")}
+        assert not left and events == ["checkpoint"]
+    assert seen == set(range(STEPS + 1))
+
+
+def test_killed_again_and_again_a_training_still_gets_to_its_end(tmp_path: Path) -> None:
+    run_here(kill_again_and_again, tmp_path / "run")
+    checkpoints = open_checkpoints(tmp_path / "run")
+    assert_restored(checkpoints, STEPS)
+    checkpoints.save(snapshot(STEPS + 1))  # the first commit that nobody disturbs tidies up
+    checkpoints.finish()
+    assert sorted(os.listdir(tmp_path / "run")) == [f"step-{n:08d}" for n in (2, STEPS, STEPS + 1)]
+    assert told(tmp_path / "run") == sorted(told(tmp_path / "run"))  # no step was lost once told
+
+
+# Damage to what was committed
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped])
+@pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE, MANIFEST])
+def test_a_damaged_newest_checkpoint_is_put_aside_and_its_step_made_again(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    run_here(save_all, tmp_path / "run")
+    file = tmp_path / "run" / f"step-{STEPS:08d}" / name
+    file.write_bytes(damage(file.read_bytes()))
+    run_here(save_all, tmp_path / "run")  # falls back by one step, and makes it again
+    assert told(tmp_path / "run") == [1, 2, 3, 4, 5, 5]
+    assert_restored(open_checkpoints(tmp_path / "run"), STEPS)
+    damaged = tmp_path / "run" / f"damaged-step-{STEPS:08d}-1"
+    assert (damaged / name).exists()
+    assert step_folders(tmp_path / "run") == [2, STEPS - 1, STEPS]
+
+
+# Disks that take no more
+
+
+def mount(*arguments: str) -> None:
+    outcome = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if outcome.returncode:
+        pytest.skip(f"mount {' '.join(arguments)} is refused: {outcome.stderr.strip()}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path))
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def fill(path: Path) -> Path:
+    """Take all but 512 KiB of the disk."""
+    free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+    filler = path / "filler"
+    filler.write_bytes(bytes(free - MIB // 2))
+    return filler
+
+
+FLOATS = MIB // 8  # a checkpoint of 1 MiB: half a MiB each for the model and its optimizer
+
+
+def test_a_full_disk_is_named_and_training_goes_on_once_space_is_freed(disk: Path) -> None:
+    checkpoints = open_checkpoints(disk / "run", patience=0.2)
+    checkpoints.save(snapshot(1, FLOATS))
+    checkpoints.finish()
+    filler = fill(disk)
+    checkpoints.save(snapshot(2, FLOATS))
+    with pytest.raises(StageError) as refusal:
+        checkpoints.finish()
+    assert f"cannot write {disk}/run/step-00000002/" in str(refusal.value)
+    assert "No space left on device; free some space and run it again" in str(refusal.value)
+    assert "it continues from step 1" in str(refusal.value)
+    assert os.listdir(disk / "run") == ["step-00000001"]  # nothing half-written takes up space
+    assert_restored(open_checkpoints(disk / "run"), 1, FLOATS)
+    filler.unlink()
+    checkpoints.finish()
+    assert_restored(open_checkpoints(disk / "run"), 2, FLOATS)
+
+
+def test_space_that_is_freed_in_time_fails_no_training(disk: Path) -> None:
+    checkpoints = open_checkpoints(disk / "run", patience=60.0)
+    filler = fill(disk)
+    checkpoints.save(snapshot(1, FLOATS))
+    threading.Timer(0.5, filler.unlink).start()
+    checkpoints.finish()
+    assert_restored(open_checkpoints(disk / "run"), 1, FLOATS)
+
+
+def test_a_disk_that_stays_full_ends_the_training_before_much_is_lost(disk: Path) -> None:
+    checkpoints = open_checkpoints(disk / "run", patience=0.0)
+    fill(disk)
+    with pytest.raises(StageError, match=r"No space left on device.*starts anew"):
+        for step in range(1, 1000):
+            checkpoints.save(snapshot(step, FLOATS))
+
+
+def test_a_read_only_disk_is_named_and_training_goes_on_once_it_is_writable(disk: Path) -> None:
+    checkpoints = open_checkpoints(disk / "run", patience=0.2)
+    checkpoints.save(snapshot(1))
+    checkpoints.finish()
+    mount("-o", "remount,ro", str(disk))
+    checkpoints.save(snapshot(2))
+    with pytest.raises(StageError) as refusal:
+        checkpoints.finish()
+    assert f"cannot write {disk}/run/step-00000002" in str(refusal.value)
+    assert "Read-only file system; mount it writable and run it again" in str(refusal.value)
+    assert_restored(open_checkpoints(disk / "run"), 1)
+    mount("-o", "remount,rw", str(disk))
+    checkpoints.finish()
+    assert_restored(open_checkpoints(disk / "run"), 2)
+    assert sorted(os.listdir(disk / "run")) == ["step-00000001", "step-00000002"]
