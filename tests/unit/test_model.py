@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.model.attention import Attention
+from orchestrator.model.attention import Attention, attend
 from orchestrator.model.block import FeedForward
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import sinusoids
@@ -252,3 +252,18 @@ def test_an_invalid_config_is_rejected_naming_the_values(
 def test_an_odd_head_width_is_fine_where_nothing_is_rotated() -> None:
     config = ModelConfig(d_model=12, num_heads=4, positions="learned", max_seq_len=8)
     assert Transformer(config, 11)(random_tokens(1, 8)).shape == (1, 8, 11)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_short_attention_in_bf16_is_the_fused_one(start: int) -> None:
+    """On CPUs a plain formula takes the place of PyTorch's kernel there."""
+    query, key, value = (
+        torch.randn(2, 3, length, 8, generator=torch.Generator().manual_seed(i))
+        for i, length in enumerate((6, 6 + start, 6 + start))
+    )
+    exact = attend(query, key, value, True, start)
+    short = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), True, start)
+    torch.testing.assert_close(short.float(), exact, atol=0.03, rtol=0.03)
+    key[:, :, start + 1 :], value[:, :, start + 1 :] = 9.0, 9.0  # what comes later
+    changed = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), True, start)
+    torch.testing.assert_close(changed[:, :, 0], short[:, :, 0])
