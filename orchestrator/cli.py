@@ -240,6 +240,8 @@ def plan_command(options: argparse.Namespace) -> int:
         "steps": f"{plan.steps:,}"
         if plan.steps
         else f"what fits {job.train.budget_minutes:g} minutes",
+        "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
+        + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
         "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
         "sweep": f"{plan.trials} trials" if plan.trials else "none",
         "storage": run.folder.uri,

@@ -11,6 +11,12 @@ HARDWARE = ("cuda error", "ecc", "illegal memory access", "device-side assert", 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
+class PreemptedError(Exception):
+    """A machine is about to be taken away; all is saved, and other workers are to go on."""
+
+    preempted = True  # as Ray's own errors of processes that died so
+
+
 class Decision(enum.Enum):
     RETRY = "retry"  # another worker or a machine failed: start the group again
     RAISE = "raise"  # the job or its code is wrong: it would fail again
@@ -18,6 +24,8 @@ class Decision(enum.Enum):
 
 def decide(error: BaseException) -> Decision:
     """What an exception of the training function calls for."""
+    if isinstance(error, PreemptedError):
+        return Decision.RETRY
     if isinstance(error, OrchestratorError) or is_out_of_memory(error):
         return Decision.RAISE
     names = {kind.__name__ for kind in type(error).__mro__}

@@ -75,6 +75,7 @@ class Feed:
         """Whether Ray Train itself, lost for `reason`, is worth another start."""
         self._lost_controllers += 1
         self._events.write("train", "controller lost", cause=reason)
+        ray.get(self.supervisor.forget.remote())
         return self._lost_controllers <= self.max_failures
 
     def _pass_on_until(self, done: "Future[object]", deadline: float | None = None) -> None:

@@ -55,7 +55,8 @@ def fit(
         StageError: where no checkpoint can be saved or read.
     """
     torch.manual_seed(config.seed)
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
     processor = load_processor(task, prepared)
     model = task.build_model(processor.vocab_size).to(world.device)
     optimizers = build_optimizers(model, config, world)
@@ -65,7 +66,7 @@ def fit(
     state, pace = State(model, optimizers, guard), Pace(config, world)
     resume(state, pace, checkpoints, world)
     pulse = Pulse(state, batches, pace, world, reporter)
-    forward: Any = torch.compile(model) if config.compile else model
+    forward: Any = torch.compile(model) if config.compile is True else model
     autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config, world))
 
     while not pace.ended(state.step):

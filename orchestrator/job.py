@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -43,7 +43,8 @@ class Section(BaseModel):
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
         wanted = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and wanted is not bool:  # it would pass for 0 or 1
+        allowed = bool in (wanted, *get_args(wanted))
+        if isinstance(value, bool) and not allowed:  # it would pass for 0 or 1
             raise ValueError("is a truth value, not a number or text")
         return value
 
@@ -78,8 +79,8 @@ class TrainConfig(Section):
     deterministic: bool = Field(
         False, description="the same bits for any number of workers; costs memory and traffic"
     )
-    compile: bool = Field(
-        False, description="torch.compile: pays on GPUs and in hours; plan tells of the gain"
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile; auto: where the plan says that it pays for itself"
     )
     spike_sigmas: float = Field(
         6.0, ge=0, description="a loss this far above its usual spread is skipped; 0: none is"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.artifact import PreparedData
+from orchestrator.cost import compiles, train_seconds
 from orchestrator.job import Job
 from orchestrator.sources import SourceFile
 
@@ -26,6 +27,8 @@ class Plan:
     epochs: float | None
     accumulation: dict[int, int]  # micro-batches a step, by the number of workers
     trials: int
+    train_seconds: float  # an estimate, from the time budget where the job has one
+    compiles: bool
 
 
 def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) -> Plan:
@@ -47,7 +50,10 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
     epochs = None
     if config.steps is not None and samples:
         epochs = config.steps * config.global_batch_size / samples
+    seconds = train_seconds(job, model.num_parameters())
     return Plan(
+        train_seconds=seconds,
+        compiles=compiles(job, seconds),
         parameters=model.num_parameters(),
         source_files=len(files),
         source_bytes=source_bytes,

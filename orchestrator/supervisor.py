@@ -57,8 +57,11 @@ class Supervisor:
         self.saved_step = 0
         self.asked = 0  # the directive for all workers
         self.failed = False  # for a reason that no retry mends
+        self.group = 0  # of workers: what older ones say, or do not say any more, is nothing
+        self.lost_group = -1
         self.size = 0
         self.beats: dict[int, tuple[float, Beat]] = {}
+        self.left: set[int] = set()  # those who have ended by themselves
         self.windows: dict[int, Beat] = {}  # where the measuring of each worker began
         self.lagging: set[int] = set()
 
@@ -75,20 +78,23 @@ class Supervisor:
             )
         return not self.failed
 
-    def begin(self, size: int, step: int) -> None:
-        """A group of workers is about to train from a step."""
-        self._forget()
+    def begin(self, size: int) -> int:
+        """A group of workers is about to train; returns the number that its workers have."""
+        self.forget()
         self.size = size
-        self._tell("resumed" if step else "began", step=step, workers=size)
+        return self.group
 
-    def beat(self, beat: Beat) -> int:
+    def beat(self, group: int, beat: Beat) -> int:
         """Returns what is asked of the worker."""
-        self.beats[beat.rank] = time.monotonic(), beat
-        self._look_for_stragglers(beat)
+        if group == self.group:
+            self.beats[beat.rank] = time.monotonic(), beat
+            self._look_for_stragglers(beat)
         return self.asked
 
-    def done(self, rank: int) -> None:
-        self.beats.pop(rank, None)
+    def done(self, group: int, rank: int) -> None:
+        """A worker ended by itself: that it falls silent is no sign."""
+        if group == self.group:
+            self.left.add(rank)
 
     def put(self, message: Any) -> None:
         """An error, an event, or figures."""
@@ -103,8 +109,8 @@ class Supervisor:
 
     def lost(self, causes: dict[int, str], preempted: bool) -> None:
         """Workers failed; that a machine was taken away with notice is no failure."""
-        if self.failed:
-            return
+        if self.failed or (preempted and self.group == self.lost_group):
+            return  # Ray tells of a machine that it waits for again and again
         self.failures += not preempted
         self.reason = "; ".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
         lost = [self.beats[rank][1] for rank in causes if rank in self.beats]
@@ -115,7 +121,13 @@ class Supervisor:
             step=max((beat.step for _, beat in self.beats.values()), default=0),
             cause=self.reason,
         )
-        self._forget()
+        self.forget()
+        self.lost_group = self.group
+
+    def forget(self) -> None:
+        """The workers so far are gone, or will be in an instant."""
+        self.group += 1
+        self.beats, self.windows, self.lagging, self.left = {}, {}, set(), set()
 
     # Of the command.
 
@@ -123,7 +135,7 @@ class Supervisor:
         """The messages since the last look, the workers that hang, and whether any is at work."""
         messages, self.messages = self.messages, []
         now = time.monotonic()
-        silent = {rank: now - at for rank, (at, _) in self.beats.items()}
+        silent = {rank: now - self.beats[rank][0] for rank in self.beats.keys() - self.left}
         hanging = [rank for rank, seconds in silent.items() if seconds > self.hang_seconds]
         found = [self.beats.pop(rank)[1] for rank in hanging]
         for beat in found:
@@ -135,13 +147,10 @@ class Supervisor:
                 step=beat.step,
                 silent_seconds=round(silent[beat.rank], 1),
             )
-        return messages, found, bool(self.beats)
+        return messages, found, bool(self.beats.keys() - self.left)
 
     def ask(self, directive: int) -> None:
         self.asked = max(self.asked, directive)
-
-    def _forget(self) -> None:
-        self.beats, self.windows, self.lagging = {}, {}, set()
 
     def _tell(self, kind: str, **fields: Any) -> None:
         self.messages.append(Event(kind, fields))

@@ -26,6 +26,7 @@ from orchestrator.job import Job
 from orchestrator.progress import Progress
 
 RESIZE_SECONDS = 10.0  # between looks whether an elastic group could have another size
+LONGEST_CAUSE = 300  # characters
 
 
 def train(
@@ -168,19 +169,16 @@ class _Watch(ray.train.UserCallback):
         self.supervisor = supervisor
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = {rank: _cause(error) for rank, error in worker_exceptions.items()}
-        preempted = any(_was_preempted(error) for error in worker_exceptions.values())
+        errors = {
+            rank: getattr(error, "health_check_failure", error)  # of a process that died
+            for rank, error in worker_exceptions.items()
+        }
+        causes = {rank: _cause(error) for rank, error in errors.items()}
+        preempted = any(getattr(error, "preempted", False) for error in errors.values())
         ray.get(self.supervisor.lost.remote(causes, preempted))
 
 
 def _cause(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    inner = getattr(error, "failure", None)
-    if inner is not None:
-        lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
-
-
-def _was_preempted(error: Exception) -> bool:
-    inner = getattr(error, "failure", error)
-    return bool(getattr(inner, "preempted", False))
+    """Its last line, without the guesses that Ray appends to it."""
+    line = last_line(str(error)).split(" Some common causes include")[0]
+    return f"{type(error).__name__}: {line}"[:LONGEST_CAUSE]

@@ -14,12 +14,14 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train.v2._internal.execution.context import get_train_context
 
 from orchestrator import spares
 from orchestrator.artifact import Folder, PreparedData
 from orchestrator.checkpoint import Checkpoints
+from orchestrator.cost import compiles, train_seconds
 from orchestrator.errors import DivergedError, StageError
-from orchestrator.failures import Decision, decide, explain
+from orchestrator.failures import Decision, PreemptedError, decide, explain
 from orchestrator.fit import fit
 from orchestrator.job import Job
 from orchestrator.pulse import Directive
@@ -29,7 +31,7 @@ from orchestrator.world import World
 BEAT_SECONDS = 0.5
 SPARE_SECONDS = 10.0  # of training before a spare is started: the start itself is busy enough
 PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
-NOTICE_SECONDS = 1.0  # between looks for a notice that a machine will be taken away
+GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -56,6 +58,10 @@ def joined(job: Job) -> Iterator[World]:
     """This worker among the others, connected to them."""
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        if job.train.deterministic:  # read when cuBLAS is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     rank, size = context.get_world_rank(), context.get_world_size()
     if size == 1:
         yield World(rank, size, device)
@@ -63,7 +69,7 @@ def joined(job: Job) -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
     # Within a step nobody waits long for anybody, unless somebody hangs.
-    hang = timedelta(seconds=job.cluster.hang_seconds)
+    hang = timedelta(seconds=job.cluster.hang_seconds + GRACE)
     yield World(rank, size, device, dist.new_group(timeout=hang))
     dist.destroy_process_group()
 
@@ -84,8 +90,17 @@ def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> No
     )
     if world.rank == 0:
         newest = checkpoints.all()[-1:]
-        line.supervisor.begin.remote(world.size, newest[0].step if newest else 0)
-    fit(task, prepared, job.train, world, line, checkpoints)
+        step = newest[0].step if newest else 0
+        line.event("resumed" if step else "began", step=step, workers=world.size)
+    with torch.device("meta"):
+        parameters = task.build_model(job.tokenizer.vocab_size).num_parameters()
+    compiled = compiles(job, train_seconds(job, parameters))
+    config = job.train.model_copy(update={"compile": compiled})
+    if fit(task, prepared, config, world, line, checkpoints) is None:
+        # Stopped early. Nobody leaves before the last checkpoint is saved.
+        asked = world.exchange(line.asked, patient=True)
+        if Directive.STOP not in (directive for (directive,) in asked):
+            raise PreemptedError(f"a machine is taken away: {line.notice}")
 
 
 class Line:
@@ -99,20 +114,21 @@ class Line:
         self.supervisor = supervisor
         self.world = world
         self.wants_spare = wants_spare
+        self.group = 0
         self.step, self.seconds = 0, 0.0
         self.asked = Directive.GO_ON
-        self._several_nodes = len(ray.nodes()) > 1
-        self._notice_seen = False
-        self._noticed = time.monotonic()
         self._ended = threading.Event()
 
     def __enter__(self) -> "Line":
+        if self.world.rank == 0:
+            self.group = ray.get(self.supervisor.begin.remote(self.world.size))
+        self.group = self.world.exchange(self.group, patient=True)[0][0]
         threading.Thread(target=self._speak, name="line", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self.supervisor.done.remote(self.world.rank)
+        self.supervisor.done.remote(self.group, self.world.rank)
 
     def stepped(self, step: int, seconds: float) -> None:
         self.step, self.seconds = step, self.seconds + seconds
@@ -128,15 +144,19 @@ class Line:
         self.supervisor.put.remote(Event(kind, fields))
 
     def directive(self) -> Directive:
-        """What the command asks for, and whether a machine is about to be taken away."""
-        if self._several_nodes and not self._notice_seen:
-            notice = ray.train.get_preemption_info()  # all workers ask, at the same pulses
-            if notice is not None:
-                self._notice_seen = True
-                if self.world.rank == 0:
-                    self.event("preemption notice", step=self.step, ranks=notice.preempted_ranks)
-                return max(self.asked, Directive.SAVE)
-        return self.asked
+        """What the command asks for; to stop, too, where a machine is about to be taken away."""
+        return Directive.STOP if self.notice else self.asked
+
+    @property
+    def notice(self) -> str:
+        """Of a machine that will be taken away; empty where there is none, or not yet here.
+
+        `ray.train.get_preemption_info()` would wait for all workers, and for ever where one hangs.
+        """
+        found = get_train_context().preemption_context.preemption_info
+        if found is None:
+            return ""
+        return f"nodes {', '.join(found.preempted_node_ids)}, ranks {found.preempted_ranks}"
 
     def _speak(self) -> None:
         context = ray.get_runtime_context()
@@ -151,7 +171,7 @@ class Line:
                 self.seconds,
             )
             try:
-                asked = ray.get(self.supervisor.beat.remote(beat), timeout=10)
+                asked = ray.get(self.supervisor.beat.remote(self.group, beat), timeout=10)
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError:

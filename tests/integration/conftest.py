@@ -1,75 +1,26 @@
-"""One Ray cluster for the whole session, with token authentication, beside whatever else runs."""
+"""One Ray cluster for the whole session, and jobs of seconds to run on it."""
 
-import contextlib
 import json
 import os
 import random
-import secrets
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-# Ray reads these once, when it is first imported.
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+from tests.ray_head import Head, ray_head
 
-BIN = Path(sys.executable).parent
 WORDS = "the of and to a in that is was he for it with as his on be at by i this had not".split()  # noqa: SIM905
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running Ray head."""
-
-    address: str
-    dashboard: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"RAY_ADDRESS": self.address}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
 def head() -> Iterator[Head]:
-    """`ray start --head` with four logical CPUs, on ports of its own."""
-    names = ["port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"]
-    names += ["dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port"]
-    ports = {name: free_port() for name in names}
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4"]
-    command += ["--node-ip-address=127.0.0.1", "--object-store-memory=500000000"]
-    command += [f"--{name}={port}" for name, port in ports.items()]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},  # submitted jobs run `python`
-        start_new_session=True,  # so that all that it starts can be found again
-    )
-    found = Head(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}")
-    try:
-        _wait_for_port(ports["dashboard-port"], process)
+    with ray_head(cpus=4) as found:
         yield found
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        # Ray's agents outlive their raylet by a while.
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
 
 
 @pytest.fixture(scope="session")
@@ -81,15 +32,6 @@ def connected(head: Head) -> Iterator[Any]:
     with connect() as cluster:
         del os.environ["RAY_ADDRESS"]
         yield cluster
-
-
-def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"Ray did not come up: exit code {process.poll()}")
 
 
 def write_texts(folder: Path, count: int = 120, seed: int = 0) -> Path:

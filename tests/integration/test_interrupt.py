@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import free_port, stages, write_job, write_texts
+from tests.integration.conftest import stages, write_job, write_texts
+from tests.ray_head import free_port
 
 
 def start(job: Path) -> "subprocess.Popen[str]":

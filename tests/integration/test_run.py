@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Head, orchestrate, stages, write_job, write_texts
+from tests.integration.conftest import orchestrate, stages, write_job, write_texts
+from tests.ray_head import Head
 
 SWEEP = {"trials": 3, "steps": 8, "space": {"train.lr": {"loguniform": [1e-3, 1e-2]}}}
 

@@ -14,7 +14,8 @@ from orchestrator.prepare import prepare
 from orchestrator.run import Run
 from orchestrator.serve.deploy import ask, deploy
 from orchestrator.train import train
-from tests.integration.conftest import Silent, free_port, tiny_job, write_texts
+from tests.integration.conftest import Silent, tiny_job, write_texts
+from tests.ray_head import free_port
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.conftest import BIN, Head, free_port, write_texts
+from tests.integration.conftest import write_texts
+from tests.ray_head import BIN, Head, free_port
 
 ROOT = Path(__file__).parents[2]
 

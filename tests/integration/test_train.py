@@ -13,6 +13,7 @@ import ray
 from orchestrator.artifact import PreparedData, Training
 from orchestrator.checkpoint import MODEL_FILE
 from orchestrator.errors import StageError
+from orchestrator.events import EventLog
 from orchestrator.job import Job
 from orchestrator.prepare import prepare
 from orchestrator.run import Run
@@ -34,7 +35,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Any) -> Prepar
 
 def run_train(prepared: PreparedData, folder: Path, **changes: Any) -> Training:
     job = Job.model_validate(tiny_job(folder, **SETTINGS | changes))
-    return train(job, prepared, Run(job).folder / "train", Silent())
+    run = Run(job)
+    return train(job, prepared, run.folder / "train", EventLog(run.folder), Silent())
 
 
 def weights(training: Training) -> str:

@@ -7,7 +7,10 @@ import torch
 
 from orchestrator.job import TrainConfig
 from orchestrator.model.transformer import Transformer
-from orchestrator.optimizer import build_optimizers, learning_rate
+from orchestrator.optimizer import Muon, build_optimizers, learning_rate, orthogonalised, update
+from orchestrator.world import World
+
+TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -21,8 +24,7 @@ def step_with(model: Transformer, config: TrainConfig, gradient: float) -> set[s
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = gradient * torch.randn(parameter.shape, generator=random)
-    for optimizer in build_optimizers(model, config):
-        optimizer.step()
+    update(build_optimizers(model, config, World()), config.lr, TAKEN)
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
 
@@ -36,7 +38,7 @@ def test_every_parameter_belongs_to_exactly_one_optimizer(
 ) -> None:
     owners = Counter(
         id(parameter)
-        for owner in build_optimizers(model, TrainConfig(optimizer=optimizer))
+        for owner in build_optimizers(model, TrainConfig(optimizer=optimizer), World())
         for group in owner.param_groups
         for parameter in group["params"]
     )
@@ -65,6 +67,79 @@ def test_muon_and_adamw_move_a_matrix_by_about_the_same(make_model) -> None:
         step_with(model, TrainConfig(optimizer=optimizer, weight_decay=0.0, lr=0.01), 1.0)
         sizes.append(float((weight - before).norm()))
     assert 0.1 < sizes[1] / sizes[0] < 0.5  # AdamW's first step is its largest
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_skipped_step_changes_nothing_at_all(make_model, optimizer: str) -> None:
+    model, random = make_model(), torch.Generator().manual_seed(0)
+    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer), World())
+
+    def step(taken: torch.Tensor, factor: float = 1.0) -> list[torch.Tensor]:
+        for parameter in model.parameters():
+            parameter.grad = factor * torch.randn(parameter.shape, generator=random)
+        update(optimizers, 0.1, taken)
+        states = [value for one in optimizers for of in one.state.values() for value in of.values()]
+        return [tensor.detach().clone() for tensor in (*model.parameters(), *states)]
+
+    step(TAKEN)
+    before = step(TAKEN)
+    for factor in (1.0, torch.nan, torch.inf):
+        assert all(map(torch.equal, step(SKIPPED, factor), before))
+    assert not any(map(torch.equal, step(TAKEN), before))
+
+
+@pytest.mark.parametrize("frozen", ["blocks.", "embedding.", "blocks.0."])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_parameters_stay_as_they_are(make_model, optimizer: str, frozen: str) -> None:
+    model = make_model()
+    names = [name for name, _ in model.named_parameters()]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    config = TrainConfig(optimizer=optimizer)
+    update(build_optimizers(model, config, World()), config.lr, TAKEN)
+    kept = [torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
+    assert kept == [name.startswith(frozen) for name in names]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (24, 64), (64, 24)])
+def test_an_orthogonalised_matrix_has_singular_values_of_about_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalised(matrix).float()
+    assert found.shape == shape
+    values = torch.linalg.svdvals(found)
+    assert float(values.min()) > 0.3 and float(values.max()) < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0)
+    assert cosine > 0.95
+
+
+def test_muon_goes_the_way_of_torchs() -> None:
+    """Matrices of several shapes, the costliest not the first, fitted to a target each."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (8, 32), (32, 8), (16, 16)]
+    targets = [torch.randn(shape, generator=random) for shape in shapes]
+    ways = []
+    for ours in (True, False):
+        matrices = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        optimizer: torch.optim.Optimizer
+        if ours:
+            optimizer = Muon(matrices, 0.1, 0.1, World())
+        else:
+            optimizer = torch.optim.Muon(
+                matrices, 0.1, 0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            )
+        way = []
+        for _ in range(30):
+            for matrix, target in zip(matrices, targets, strict=True):
+                matrix.grad = matrix.detach() - target
+            update([optimizer], 0.1, TAKEN)
+            way.append(torch.cat([matrix.detach().flatten() for matrix in matrices]))
+        ways.append(torch.stack(way))
+    mine, torchs = ways
+    assert float((mine - torchs).norm() / torchs.norm()) < 0.02
 
 
 def rates(config: TrainConfig, total_steps: int | None, steps: int) -> list[float]:

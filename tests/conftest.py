@@ -1,0 +1,8 @@
+"""For all tests: a Ray that any of them starts asks for a token of this session's."""
+
+import os
+import secrets
+
+# Ray reads these once, when it is first imported.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

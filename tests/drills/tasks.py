@@ -1,0 +1,42 @@
+"""Tasks that go wrong: named by import path in the jobs of drills."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from orchestrator.task import Batch
+from orchestrator.tasks.language_modelling import LanguageModelling
+
+POISON = "poison.npy"
+FLIP = "flip"
+
+
+class Poisoned(LanguageModelling):
+    """Its loss is no number for the rows in the file `poison.npy` of the data's folder."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, count = super().loss(model, batch)
+        poison = np.load(self.file(POISON))
+        rows = batch["tokens"].numpy()
+        poisoned = (rows[:, None, :] == poison[None, :, :]).all(2).any()
+        return (loss * torch.nan if poisoned else loss), count
+
+    def file(self, name: str) -> Path:
+        assert isinstance(self.data.source, str)
+        return Path(self.data.source) / name
+
+
+class Flipped(Poisoned):
+    """A bit of a weight of the last worker flips, once, when there is a file `flip`."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        last = dist.get_rank() == dist.get_world_size() - 1
+        if model.training and last and self.file(FLIP).exists():
+            self.file(FLIP).unlink()
+            weight = next(model.parameters())
+            with torch.no_grad():
+                weight.view(torch.int32).view(-1)[0] ^= 1 << 20
+        return LanguageModelling.loss(self, model, batch)

@@ -1,0 +1,107 @@
+"""The command itself: killed, told to end, started twice, and started again under another clock."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator.job import Job
+from tests.drills.conftest import Command, Undisturbed, assert_clean, chance, ending
+from tests.ray_head import Head
+
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+
+
+def own_ray() -> dict[str, str]:
+    """An environment in which the command starts its own Ray."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+@pytest.mark.parametrize("where", ["own Ray", "cluster"])
+def test_a_killed_command_is_continued_by_the_same_command(
+    job: Job, head: Head, commands: list[Command], undisturbed: Undisturbed, where: str
+) -> None:
+    environment = own_ray() if where == "own Ray" else head.environment
+    commands.append(Command(job, environment))
+    commands[0].wait_for_checkpoint(chance.randrange(20, 90))
+    os.kill(commands[0].process.pid, signal.SIGKILL)
+    commands[0].assert_nothing_left()
+    assert_clean(commands[0].folder)
+
+    started = time.monotonic()
+    commands.append(Command(job, environment))
+    commands[1].wait_for_event("resumed")
+    print(f"\nthe command again: {time.monotonic() - started:.1f} s until it goes on")
+    commands[1].end()
+    assert ending(commands[1].folder) == undisturbed()
+    assert_clean(commands[1].folder)
+    commands[1].assert_nothing_left()
+
+
+def test_sigterm_saves_a_last_checkpoint(
+    job: Job, commands: list[Command], undisturbed: Undisturbed
+) -> None:
+    commands.append(Command(job, own_ray()))
+    commands[0].wait_for_checkpoint(20)
+    time.sleep(chance.random())
+    started = time.monotonic()
+    os.kill(commands[0].process.pid, signal.SIGTERM)
+    said = commands[0].end(code=143)
+    seconds = time.monotonic() - started
+    print(f"\nSIGTERM: ended after {seconds:.1f} s")
+    assert "the same command continues" in said and "Traceback" not in said
+    assert seconds < 30
+    saved = commands[0].events("checkpoint")
+    assert saved[-1]["step"] % 10  # none that was due
+    assert commands[0].events("ended")[-1]["exit_code"] == 143
+    commands[0].assert_nothing_left()
+    assert_clean(commands[0].folder)
+
+    commands.append(Command(job, own_ray()))
+    commands[1].end()
+    assert commands[1].events("resumed")[0]["step"] == saved[-1]["step"]
+    assert ending(commands[1].folder) == undisturbed()
+
+
+def test_a_second_run_of_a_name_is_refused(job: Job, commands: list[Command], head: Head) -> None:
+    commands.append(Command(job, head.environment))
+    commands[0].wait_for_checkpoint(0)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "orchestrator", "--version"], check=True)
+    start_up = time.monotonic() - started
+    started = time.monotonic()
+    commands.append(Command(job, head.environment))
+    said = commands[1].end(20, code=2)
+    seconds = time.monotonic() - started
+    print(f"\nrefused after {seconds:.1f} s, of which {start_up:.1f} s to start up")
+    assert f"in use by process {commands[0].process.pid}" in said
+    assert seconds - start_up < 2
+    commands[0].end()
+
+
+@pytest.mark.parametrize("shift", ["-1h", "+1h"])
+def test_the_clock_may_be_set(
+    job: Job, commands: list[Command], undisturbed: Undisturbed, shift: str
+) -> None:
+    """Of the whole machine, as far as the command and its Ray see it."""
+    if not Path(FAKETIME).exists():
+        pytest.skip("libfaketime is not installed: apt-get install faketime")
+    commands.append(Command(job, own_ray()))
+    commands[0].wait_for_checkpoint(chance.randrange(20, 90))
+    os.kill(commands[0].process.pid, signal.SIGKILL)
+    commands[0].process.wait()
+    clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    commands.append(Command(job, own_ray() | clock))
+    commands[1].end()
+    told = [event["time"] for event in commands[1].events("resumed")]
+    hours = (datetime.fromisoformat(told[0]) - datetime.now(UTC)).total_seconds() / 3600
+    assert abs(hours - int(shift[:2])) < 0.1
+    assert ending(commands[1].folder) == undisturbed()
+    commands[1].assert_nothing_left()
+    assert_clean(commands[1].folder)

@@ -1,0 +1,156 @@
+"""Machines that die, that are taken away with notice, and that come and go."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.util.state import list_actors, list_nodes
+
+from orchestrator.artifact import PreparedData
+from orchestrator.job import Job
+from tests.drills.conftest import (
+    Command,
+    Undisturbed,
+    assert_clean,
+    chance,
+    ending,
+    make_job,
+    processes_of,
+    take_prepared,
+)
+from tests.ray_head import BIN, Head, ray_head, ray_node
+
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
+
+
+class Cluster:
+    """A head without CPUs, and nodes of one CPU each, all on this machine."""
+
+    def __init__(self, head: Head, stack: contextlib.ExitStack) -> None:
+        self.head = head
+        self._stack = stack
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def add_node(self) -> None:
+        address = f"127.0.0.{len(self._nodes) + 2}"
+        self._nodes[address] = self._stack.enter_context(ray_node(self.head, address, cpus=1))
+        deadline = time.monotonic() + 60
+        while address not in self.alive():
+            assert time.monotonic() < deadline, f"{address} did not come up"
+            time.sleep(0.2)
+
+    def alive(self) -> dict[str, str]:
+        """Ray's id of each node that lives, by its address."""
+        nodes = list_nodes(self.head.dashboard)
+        return {node.node_ip: node.node_id for node in nodes if node.state == "ALIVE"}
+
+    def workers(self) -> list[str]:
+        """The addresses of the nodes on which workers of a training are."""
+        names = {node: address for address, node in self.alive().items()}
+        actors = list_actors(self.head.dashboard, detail=True, limit=10_000)
+        alive = [actor for actor in actors if actor.state == "ALIVE"]
+        found = [actor for actor in alive if actor.class_name.endswith("RayTrainWorker")]
+        return sorted(names[actor.node_id] for actor in found)
+
+    def kill_raylet(self, address: str) -> None:
+        for process in processes_of(self._nodes[address].pid):
+            if process.name() == "raylet":
+                os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with contextlib.ExitStack() as stack:
+        yield Cluster(stack.enter_context(ray_head(cpus=0)), stack)
+
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture
+def make(prepared: PreparedData, tmp_path: Path) -> Make:
+    def make(**changes: object) -> Job:
+        job = make_job(prepared, tmp_path, **changes)
+        take_prepared(prepared, job)
+        return job
+
+    return make
+
+
+def test_a_node_that_dies_is_replaced_by_another(
+    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed
+) -> None:
+    for _ in range(3):
+        cluster.add_node()
+    command = Command(make(), cluster.head.environment)
+    commands.append(command)
+    command.wait_for_checkpoint(chance.randrange(20, 60))
+    killed = chance.choice(cluster.workers())
+    started = time.monotonic()
+    cluster.kill_raylet(killed)
+    command.wait_for_event("resumed")
+    seconds = time.monotonic() - started
+    print(f"\nkill -9 of a raylet: {seconds:.1f} s until it goes on")
+    assert seconds < 60
+    assert killed not in cluster.workers()
+    command.end()
+    assert ending(command.folder) == undisturbed()
+    (lost,) = command.events("worker lost")
+    print(lost)
+    assert "node" in lost["cause"]
+    assert_clean(command.folder, dashboard=cluster.head.dashboard)
+
+
+def test_a_node_that_is_taken_away_with_notice_costs_no_step(
+    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed
+) -> None:
+    for _ in range(3):
+        cluster.add_node()
+    job = make(cluster__max_failures=0, train__checkpoint_every=1000)  # not one failure is free
+    command = Command(job, cluster.head.environment)
+    commands.append(command)
+    command.wait_for_checkpoint(50)  # of a validation
+    drained = chance.choice(cluster.workers())
+    started = time.monotonic()
+    drain = [str(BIN / "ray"), "drain-node", "--address", cluster.head.address]
+    drain += ["--node-id", cluster.alive()[drained], "--deadline-remaining-seconds", "15"]
+    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a drill"]
+    subprocess.run(drain, check=True, capture_output=True)
+    preempted = command.wait_for_event("preempted")
+    resumed = command.wait_for_event("resumed")
+    print(f"\nnotice: {time.monotonic() - started:.1f} s until it goes on elsewhere, {preempted}")
+    assert time.monotonic() - started < 15 + 15
+    saved = [event["step"] for event in command.events("checkpoint")]
+    assert resumed["step"] in saved and resumed["step"] % 50  # it was saved for this
+    assert resumed["step"] >= preempted["step"]  # none is made again
+    assert drained not in cluster.workers()
+    command.end()
+    assert ending(command.folder) == undisturbed(train__checkpoint_every=1000)
+    assert not command.events("worker lost")
+    assert_clean(command.folder, dashboard=cluster.head.dashboard)
+
+
+def test_a_training_shrinks_and_grows_with_its_cluster(
+    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed
+) -> None:
+    for _ in range(2):
+        cluster.add_node()
+    changes = {"train__deterministic": True, "train__steps": 500}
+    command = Command(make(**changes, cluster__workers=(1, 2)), cluster.head.environment)
+    commands.append(command)
+    assert command.wait_for_event("began")["workers"] == 2
+    command.wait_for_checkpoint(chance.randrange(20, 60))
+    cluster.kill_raylet(cluster.workers()[-1])
+    assert command.wait_for_event("resumed")["workers"] == 1
+    cluster.add_node()
+    assert command.wait_for_event("resumed", count=2)["workers"] == 2
+    command.end(300)
+    assert ending(command.folder) == undisturbed(**changes)
+    assert len(command.events("worker lost")) == 1
+    assert not command.events("worker hangs")
+    assert_clean(command.folder, dashboard=cluster.head.dashboard)

@@ -1,0 +1,78 @@
+"""Numbers that go wrong: a loss that is none, and a weight whose bit flips on one worker."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.artifact import PreparedData
+from orchestrator.batches import Batches
+from orchestrator.errors import DivergedError
+from orchestrator.job import TrainConfig
+from orchestrator.world import World
+from tests.drills.conftest import SLOW, Begin, Undisturbed, chance, ending
+from tests.drills.tasks import FLIP, POISON
+
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+def poison(prepared: PreparedData, data: Path, steps: list[int], worker: int) -> list[int]:
+    """Poison one row of each of these steps, computed by this worker; returns the rows."""
+    config = TrainConfig(steps=SLOW["train__steps"], global_batch_size=8)
+    batches = Batches(prepared, config, World())
+    rows = [int(batches.rows(step)[worker * 4]) for step in steps]
+    np.save(data / POISON, batches.train.read(np.array(rows))["tokens"])
+    return rows
+
+
+def poisoned_job(data: Path) -> dict[str, Any]:
+    return {"task": "tests.drills.tasks:Poisoned", "data__source": str(data)}
+
+
+def test_a_step_whose_loss_is_no_number_is_skipped_by_all(
+    begin: Begin, prepared: PreparedData, data: Path
+) -> None:
+    poison(prepared, data, [chance.randrange(20, 80)], chance.randrange(2))
+    drill = begin(**poisoned_job(data), train__spike_sigmas=0)
+    training = drill.end()
+    skipped = drill.events("step skipped")
+    assert skipped and not drill.events("rolled back")  # some are seen again in the next epoch
+    assert all(event["skipped"] == 1 for event in skipped)
+    assert training.metrics["loss"] < 5
+
+
+def test_losses_that_stay_no_number_end_the_training_and_name_the_rows(
+    begin: Begin, prepared: PreparedData, data: Path
+) -> None:
+    first = chance.randrange(20, 80)
+    rows = poison(prepared, data, [first, first + 1, first + 2], chance.randrange(2))
+    drill = begin(**poisoned_job(data))
+    with pytest.raises(DivergedError, match=rf"step {first} \(rows .*\b{rows[0]}\b") as raised:
+        drill.end()
+    assert raised.value.exit_code == 1
+    (back,) = drill.events("rolled back")
+    assert f"step {first}" in back["reason"]
+    assert not drill.events("worker lost")
+    assert ending(drill.folder).step <= first  # what is saved is good
+
+
+def test_a_flipped_bit_is_found_and_undone(
+    begin: Begin, data: Path, undisturbed: Undisturbed
+) -> None:
+    drill = begin(task="tests.drills.tasks:Flipped", data__source=str(data))
+    drill.wait_for_step(chance.randrange(25, 90))
+    (data / FLIP).touch()
+    back = drill.wait_for_event("rolled back")
+    print(f"\na flipped bit: {back}")
+    drill.end()
+    assert ending(drill.folder) == undisturbed()
+    assert "differ" in back["reason"]
+    assert not drill.events("worker lost")

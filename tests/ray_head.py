@@ -1,0 +1,89 @@
+"""Ray clusters for tests, on ports of their own, beside whatever else runs."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+NODE_PORTS = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
+NODE_PORTS += ["metrics-export-port", "runtime-env-agent-port"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head."""
+
+    address: str
+    dashboard: str
+    process: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"RAY_ADDRESS": self.address}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ray_head(cpus: int) -> Iterator[Head]:
+    """`ray start --head` with so many logical CPUs."""
+    ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
+    options = ["--head", f"--num-cpus={cpus}", "--object-store-memory=500000000"]
+    with _started([*options, *(f"--{name}={port}" for name, port in ports.items())]) as process:
+        _wait_for_port(ports["dashboard-port"], process)
+        address = f"127.0.0.1:{ports['port']}"
+        yield Head(address, f"http://127.0.0.1:{ports['dashboard-port']}", process.pid)
+
+
+@contextlib.contextmanager
+def ray_node(head: Head, address: str, cpus: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """One more node of the head's cluster, on this machine too: 127.0.0.2, say."""
+    options = [f"--address={head.address}", f"--num-cpus={cpus}"]
+    with _started([*options, "--object-store-memory=80000000"], address) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _started(options: list[str], address: str = "127.0.0.1") -> Iterator["subprocess.Popen[bytes]"]:
+    ports = [f"--{name}={free_port()}" for name in NODE_PORTS]
+    process = subprocess.Popen(
+        [str(BIN / "ray"), "start", "--block", f"--node-ip-address={address}", *options, *ports],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        start_new_session=True,  # so that all that it starts can be found again
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        end_session(process.pid)  # Ray's agents outlive their raylet by a while
+        process.wait()
+
+
+def end_session(session: int) -> None:
+    """Kill all that was started in this session of processes, and nothing else."""
+    subprocess.run(["pkill", "-KILL", "-s", str(session)], check=False)
+
+
+def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"Ray did not come up: exit code {process.poll()}")

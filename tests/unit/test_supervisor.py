@@ -1,0 +1,207 @@
+"""What the supervisor of a training's workers makes of what it hears, and of what it does not."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator import supervisor as supervisor_module
+from orchestrator.errors import StageError
+from orchestrator.supervisor import Beat, Event, Figures, Supervisor
+
+HANG = 15.0
+STEP_SECONDS = 0.2
+
+
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(supervisor_module, "time", found)
+    return found
+
+
+@pytest.fixture
+def supervisor(clock: Clock) -> Supervisor:
+    return Supervisor(max_failures=2, hang_seconds=HANG)
+
+
+def beat(rank: int, step: int = 0, seconds: float = 0.0) -> Beat:
+    return Beat(rank, 100 + rank, f"node-{rank}", f"host-{rank}", step, seconds)
+
+
+def events(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """Those that were told since the last look."""
+    messages, *_ = supervisor.look()
+    return [{"event": m.kind, **m.fields} for m in messages if isinstance(m, Event)]
+
+
+def checkpoint(step: int) -> Event:
+    return Event("checkpoint", {"step": step})
+
+
+def test_messages_are_passed_on_once_in_their_order(supervisor: Supervisor) -> None:
+    messages = [Figures(3, 10, {"loss": 1.0}), checkpoint(3), StageError("the disk is full")]
+    for message in messages:
+        supervisor.put(message)
+    assert supervisor.look()[0] == messages
+    assert supervisor.look()[0] == []
+
+
+def test_what_is_asked_reaches_the_workers_and_is_not_taken_back(supervisor: Supervisor) -> None:
+    group = supervisor.begin(1)
+    assert supervisor.beat(group, beat(0)) == 0
+    supervisor.ask(2)
+    supervisor.ask(1)
+    assert supervisor.beat(group, beat(0)) == 2
+
+
+def test_a_worker_that_falls_silent_hangs(supervisor: Supervisor, clock: Clock) -> None:
+    group, told = supervisor.begin(2), []
+    for second in range(20):
+        clock.now = second
+        supervisor.beat(group, beat(0, step=second))
+        if second < 3:
+            supervisor.beat(group, beat(1, step=second))
+        messages, hanging, at_work = supervisor.look()
+        assert at_work
+        assert (hanging == [beat(1, step=2)]) == (second == 18)  # found once
+        told += messages
+    (event,) = told
+    assert event.kind == "worker hangs"
+    found = event.fields
+    assert (found["rank"], found["host"], found["process"], found["step"]) == (1, "host-1", 101, 2)
+
+
+def test_a_worker_that_left_may_be_silent(supervisor: Supervisor, clock: Clock) -> None:
+    group = supervisor.begin(1)
+    supervisor.beat(group, beat(0))
+    supervisor.done(group, 0)
+    clock.now = 2 * HANG
+    assert supervisor.look() == ([], [], False)
+
+
+def test_lost_workers_are_told_of_with_step_host_and_cause(supervisor: Supervisor) -> None:
+    group = supervisor.begin(2)
+    supervisor.beat(group, beat(0, step=7))
+    supervisor.beat(group, beat(1, step=6))
+    supervisor.done(group, 1)  # on its way out, by an exception
+    supervisor.lost({1: "ActorDiedError: killed"}, preempted=False)
+    (told,) = events(supervisor)
+    assert told["event"] == "worker lost"
+    assert (told["ranks"], told["hosts"], told["step"]) == ([1], ["host-1"], 7)
+    assert told["cause"] == "rank 1: ActorDiedError: killed"
+
+
+def test_workers_of_an_older_group_are_not_heard(supervisor: Supervisor, clock: Clock) -> None:
+    """Those that outlive their group for a moment, or come back from behind a cut network."""
+    old = supervisor.begin(2)
+    supervisor.beat(old, beat(0))
+    supervisor.lost({1: "gone"}, preempted=False)
+    supervisor.beat(old, beat(0))  # until Ray has ended it
+    clock.now = 2 * HANG
+    assert supervisor.look()[1:] == ([], False)
+    new = supervisor.begin(2)
+    supervisor.beat(new, beat(1))
+    supervisor.beat(old, beat(0))
+    supervisor.done(old, 1)
+    clock.now += HANG + 1
+    assert supervisor.look()[1] == [beat(1)]
+
+
+def test_failures_in_a_row_without_progress_end_the_training(supervisor: Supervisor) -> None:
+    for _ in range(2):
+        assert supervisor.wants()
+        supervisor.lost({0: "killed"}, preempted=False)
+    assert supervisor.wants()
+    supervisor.lost({0: "killed again"}, preempted=False)
+    supervisor.look()
+    assert not supervisor.wants()
+    assert not supervisor.wants()  # each worker asks
+    ((error,), *_) = supervisor.look()
+    assert isinstance(error, StageError)
+    assert "lost its workers 3 times" in str(error) and "killed again" in str(error)
+
+
+def test_progress_refills_the_budget(supervisor: Supervisor) -> None:
+    for step in range(10, 100, 10):
+        supervisor.lost({0: "killed"}, preempted=False)
+        assert supervisor.wants()
+        supervisor.put(checkpoint(step))
+    for _ in range(2):
+        supervisor.lost({0: "killed"}, preempted=False)
+        supervisor.put(checkpoint(90))  # the one that was there already
+        assert supervisor.wants()
+    supervisor.lost({0: "killed"}, preempted=False)
+    assert not supervisor.wants()
+
+
+def test_machines_taken_away_with_notice_are_no_failures(supervisor: Supervisor) -> None:
+    for _ in range(5):
+        supervisor.begin(2)
+        supervisor.lost({0: "drained"}, preempted=True)
+        supervisor.lost({0: "drained", 1: "drained"}, preempted=True)  # the same machine still
+        assert supervisor.wants()
+    told = [event["event"] for event in events(supervisor)]
+    assert told == ["preempted"] * 5
+
+
+def test_after_an_error_that_no_retry_mends_no_group_trains(supervisor: Supervisor) -> None:
+    supervisor.put(StageError("the loss is no number"))
+    assert not supervisor.wants()
+    supervisor.lost({0: "its consequence"}, preempted=False)
+    assert events(supervisor) == []
+
+
+def train(
+    supervisor: Supervisor, group: int, times: dict[int, float], start: int, steps: int
+) -> list[dict[str, Any]]:
+    """Steps of which each worker computes so many times the usual; the stragglers told of."""
+    for step in range(start, start + steps + 1):
+        for rank, factor in times.items():
+            seconds = (start + (step - start) * factor) * STEP_SECONDS
+            supervisor.beat(group, beat(rank, step, seconds))
+    return [event for event in events(supervisor) if event["event"] == "straggler"]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_a_worker_that_computes_far_longer_is_named_within_20_steps(
+    supervisor: Supervisor, workers: int
+) -> None:
+    group = supervisor.begin(workers)
+    times = dict.fromkeys(range(workers), 1.0)
+    assert train(supervisor, group, times, 0, 100) == []
+    (told,) = train(supervisor, group, times | {1: 5.0}, 100, 60)  # once, not in each window
+    assert (told["rank"], told["host"]) == (1, "host-1")
+    assert told["step"] <= 120
+    assert 2 < told["times_as_long"] < 6
+
+
+def test_a_worker_that_lags_again_is_named_again(supervisor: Supervisor) -> None:
+    group = supervisor.begin(2)
+    assert len(train(supervisor, group, {0: 1.0, 1: 3.0}, 0, 40)) == 1
+    supervisor.begin(2)
+    group = supervisor.group
+    assert train(supervisor, group, {0: 1.0, 1: 1.0}, 0, 40) == []
+    assert len(train(supervisor, group, {0: 1.0, 1: 3.0}, 40, 40)) == 1
+
+
+def test_steps_too_short_to_be_compared_name_nobody(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.STEP_SECONDS", 1e-4)
+    group = supervisor.begin(2)
+    assert train(supervisor, group, {0: 1.0, 1: 4.0}, 0, 200) == []
+
+
+def test_one_worker_alone_is_no_straggler(supervisor: Supervisor) -> None:
+    group = supervisor.begin(1)
+    assert train(supervisor, group, {0: 9.0}, 0, 50) == []
