@@ -3,13 +3,16 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test check format schema clean
+.PHONY: demo test drills check format schema clean
 
 demo: .venv/.installed  ## install, then run a whole job: about five minutes, stays up until Ctrl-C
 	$(BIN)/orchestrator run jobs/language_modelling.yaml
 
 test: .venv/.installed-dev  ## install what tests need, and run them
 	$(BIN)/pytest
+
+drills: .venv/.installed-dev  ## inject faults for real, and compare: about half an hour
+	$(BIN)/pytest tests/drills
 
 check: .venv/.installed-dev  ## lint, types, import directions
 	$(BIN)/ruff check .

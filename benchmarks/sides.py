@@ -35,6 +35,7 @@ class Machine:
 
     def __init__(self) -> None:
         os.nice(max(0, NICENESS - os.nice(0)))
+        os.environ.update({"RAY_worker_niceness": "0"})  # which is added to the benchmark's own
         self.load: list[float] = []
         self.busy: list[float] = []
 
@@ -92,6 +93,7 @@ class Engine:
         self.job.write_text(yaml.safe_dump({**job, **settings, "storage": str(self.storage)}))
         os.environ[FOLDER] = str(self.notes)  # a head that is started from here inherits it
         os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ.pop("RAY_ADDRESS", None)
 
     def start(self, stage: str, overrides: Sequence[str], environment: dict[str, str]) -> "Started":
         """Start `orchestrator STAGE`, with nothing left of an earlier training."""
@@ -114,12 +116,14 @@ class Engine:
 class Started:
     """A command that runs; what it prints goes to a file."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], log: Path, folder: Path = ROOT
+    ) -> None:
         self.log = log
         self.at = time.time()
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
 
     def __enter__(self) -> "Started":
@@ -149,7 +153,6 @@ def running_ray(machine: Machine) -> Iterator[dict[str, str]]:
     """A Ray head on all cores, quiet again after its start: the environment that leads to it."""
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ["RAY_worker_niceness"] = "0"  # added to that of the benchmark, from which it starts
     with ray_head(os.cpu_count() or 1) as head:
         machine.wait_until_quiet()
         yield head.environment

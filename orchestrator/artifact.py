@@ -31,6 +31,7 @@ from orchestrator.errors import StageError, UserError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MANIFEST = "manifest.json"
+S3_SECONDS = 60.0  # for an answer; pyarrow would take 3 s of silence for an error
 ATTEMPT = "attempt"  # holds the id of the start of a training that may write checkpoints
 
 # A manifest names files of its own folder and nothing else: no `/`, no `..`, no absolute path.
@@ -40,9 +41,12 @@ RelativePath = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
 
 @functools.cache
 def _filesystem(scheme_and_host: str) -> pyarrow.fs.FileSystem:
-    if scheme_and_host.startswith("s3://"):
-        scheme_and_host += "?allow_delayed_open=true"  # small files in one request, not in three
-    return pyarrow.fs.FileSystem.from_uri(scheme_and_host)[0]
+    found, _ = pyarrow.fs.FileSystem.from_uri(scheme_and_host)
+    if isinstance(found, pyarrow.fs.S3FileSystem):
+        # What an URI cannot say. Small files are to take one request, not three.
+        build, (options,) = found.__reduce__()
+        return build(options | {"allow_delayed_open": True, "request_timeout": S3_SECONDS})
+    return found
 
 
 class Folder:

@@ -285,9 +285,9 @@ class Checkpoints:
     def _failed(self, snapshot: Snapshot, error: BaseException) -> StageError:
         """Tell that a commit failed; returns what to raise where it keeps failing."""
         folder = self.folder / step_name(snapshot.step)
-        reason = str(error)
+        reason = " ".join(str(error).split())
         if not isinstance(error, StageError):
-            reason = f"cannot write {folder}: {type(error).__name__}: {error}"
+            reason = f"cannot write {folder}: {type(error).__name__}: {reason}"
         self._tell("checkpoint failed", step=snapshot.step, error=reason)
         cause = error if isinstance(error, OSError) else error.__cause__
         cure = CURES.get(getattr(cause, "errno", None) or 0, "mend the storage")

@@ -10,11 +10,13 @@ COMPILE_ON_CPU = (0.04, 25.0)  # measured at 14M parameters: 1.03 to 1.07 times 
 FLOPS_A_SECOND = {"cpu": 6e10, "cuda": 1.5e14}  # of a core, of a GPU: what training reaches, about
 
 
-def train_seconds(job: Job, parameters: int) -> float:
+def train_seconds(job: Job) -> float:
     """About how long the steps of a training take: 6 N + 12 L D T operations a token."""
     config, model = job.train, job.model
     if config.steps is None:
         return 60.0 * config.budget_minutes
+    block = 4 * model.d_model**2 + 2 * model.d_model * model.feed_forward_width
+    parameters = model.num_layers * block + model.d_model * job.tokenizer.vocab_size
     a_token = 6 * parameters + 12 * model.num_layers * model.d_model * model.max_seq_len
     tokens = config.steps * config.global_batch_size * model.max_seq_len
     units = job.cluster.gpus_per_worker or job.cluster.cpus_per_worker
@@ -22,7 +24,7 @@ def train_seconds(job: Job, parameters: int) -> float:
     return a_token * tokens / (FLOPS_A_SECOND[kind] * units * job.cluster.fewest_workers)
 
 
-def compiles(job: Job, seconds: float) -> bool:
+def compiles(job: Job) -> bool:
     """Whether the training is to be compiled: it gains more than it waits for.
 
     A function of the job alone: compiled kernels round otherwise, and a resumed run does the same.
@@ -32,4 +34,4 @@ def compiles(job: Job, seconds: float) -> bool:
     if not job.cluster.gpus_per_worker and shutil.which("c++") is None:
         return False
     gain, wait = COMPILE_ON_GPU if job.cluster.gpus_per_worker else COMPILE_ON_CPU
-    return seconds * gain > wait
+    return train_seconds(job) * gain > wait

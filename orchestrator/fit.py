@@ -107,8 +107,10 @@ def fit(
                 point = {"step": state.step, "validation": state.metrics[task.metric.name]}
                 state.history.append(point)
                 reporter.validated(state.step, total_steps, state.metrics)
-        if saving and checkpoints is not None and world.rank == 0:
-            checkpoints.save(state.snapshot(pace.total_steps, validating))
+        if saving and checkpoints is not None:
+            if world.rank == 0:
+                checkpoints.save(state.snapshot(pace.total_steps, validating))
+            world.exchange(0, patient=True)  # it waits where storage is slower than the training
         if directive is Directive.STOP:
             break
     if checkpoints is not None and world.rank == 0:

@@ -35,7 +35,8 @@ class Pace:
         self.total_steps = total_steps if total_steps is not None else self.config.steps
         self.resumed = step
         self.next_pulse = step
-        self.last_pulse = step, time.monotonic()
+        self.step_ended = self.reported = time.monotonic()
+        self.last_pulse = step, self.step_ended
         self.loss, self.count = 0.0, 0.0
 
     def ended(self, step: int) -> bool:

@@ -50,10 +50,9 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
     epochs = None
     if config.steps is not None and samples:
         epochs = config.steps * config.global_batch_size / samples
-    seconds = train_seconds(job, model.num_parameters())
     return Plan(
-        train_seconds=seconds,
-        compiles=compiles(job, seconds),
+        train_seconds=train_seconds(job),
+        compiles=compiles(job),
         parameters=model.num_parameters(),
         source_files=len(files),
         source_bytes=source_bytes,

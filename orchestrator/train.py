@@ -4,6 +4,7 @@ The checkpoints are ours, not Ray's: they go to storage with their manifest last
 that Ray restarts, on whatever cause, continues from the newest one.
 """
 
+import contextlib
 import os
 import time
 import uuid
@@ -45,7 +46,8 @@ def train(
         _until_it_ends(job, prepared, folder, feed)
     finally:
         progress.finish()
-        (folder / "ray").delete()
+        with contextlib.suppress(OSError):  # storage that refuses has been told of
+            (folder / "ray").delete()
     from orchestrator.checkpoint import Checkpoints  # with torch, for which no start has to wait
 
     checkpoints = Checkpoints(folder / "checkpoints", job.build_task().metric)
@@ -179,6 +181,8 @@ class _Watch(ray.train.UserCallback):
 
 
 def _cause(error: Exception) -> str:
-    """Its last line, without the guesses that Ray appends to it."""
-    line = last_line(str(error)).split(" Some common causes include")[0]
+    """Its last line, without the guesses that are appended to it."""
+    line = last_line(str(error))
+    for guesses in (" Some common causes include", " This is typically caused"):
+        line = line.split(guesses)[0]
     return f"{type(error).__name__}: {line}"[:LONGEST_CAUSE]

@@ -19,7 +19,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from orchestrator import spares
 from orchestrator.artifact import Folder, PreparedData
 from orchestrator.checkpoint import Checkpoints
-from orchestrator.cost import compiles, train_seconds
+from orchestrator.cost import compiles
 from orchestrator.errors import DivergedError, StageError
 from orchestrator.failures import Decision, PreemptedError, decide, explain
 from orchestrator.fit import fit
@@ -92,10 +92,7 @@ def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> No
         newest = checkpoints.all()[-1:]
         step = newest[0].step if newest else 0
         line.event("resumed" if step else "began", step=step, workers=world.size)
-    with torch.device("meta"):
-        parameters = task.build_model(job.tokenizer.vocab_size).num_parameters()
-    compiled = compiles(job, train_seconds(job, parameters))
-    config = job.train.model_copy(update={"compile": compiled})
+    config = job.train.model_copy(update={"compile": compiles(job)})
     if fit(task, prepared, config, world, line, checkpoints) is None:
         # Stopped early. Nobody leaves before the last checkpoint is saved.
         asked = world.exchange(line.asked, patient=True)

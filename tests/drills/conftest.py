@@ -23,7 +23,7 @@ import yaml
 from ray.util.state import list_actors, list_placement_groups
 
 from orchestrator import train as train_module
-from orchestrator.artifact import Folder, PreparedData, Training
+from orchestrator.artifact import MANIFEST, Folder, PreparedData, Training
 from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.events import EventLog, read_events
 from orchestrator.feed import Feed
@@ -33,10 +33,11 @@ from orchestrator.run import Run
 from orchestrator.supervisor import Beat
 from orchestrator.task import Metric
 from orchestrator.train import train
-from tests.integration.conftest import Silent, connected, head, tiny_job, write_texts
-from tests.ray_head import end_session
+from tests.drills.s3 import Storage, storage
+from tests.integration.conftest import Silent, connected, tiny_job, write_texts
+from tests.ray_head import Head, end_session, ray_head
 
-__all__ = ["connected", "head"]
+__all__ = ["connected"]
 
 SEED = int(os.environ.get("DRILL_SEED", random.randrange(10_000)))
 chance = random.Random(SEED)
@@ -149,6 +150,20 @@ class Drill:
 
 
 @pytest.fixture(scope="session")
+def s3() -> Iterator[Storage]:
+    with storage() as server:
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def head(s3: Storage) -> Iterator[Head]:
+    """Whose workers, too, know of that storage."""
+    with ray_head(cpus=4) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Any) -> PreparedData:
     folder = tmp_path_factory.mktemp("data")
     write_texts(folder / "data")
@@ -226,7 +241,6 @@ class Command:
         self.folder = self.run.train_folder(job)
         path = Path(self.run.folder.uri).parent / "job.yaml"
         content = json.loads(job.model_dump_json(exclude_none=True))
-        content["cluster"]["workers"] = job.cluster.workers
         path.write_text(yaml.safe_dump(content))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", "train", str(path)],
@@ -262,10 +276,10 @@ class Command:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in read_events(self.run.folder) if event["event"] == kind]
 
-    def assert_nothing_left(self, seconds: float = 60) -> None:
-        """Ray's agents look some ten seconds for a raylet that is no more."""
+    def assert_nothing_left(self, seconds: float = 15, but: tuple[str, ...] = ()) -> None:
+        """No process of its session, but for some that take their time."""
         deadline = time.monotonic() + seconds
-        while left := processes_of(self.process.pid):
+        while left := [p for p in processes_of(self.process.pid) if p.name() not in but]:
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
 
@@ -306,8 +320,10 @@ def left_over(folder: Folder, dashboard: str | None) -> list[str]:
     ]
     groups = list_placement_groups(dashboard, limit=10_000)
     left += [f"group {g.placement_group_id}" for g in groups if g.state != "REMOVED"]
-    assert folder.local_path is not None
-    left += [str(path) for path in folder.local_path.glob("checkpoints/.*.tmp")]
+    names = (folder / "checkpoints").names()
+    left += [name for name in names if name.endswith(".tmp")]
+    steps = [folder / "checkpoints" / name for name in names if name.startswith("step-")]
+    left += [str(step) for step in steps if not step.exists(MANIFEST)]
     return left
 
 

@@ -130,7 +130,7 @@ def test_a_node_that_is_taken_away_with_notice_costs_no_step(
     assert resumed["step"] >= preempted["step"]  # none is made again
     assert drained not in cluster.workers()
     command.end()
-    assert ending(command.folder) == undisturbed(train__checkpoint_every=1000)
+    assert ending(command.folder) == undisturbed()
     assert not command.events("worker lost")
     assert_clean(command.folder, dashboard=cluster.head.dashboard)
 

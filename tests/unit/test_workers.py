@@ -24,8 +24,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return prepare_counting(Folder(str(tmp_path_factory.mktemp("prepared"))))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("global_batch_size", [5, 2])  # shares differ, or there is none
+@pytest.mark.parametrize(
+    ("global_batch_size", "optimizer"),
+    [(5, "adamw"), (2, "muon")],  # shares differ, or a worker has none
+)
 def test_several_workers_learn_what_one_does(
     prepared: PreparedData, tmp_path: Path, global_batch_size: int, optimizer: str
 ) -> None:

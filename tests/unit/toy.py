@@ -30,7 +30,7 @@ from orchestrator.world import World
 LENGTH = 8
 PERIOD = 7
 SPLITS = ("train", "validation", "test")
-TIMEOUT = 45.0
+TIMEOUT = 240.0
 
 # The server imports all that takes long, once; each worker is a fork of it and starts at once.
 WORKERS = multiprocessing.get_context("forkserver")
