@@ -27,6 +27,13 @@ format: .venv/.installed-dev  ## mend what can be mended by itself
 schema: .venv/.installed  ## write the JSON schema of job files anew
 	$(BIN)/orchestrator schema > jobs/job.schema.json
 
+bench-train: .venv/.installed-bench  ## training beside torchrun, transformers and Lightning
+	$(BIN)/python -m benchmarks.train
+
+NANOGPT ?= nanoGPT
+bench-time-to-loss: .venv/.installed-bench  ## beside nanoGPT, whose checkout is NANOGPT=path
+	$(BIN)/python -m benchmarks.time_to_loss --nanogpt $(NANOGPT)
+
 clean:  ## remove the virtual environment and caches, never runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
@@ -41,4 +48,8 @@ clean:  ## remove the virtual environment and caches, never runs
 
 .venv/.installed-dev: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	touch .venv/.installed $@
+
+.venv/.installed-bench: .venv/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[bench]'
 	touch .venv/.installed $@

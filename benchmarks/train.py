@@ -269,36 +269,29 @@ def report(results: Results, recoveries: list[dict[str, float]], machine: Machin
 
 def ratios(results: Results) -> dict[str, list[float]]:
     """What was compared, round by round, as far as the sides that it needs were run."""
-    found: dict[str, list[float]] = {}
-
-    def speeds(name: str) -> np.ndarray:
-        return np.array([speed(steps) for steps in results[name]])
-
-    def starts(name: str) -> np.ndarray:
-        return np.array([steps.start for steps in results[name]])
-
-    def mean_seconds(name: str) -> np.ndarray:
-        return np.array([1 / mean_speed(steps) for steps in results[name]])
-
+    speeds = {name: np.array([speed(steps) for steps in each]) for name, each in results.items()}
+    starts = {name: np.array([steps.start for steps in each]) for name, each in results.items()}
+    pace = {name: np.array([mean_speed(steps) for steps in each]) for name, each in results.items()}
     compared = {
-        "ours / torchrun, 1 worker": lambda: speeds("ours 1") / speeds("torchrun 1"),
-        "ours / torchrun, 2 workers": lambda: speeds("ours 2") / speeds("torchrun 2"),
-        "ours / the best trainer, on 2 cores": lambda: (
-            speeds("ours 2") / np.max([speeds(name) for name in TRAINERS], axis=0)
+        "ours / torchrun, 1 worker": lambda: speeds["ours 1"] / speeds["torchrun 1"],
+        "ours / torchrun, 2 workers": lambda: speeds["ours 2"] / speeds["torchrun 2"],
+        "ours / the best trainer, 2 cores": lambda: (
+            speeds["ours 2"] / np.max([speeds[name] for name in TRAINERS], axis=0)
         ),
-        "of that by bf16 (transformers bf16 / fp32)": lambda: (
-            speeds("transformers 1x2 bf16") / speeds("transformers 1x2")
+        "of which bf16: transformers bf16 / fp32": lambda: (
+            speeds["transformers 1x2 bf16"] / speeds["transformers 1x2"]
         ),
         "start to first step, ours / torchrun, 2 workers": lambda: (
-            starts("ours 2") / starts("torchrun 2")
+            starts["ours 2"] / starts["torchrun 2"]
         ),
         f"cost of a checkpoint every {SAVED_EVERY} steps, %": lambda: (
-            100 * (mean_seconds("ours 2, saving") / mean_seconds("ours 2") - 1)
+            100 * (pace["ours 2"] / pace["ours 2, saving"] - 1)
         ),
     }
-    for name, ratio in compared.items():
-        with contextlib.suppress(KeyError):  # a side that was left out
-            found[name] = ratio().tolist()
+    found = {}
+    for name, compare in compared.items():
+        with contextlib.suppress(KeyError):  # of a side that was left out
+            found[name] = compare().tolist()
     return found
 
 

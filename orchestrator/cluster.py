@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # of one waits for it.
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Of 60: so long waits an elastic group for a node that is not yet known to be dead.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: a notice may be given 15 s before the end
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

@@ -39,6 +39,7 @@ class Feed:
         self.max_failures = job.cluster.max_failures
         self.failures: list[OrchestratorError] = []
         self._lost_controllers = 0
+        self._lost_nodes = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
         self._events = events
         self._progress = progress
         self._board: tensorboardX.SummaryWriter | None = None
@@ -71,6 +72,11 @@ class Feed:
             raise self.failures[0]
         done.result()
 
+    def close(self) -> None:
+        ray.kill(self.supervisor)
+        if self._board is not None:
+            self._board.close()
+
     def may_start_again(self, reason: str) -> bool:
         """Whether Ray Train itself, lost for `reason`, is worth another start."""
         self._lost_controllers += 1
@@ -96,8 +102,19 @@ class Feed:
             self._events.write("train", message.kind, **message.fields)
             if message.kind == "checkpoint":
                 self._lost_controllers = 0
+            if message.kind == "resumed":
+                self._tell_of_lost_nodes()
         else:
             self._show(message)
+
+    def _tell_of_lost_nodes(self) -> None:
+        """A worker often fails because another one's node did, and knows nothing of that."""
+        for node in ray.nodes():
+            if not node["Alive"] and node["NodeID"] not in self._lost_nodes:
+                self._lost_nodes.add(node["NodeID"])
+                reason = node["DeathReasonMessage"] or "no reason given"
+                address = node["NodeManagerAddress"]
+                self._events.write("train", "node lost", address=address, cause=reason)
 
     def _show(self, figures: Figures) -> None:
         if self._step < 0 or figures.total_steps != self._total:

@@ -45,6 +45,7 @@ def train(
     try:
         _until_it_ends(job, prepared, folder, feed)
     finally:
+        feed.close()
         progress.finish()
         with contextlib.suppress(OSError):  # storage that refuses has been told of
             (folder / "ray").delete()

@@ -7,20 +7,13 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from orchestrator.artifact import PreparedData
 from orchestrator.job import Job
-from tests.drills.conftest import (
-    Command,
-    Undisturbed,
-    assert_clean,
-    chance,
-    ending,
-    make_job,
-    take_prepared,
-)
+from tests.drills.conftest import Make, Undisturbed
+from tests.drills.trainings import Command, assert_clean, ending
 from tests.ray_head import Head
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
@@ -35,14 +28,19 @@ def own_ray() -> dict[str, str]:
 
 @pytest.mark.parametrize("where", ["own Ray", "cluster"])
 def test_a_killed_command_is_continued_by_the_same_command(
-    job: Job, head: Head, commands: list[Command], undisturbed: Undisturbed, where: str
+    job: Job,
+    head: Head,
+    commands: list[Command],
+    undisturbed: Undisturbed,
+    where: str,
+    chance: Random,
 ) -> None:
     environment = own_ray() if where == "own Ray" else head.environment
     commands.append(Command(job, environment))
     commands[0].wait_for_checkpoint(chance.randrange(20, 90))
     os.kill(commands[0].process.pid, signal.SIGKILL)
     commands[0].assert_nothing_left(but=AGENTS)
-    assert_clean(commands[0].folder)
+    assert_clean(head, commands[0].folder)
 
     started = time.monotonic()
     commands.append(Command(job, environment))
@@ -50,16 +48,15 @@ def test_a_killed_command_is_continued_by_the_same_command(
     print(f"\nthe command again: {time.monotonic() - started:.1f} s until it goes on")
     commands[1].end()
     assert ending(commands[1].folder) == undisturbed()
-    assert_clean(commands[1].folder)
+    assert_clean(head, commands[1].folder)
     commands[1].assert_nothing_left()
     commands[0].assert_nothing_left(seconds=120)
 
 
 def test_sigterm_saves_a_last_checkpoint(
-    prepared: PreparedData, tmp_path: Path, commands: list[Command], undisturbed: Undisturbed
+    make: Make, head: Head, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
-    job = make_job(prepared, tmp_path, train__checkpoint_every=1000)
-    take_prepared(prepared, job)
+    job = make(train__checkpoint_every=1000)
     commands.append(Command(job, own_ray()))
     commands[0].wait_for_checkpoint(50)  # of a validation
     time.sleep(chance.random())
@@ -74,7 +71,7 @@ def test_sigterm_saves_a_last_checkpoint(
     assert saved[-1]["step"] % 50  # none that was due
     assert commands[0].events("ended")[-1]["exit_code"] == 143
     commands[0].assert_nothing_left()
-    assert_clean(commands[0].folder)
+    assert_clean(head, commands[0].folder)
 
     commands.append(Command(job, own_ray()))
     commands[1].end()
@@ -100,7 +97,12 @@ def test_a_second_run_of_a_name_is_refused(job: Job, commands: list[Command], he
 
 @pytest.mark.parametrize("shift", ["-1h", "+1h"])
 def test_the_clock_may_be_set(
-    job: Job, commands: list[Command], undisturbed: Undisturbed, shift: str
+    job: Job,
+    head: Head,
+    commands: list[Command],
+    undisturbed: Undisturbed,
+    shift: str,
+    chance: Random,
 ) -> None:
     """Of the whole machine, as far as the command and its Ray see it."""
     if not Path(FAKETIME).exists():
@@ -117,4 +119,4 @@ def test_the_clock_may_be_set(
     assert abs(hours - int(shift[:2])) < 0.1
     assert ending(commands[1].folder) == undisturbed()
     commands[1].assert_nothing_left()
-    assert_clean(commands[1].folder)
+    assert_clean(head, commands[1].folder)

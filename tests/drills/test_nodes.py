@@ -5,24 +5,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from random import Random
 
 import pytest
 from ray.util.state import list_actors, list_nodes
 
-from orchestrator.artifact import PreparedData
-from orchestrator.job import Job
-from tests.drills.conftest import (
-    Command,
-    Undisturbed,
-    assert_clean,
-    chance,
-    ending,
-    make_job,
-    processes_of,
-    take_prepared,
-)
+from tests.drills.conftest import Make, Undisturbed
+from tests.drills.trainings import Command, assert_clean, ending, processes_of
 from tests.ray_head import BIN, Head, ray_head, ray_node
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
@@ -69,21 +59,8 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(stack.enter_context(ray_head(cpus=0)), stack)
 
 
-Make = Callable[..., Job]
-
-
-@pytest.fixture
-def make(prepared: PreparedData, tmp_path: Path) -> Make:
-    def make(**changes: object) -> Job:
-        job = make_job(prepared, tmp_path, **changes)
-        take_prepared(prepared, job)
-        return job
-
-    return make
-
-
 def test_a_node_that_dies_is_replaced_by_another(
-    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed
+    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
     for _ in range(3):
         cluster.add_node()
@@ -100,14 +77,15 @@ def test_a_node_that_dies_is_replaced_by_another(
     assert killed not in cluster.workers()
     command.end()
     assert ending(command.folder) == undisturbed()
-    (lost,) = command.events("worker lost")
+    assert len(command.events("worker lost")) == 1
+    (lost,) = command.events("node lost")
     print(lost)
-    assert "node" in lost["cause"]
-    assert_clean(command.folder, dashboard=cluster.head.dashboard)
+    assert lost["address"] == killed
+    assert_clean(cluster.head, command.folder)
 
 
 def test_a_node_that_is_taken_away_with_notice_costs_no_step(
-    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed
+    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
     for _ in range(3):
         cluster.add_node()
@@ -132,15 +110,15 @@ def test_a_node_that_is_taken_away_with_notice_costs_no_step(
     command.end()
     assert ending(command.folder) == undisturbed()
     assert not command.events("worker lost")
-    assert_clean(command.folder, dashboard=cluster.head.dashboard)
+    assert_clean(cluster.head, command.folder)
 
 
 def test_a_training_shrinks_and_grows_with_its_cluster(
-    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed
+    cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
     for _ in range(2):
         cluster.add_node()
-    changes = {"train__deterministic": True, "train__steps": 500}
+    changes = {"train__deterministic": True, "train__steps": 400}
     command = Command(make(**changes, cluster__workers=(1, 2)), cluster.head.environment)
     commands.append(command)
     assert command.wait_for_event("began")["workers"] == 2
@@ -153,4 +131,4 @@ def test_a_training_shrinks_and_grows_with_its_cluster(
     assert ending(command.folder) == undisturbed(**changes)
     assert len(command.events("worker lost")) == 1
     assert not command.events("worker hangs")
-    assert_clean(command.folder, dashboard=cluster.head.dashboard)
+    assert_clean(cluster.head, command.folder)

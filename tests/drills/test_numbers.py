@@ -1,6 +1,7 @@
 """Numbers that go wrong: a loss that is none, and a weight whose bit flips on one worker."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from orchestrator.batches import Batches
 from orchestrator.errors import DivergedError
 from orchestrator.job import TrainConfig
 from orchestrator.world import World
-from tests.drills.conftest import SLOW, Begin, Undisturbed, chance, ending
+from tests.drills.conftest import Begin, Undisturbed
 from tests.drills.tasks import FLIP, POISON
+from tests.drills.trainings import SLOW, ending
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(300)]
 
@@ -38,7 +40,7 @@ def poisoned_job(data: Path) -> dict[str, Any]:
 
 
 def test_a_step_whose_loss_is_no_number_is_skipped_by_all(
-    begin: Begin, prepared: PreparedData, data: Path
+    begin: Begin, prepared: PreparedData, data: Path, chance: Random
 ) -> None:
     poison(prepared, data, [chance.randrange(20, 80)], chance.randrange(2))
     drill = begin(**poisoned_job(data), train__spike_sigmas=0)
@@ -50,7 +52,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_by_all(
 
 
 def test_losses_that_stay_no_number_end_the_training_and_name_the_rows(
-    begin: Begin, prepared: PreparedData, data: Path
+    begin: Begin, prepared: PreparedData, data: Path, chance: Random
 ) -> None:
     first = chance.randrange(20, 80)
     rows = poison(prepared, data, [first, first + 1, first + 2], chance.randrange(2))
@@ -65,7 +67,7 @@ def test_losses_that_stay_no_number_end_the_training_and_name_the_rows(
 
 
 def test_a_flipped_bit_is_found_and_undone(
-    begin: Begin, data: Path, undisturbed: Undisturbed
+    begin: Begin, data: Path, undisturbed: Undisturbed, chance: Random
 ) -> None:
     drill = begin(task="tests.drills.tasks:Flipped", data__source=str(data))
     drill.wait_for_step(chance.randrange(25, 90))

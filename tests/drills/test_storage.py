@@ -1,17 +1,22 @@
-"""A storage that is slow, then answers 503."""
+"""A storage that is slow, that answers 503, that is full."""
 
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from random import Random
 
 import pytest
 
-from orchestrator.checkpoint import Checkpoints
+from orchestrator.checkpoint import step_of
 from orchestrator.errors import StageError
-from orchestrator.task import Metric
-from tests.drills.conftest import Begin, Drill, Undisturbed, chance, ending
+from tests.drills.conftest import Begin, Undisturbed
 from tests.drills.s3 import Storage
+from tests.drills.test_commit import disk
+from tests.drills.trainings import Drill, checkpoints, ending
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
+__all__ = ["disk"]
 LONGER = {"train__steps": 500, "train__eval_every": 500, "train__checkpoint_every": 50}
 
 
@@ -29,9 +34,10 @@ def speed(drill: Drill, seconds: float) -> float:
 
 
 def test_a_slow_or_refusing_storage_does_not_hold_up_the_training(
-    begin: Begin, undisturbed: Undisturbed, well: Storage
+    begin: Begin, undisturbed: Undisturbed, well: Storage, chance: Random
 ) -> None:
-    drill = begin(**LONGER, storage="s3://drill/slow")
+    # Without spares, whose start takes its part of the processors at some time.
+    drill = begin(**LONGER, storage="s3://drill/slow", cluster__spares=False)
     drill.wait_for_step(chance.randrange(25, 60))
     usual = speed(drill, 3)
     well.delay = 5.0
@@ -44,15 +50,15 @@ def test_a_slow_or_refusing_storage_does_not_hold_up_the_training(
     assert well.refused
     drill.end()
     assert ending(drill.folder) == undisturbed(**LONGER)
-    checkpoints = Checkpoints(drill.folder / "checkpoints", Metric("loss", "min"))
-    whole = [checkpoints.restore(checkpoint.step) for checkpoint in checkpoints.all()]
-    assert len(whole) == len(checkpoints.folder.names())  # none is torn
+    saved = checkpoints(drill.folder)
+    steps = [name for name in saved.folder.names() if name.startswith("step-")]
+    assert all(saved.restore(step_of(name)) for name in steps)  # none is torn
     (failed, *_) = drill.events("checkpoint failed")
     assert "503" in failed["error"] or "SERVICE_UNAVAILABLE" in failed["error"]
 
 
 def test_a_storage_that_goes_on_refusing_ends_the_training_which_continues_later(
-    begin: Begin, undisturbed: Undisturbed, well: Storage
+    begin: Begin, undisturbed: Undisturbed, well: Storage, chance: Random
 ) -> None:
     drill = begin(storage="s3://drill/refused")
     drill.wait_for_step(chance.randrange(25, 60))
@@ -63,4 +69,22 @@ def test_a_storage_that_goes_on_refusing_ends_the_training_which_continues_later
     again = begin(storage="s3://drill/refused")
     again.end()
     assert again.events("resumed")
+    assert ending(again.folder) == undisturbed()
+
+
+def test_a_full_disk_ends_the_training_which_continues_once_there_is_room(
+    begin: Begin, undisturbed: Undisturbed, disk: Path, chance: Random
+) -> None:
+    drill = begin(storage=str(disk))
+    drill.wait_for_step(chance.randrange(25, 60))
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    filler = disk / "filler"
+    filler.write_bytes(bytes(free - 100_000))  # a third of a checkpoint
+    with pytest.raises(StageError, match=r"No space left on device; free some space"):
+        drill.end()
+    filler.unlink()
+    again = begin(storage=str(disk))
+    again.end()
+    assert again.events("resumed")
+    assert again.events("checkpoint failed") or drill.events("checkpoint failed")
     assert ending(again.folder) == undisturbed()

@@ -5,40 +5,39 @@ import os
 import signal
 import threading
 import time
+from random import Random
 
 import psutil
 import pytest
 from ray.util.state import list_actors
 
-from tests.drills.conftest import Begin, Drill, Undisturbed, chance, ending
+from tests.drills.conftest import Begin, Undisturbed
+from tests.drills.trainings import ending
+from tests.ray_head import Head
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(300)]
 
 
-def kill_at_a_step(drill: Drill, ranks: list[int]) -> int:
-    """kill -9 these workers in the midst of the training; returns the step."""
+@pytest.mark.parametrize("ranks", [[1], [0], [0, 1]], ids=["rank 1", "rank 0", "both"])
+def test_killed_workers_cost_one_checkpoint_interval_at_most(
+    begin: Begin, undisturbed: Undisturbed, chance: Random, ranks: list[int]
+) -> None:
+    drill = begin()
     beats = drill.wait_for_step(chance.randrange(25, 90))
     for rank in ranks:
         os.kill(beats[rank].process, signal.SIGKILL)
-    return max(beat.step for beat in beats.values())
-
-
-@pytest.mark.parametrize("ranks", [[1], [0], [0, 1]], ids=["rank 1", "rank 0", "both"])
-def test_killed_workers_cost_one_checkpoint_interval_at_most(
-    begin: Begin, undisturbed: Undisturbed, ranks: list[int]
-) -> None:
-    drill = begin()
-    step = kill_at_a_step(drill, ranks)
-    assert drill.wait_until_it_goes_on(step, f"kill -9 of {ranks}") < 60
+    drill.wait_until_it_goes_on(f"kill -9 of {ranks}")
     drill.end()
     assert ending(drill.folder) == undisturbed()
-    (lost,) = drill.events("worker lost")
-    print(lost)
-    (resumed,) = drill.events("resumed")
-    assert lost["step"] - 20 <= resumed["step"]
+    (lost,), (resumed,) = drill.events("worker lost"), drill.events("resumed")
+    print(lost["cause"])
+    assert "ActorDiedError" in lost["cause"] or "peer" in lost["cause"]
+    assert resumed["step"] >= lost["step"] - 10
 
 
-def test_a_stopped_worker_is_found_and_replaced(begin: Begin, undisturbed: Undisturbed) -> None:
+def test_a_stopped_worker_is_found_and_replaced(
+    begin: Begin, undisturbed: Undisturbed, chance: Random
+) -> None:
     drill = begin()
     rank = chance.randrange(2)
     beat = drill.wait_for_step(chance.randrange(25, 90))[rank]
@@ -49,47 +48,51 @@ def test_a_stopped_worker_is_found_and_replaced(begin: Begin, undisturbed: Undis
     print(f"\nSIGSTOP of rank {rank}: found after {seconds:.1f} s")
     assert seconds < 20
     assert (hanging["rank"], hanging["process"]) == (rank, beat.process)
-    drill.wait_until_it_goes_on(beat.step, "SIGSTOP, from when it was found")
+    drill.wait_until_it_goes_on("SIGSTOP, from when it was found")
     drill.end()
     assert ending(drill.folder) == undisturbed()
     assert not psutil.pid_exists(beat.process)
 
 
-def controller() -> int:
+def controller(head: Head) -> int:
     """The process of Ray Train's controller."""
-    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    alive = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")])
     (found,) = [actor for actor in alive if actor.class_name == "TrainController"]
     return int(found.pid)
 
 
-def test_a_killed_controller_is_started_again(begin: Begin, undisturbed: Undisturbed) -> None:
+def test_a_killed_controller_is_started_again(
+    begin: Begin, undisturbed: Undisturbed, head: Head, chance: Random
+) -> None:
     drill = begin()
-    beats = drill.wait_for_step(chance.randrange(25, 90))
-    os.kill(controller(), signal.SIGKILL)
-    drill.wait_until_it_goes_on(beats[0].step, "kill -9 of the controller")
+    drill.wait_for_step(chance.randrange(25, 90))
+    os.kill(controller(head), signal.SIGKILL)
+    drill.wait_until_it_goes_on("kill -9 of the controller")
     drill.end()
     assert ending(drill.folder) == undisturbed()
     assert len(drill.events("controller lost")) == 1
     assert not drill.events("worker lost")
 
 
-def test_what_ray_train_notes_down_is_not_needed(begin: Begin, undisturbed: Undisturbed) -> None:
+def test_what_ray_train_notes_down_is_not_needed(
+    begin: Begin, undisturbed: Undisturbed, head: Head, chance: Random
+) -> None:
     """Its snapshot is truncated: it would not start with it, though all checkpoints are good."""
     drill = begin()
-    beats = drill.wait_for_step(chance.randrange(25, 90))
+    drill.wait_for_step(chance.randrange(25, 90))
     assert drill.folder.local_path is not None
     (ray_run,) = (drill.folder.local_path / "ray").iterdir()
     snapshot = ray_run / "checkpoint_manager_snapshot.json"
     content = snapshot.read_text() if snapshot.exists() else '{"ray_version": "2.60.0", "check'
     snapshot.write_text(content[: len(content) // 2])
-    os.kill(controller(), signal.SIGKILL)
-    drill.wait_until_it_goes_on(beats[0].step, "a torn snapshot of Ray's")
+    os.kill(controller(head), signal.SIGKILL)
+    drill.wait_until_it_goes_on("a torn snapshot of Ray's")
     drill.end()
     assert ending(drill.folder) == undisturbed()
 
 
 def test_a_worker_with_a_fifth_of_its_processor_is_named(
-    begin: Begin, undisturbed: Undisturbed
+    begin: Begin, undisturbed: Undisturbed, chance: Random
 ) -> None:
     drill = begin()
     rank = chance.randrange(2)

@@ -7,21 +7,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import ray
+from ray.util.state import list_actors
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.checkpoint import MODEL_FILE
+from orchestrator.artifact import Checkpoint, Folder, PreparedData, Training
+from orchestrator.batches import Batches
+from orchestrator.checkpoint import step_name
 from orchestrator.errors import StageError
-from orchestrator.events import EventLog
-from orchestrator.job import Job
+from orchestrator.events import EventLog, read_events
+from orchestrator.job import Job, TrainConfig
 from orchestrator.prepare import prepare
 from orchestrator.run import Run
 from orchestrator.train import train
+from orchestrator.world import World
+from tests.drills.tasks import POISON
 from tests.integration.conftest import Silent, tiny_job, write_texts
+from tests.ray_head import Head
 
 pytestmark = pytest.mark.usefixtures("connected")
+# Micro-batches of one row make slow steps, so that a fault comes in the midst of the training.
 SETTINGS = {"train__steps": 60, "train__eval_every": 5, "cluster__workers": 2}
+SETTINGS |= {"train__micro_batch_size": 1}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +46,16 @@ def run_train(prepared: PreparedData, folder: Path, **changes: Any) -> Training:
     return train(job, prepared, run.folder / "train", EventLog(run.folder), Silent())
 
 
-def weights(training: Training) -> str:
-    return training.checkpoint().files[MODEL_FILE]
+def ending(training: Training) -> tuple[dict[str, str], str]:
+    """Hashes of the last weights, of the optimizer, and of the order of all samples."""
+    last = Checkpoint.load(training.folder / "checkpoints" / step_name(training.steps))
+    assert last is not None
+    return last.files, last.samples
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    story = read_events(Folder(str(folder / "runs" / "tiny")))
+    return [event for event in story if event["event"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +71,7 @@ def test_the_model_learns_and_the_best_checkpoint_is_kept(undisturbed: Training)
 
 
 def test_a_killed_worker_costs_no_bit_of_the_result(
-    tmp_path: Path, prepared: PreparedData, undisturbed: Training
+    tmp_path: Path, prepared: PreparedData, undisturbed: Training, head: Head
 ) -> None:
     folder = tmp_path / "runs" / "tiny" / "train" / "checkpoints"
     killed: list[int] = []
@@ -64,24 +79,35 @@ def test_a_killed_worker_costs_no_bit_of_the_result(
     def kill_after_the_first_checkpoint() -> None:
         while not list(folder.glob("step-*/manifest.json")):
             time.sleep(0.01)
-        killed.append(worker_process(rank=1))
+        killed.append(worker_process(head))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_after_the_first_checkpoint)
     killer.start()
-    # Slower steps, so that the kill comes in the midst of the training.
-    training = run_train(prepared, tmp_path, train__micro_batch_size=1)
+    training = run_train(prepared, tmp_path)
     killer.join()
     assert killed
+    assert ending(training) == ending(undisturbed)
+    assert len(events(tmp_path, "worker lost")) == len(events(tmp_path, "resumed")) == 1
+
+
+def test_a_step_whose_loss_is_no_number_is_skipped(tmp_path: Path, prepared: PreparedData) -> None:
+    config = TrainConfig(global_batch_size=8)
+    batches = Batches(prepared, config, World())
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / POISON, batches.train.read(batches.rows(20)[:1])["tokens"])
+    changes = {"task": "tests.drills.tasks:Poisoned", "data__source": str(data)}
+    training = run_train(prepared, tmp_path, **changes)
     assert training.steps == 60
-    reference = run_train(prepared, tmp_path / "reference", train__micro_batch_size=1)
-    assert weights(training) == weights(reference)
+    (skipped,) = events(tmp_path, "step skipped")
+    assert skipped["step"] > 20 and skipped["skipped"] == 1
 
 
 def test_a_finished_training_is_bit_identical_to_another(
     tmp_path: Path, prepared: PreparedData, undisturbed: Training
 ) -> None:
-    assert weights(run_train(prepared, tmp_path)) == weights(undisturbed)
+    assert ending(run_train(prepared, tmp_path)) == ending(undisturbed)
 
 
 def test_a_diverged_training_is_told_once_and_not_retried(
@@ -93,24 +119,17 @@ def test_a_diverged_training_is_told_once_and_not_retried(
     assert time.monotonic() - started < 60
 
 
-def worker_process(rank: int) -> int:
-    """The process of a Ray Train worker, found by its name among this session's actors."""
-    from ray.util.state import list_actors
-
-    workers = [
-        actor
-        for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=200)
-        if "RayTrainWorker" in actor.class_name
-    ]
-    assert len(workers) == 2, [actor.class_name for actor in workers]
-    assert ray.is_initialized()
-    return int(sorted(workers, key=lambda actor: actor.pid)[rank].pid)
+def worker_process(head: Head) -> int:
+    """The process of one of the two workers."""
+    alive = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")], limit=200)
+    workers = [actor.pid for actor in alive if actor.class_name.endswith("RayTrainWorker")]
+    assert len(workers) == 2
+    return max(workers)
 
 
 def test_a_storage_that_takes_no_checkpoint_is_named(
     tmp_path: Path, prepared: PreparedData
 ) -> None:
-    """Only the first worker writes: the second must not wait for it for ever."""
     folder = tmp_path / "runs" / "tiny" / "train"
     folder.mkdir(parents=True)
     (folder / "checkpoints").write_text("a file where a folder should be")
