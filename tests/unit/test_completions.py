@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from orchestrator.artifact import Folder, PreparedData, Training
-from orchestrator.checkpoint import Checkpoints
+from orchestrator.checkpoint import Checkpoints, Snapshot, model_tensors
 from orchestrator.errors import StageError, UserError
 from orchestrator.job import Job
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
@@ -52,7 +52,19 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, T
     torch.manual_seed(1)
     task = JOB.build_task()
     model = task.build_model(processor.vocab_size)
-    Checkpoints(root / "train", task.metric).save(1, 1, model, [], {"loss": 1.0}, [])
+    checkpoints = Checkpoints(root / "train", task.metric)
+    checkpoints.save(
+        Snapshot(
+            step=1,
+            total_steps=1,
+            model=model_tensors(model),
+            optimizer={},
+            metrics={"loss": 1.0},
+            history=[],
+            samples="",
+        )
+    )
+    checkpoints.finish()
     training = Training(
         folder=root / "train",
         seconds=0,
