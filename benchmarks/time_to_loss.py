@@ -39,8 +39,9 @@ from benchmarks.sides import (
     warn,
 )
 from benchmarks.watch import Watch
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
 from orchestrator.fit import load_processor
+from orchestrator.folder import Folder
 from orchestrator.job_file import load_job
 
 TRAINED = 0.9  # of the text; the rest is scored

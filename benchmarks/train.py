@@ -36,8 +36,9 @@ from benchmarks.sides import (
     spread,
     temporary_folder,
 )
-from orchestrator.artifact import Folder, PreparedData, Training
+from orchestrator.artifact import PreparedData, Training
 from orchestrator.fit import load_processor
+from orchestrator.folder import Folder
 from orchestrator.job_file import load_job
 from orchestrator.shards import SampleOrder, ShardReader
 

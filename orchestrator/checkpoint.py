@@ -11,19 +11,19 @@ import json
 import logging
 import math
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from orchestrator.artifact import ATTEMPT, MANIFEST, Checkpoint, Folder
+from orchestrator.artifact import ATTEMPT, Checkpoint
+from orchestrator.background import Background
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import MANIFEST, Folder
+from orchestrator.snapshot import Saved, Snapshot, Tensors
 from orchestrator.task import Metric
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 MARKER = "damaged"  # this file marks a damaged checkpoint where storage cannot rename it
 KEPT = 2  # newest ones, beside the best
 KEPT_DAMAGED = 3
-LIMIT = 3  # commits that fail in a row before the training is told
 PATIENCE = 30.0  # seconds for which a commit that fails is tried again
-RETRY_SECONDS = 0.5
 
 STEP_NAME = re.compile(r"step-(\d{8,})")
 DAMAGED_NAME = re.compile(r"damaged-step-\d+-(\d+)")
@@ -49,30 +47,7 @@ CURES = {
     errno.EPERM: "allow writing there",
 }
 
-Tensors = dict[str, Tensor]
 Tell = Callable[..., None]  # takes the kind of an event and its fields as keywords
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that a training is after `step` steps: copies on the CPU that nobody else changes."""
-
-    step: int
-    total_steps: int | None  # None: a time budget that is not yet turned into steps
-    model: Tensors
-    optimizer: Tensors  # and whatever else must come back to the bit
-    metrics: dict[str, float]  # of the validation at this very step, else empty
-    history: list[dict[str, float]]
-    samples: str  # hex digest that chains the row numbers of all steps so far
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a checkpoint gives back."""
-
-    checkpoint: Checkpoint
-    model: Tensors
-    optimizer: Tensors
 
 
 class DamagedError(StageError):
@@ -94,7 +69,8 @@ class Checkpoints:
     """The checkpoints of one training, `step-00000120` and so on, in one folder.
 
     `made_by` is what a training depends on, such as `{"model.d_model": 64}`: what was made by
-    something else is not continued. `attempt` is this start of the training, see `claim`.
+    something else is not continued. `attempt` is this start of the
+    training: it stops writing where the file `attempt` names another one.
     """
 
     def __init__(
@@ -338,100 +314,6 @@ class Checkpoints:
             folder.delete()
 
 
-class Background:
-    """A thread that commits snapshots in their order: one is written while one more may wait."""
-
-    def __init__(
-        self,
-        commit: Callable[[Snapshot], None],
-        failed: Callable[[Snapshot, BaseException], StageError],
-        patience: float,
-    ) -> None:
-        self._commit = commit
-        self._failed = failed
-        self._patience = patience
-        self._changed = threading.Condition()
-        self._queue: list[Snapshot] = []  # the first is being written while the thread runs
-        self._running = False
-        self._thread = threading.Thread()
-        self._failures = 0  # in a row
-        self._error = StageError("nothing failed")
-
-    def put(self, snapshot: Snapshot) -> None:
-        with self._changed:
-            if self._failures >= LIMIT:
-                self._failures = 0
-                raise self._error
-            written = int(self._running)
-            waiting = [one for one in self._queue[written:] if one.metrics]
-            self._queue = self._queue[:written] + waiting
-        self._wait_until_fewer_than(2)
-        with self._changed:
-            self._queue.append(snapshot)
-            self._start()
-
-    def drain(self) -> None:
-        self._wait_until_fewer_than(1)
-        with self._changed:
-            self._changed.wait_for(lambda: not self._running)
-            thread = self._thread
-        if thread.ident is not None:
-            thread.join()  # one that frees tensors while Python ends would abort the process
-
-    def _wait_until_fewer_than(self, limit: int) -> None:
-        """Storage may be as slow as it is; where it refuses, it is asked again for a while."""
-        deadline: float | None = None
-        while True:
-            with self._changed:
-                if len(self._queue) >= limit:
-                    self._start()
-                self._changed.wait_for(lambda: len(self._queue) < limit or not self._running)
-                if len(self._queue) < limit:
-                    return
-                error = self._error
-            deadline = deadline or time.monotonic() + self._patience
-            if time.monotonic() >= deadline:
-                raise error
-            time.sleep(min(RETRY_SECONDS, self._patience))
-
-    def _start(self) -> None:
-        """The thread lives as long as there is something to commit."""
-        if not self._running:
-            self._running = True
-            self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
-            self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._queue:
-                    self._stop()
-                    return
-                snapshot = self._queue[0]
-            try:
-                self._commit(snapshot)
-            except BaseException as error:  # whatever it is, someone may wait for this thread
-                failure = self._failed(snapshot, error)
-                failure.__cause__ = error
-                with self._changed:
-                    self._failures, self._error = self._failures + 1, failure
-                    self._stop()
-                return
-            with self._changed:
-                self._failures = 0
-                self._queue.pop(0)
-                self._changed.notify_all()
-
-    def _stop(self) -> None:
-        self._running = False
-        self._changed.notify_all()
-
-
-def claim(folder: Folder, attempt: str) -> None:
-    """From now on only workers of this start of a training write checkpoints into the folder."""
-    folder.write(ATTEMPT, attempt.encode())
-
-
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -489,34 +371,3 @@ def _tensors(checkpoint: Checkpoint, name: str) -> Tensors:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{checkpoint.folder}/{name} holds no tensors: {error}") from error
-
-
-def model_tensors(model: nn.Module) -> Tensors:
-    """Copies of a model's weights and buffers, on the CPU."""
-    return {name: _copied(tensor) for name, tensor in model.state_dict().items()}
-
-
-def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> Tensors:
-    """Copies of their states, on the CPU; their groups come from the job again."""
-    return {
-        f"optimizer.{i}.{parameter}.{name}": _copied(tensor)
-        for i, optimizer in enumerate(optimizers)
-        for parameter, state in optimizer.state_dict()["state"].items()
-        for name, tensor in state.items()
-    }
-
-
-def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Tensors) -> None:
-    """Set the states that `optimizer_tensors` took; tensors of other names are left alone."""
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, Tensors] = {}
-        for key, tensor in tensors.items():
-            if key.startswith(f"optimizer.{i}."):
-                _, _, parameter, name = key.split(".", 3)
-                state.setdefault(int(parameter), {})[name] = tensor.clone()
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()

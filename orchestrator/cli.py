@@ -159,7 +159,7 @@ def _job_command(
 def run_command(options: argparse.Namespace) -> int:
     """`run`, and each stage's own command, which is `run --until` it."""
     job = load_job(options.job, options.overrides)
-    from orchestrator.artifact import check_writable
+    from orchestrator.folder import check_writable
     from orchestrator.run import RecordedDisplay, Run, StageStatus
 
     run = Run(job)

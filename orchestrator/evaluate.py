@@ -13,12 +13,13 @@ import ray.data
 import torch
 from ray.exceptions import RayActorError, RayError
 
-from orchestrator.artifact import Evaluation, Folder, PreparedData, Split, Training
+from orchestrator.artifact import Evaluation, PreparedData, Split, Training
 from orchestrator.batches import to_device
 from orchestrator.checkpoint import load_weights
 from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import StageError
 from orchestrator.fit import load_processor, uses_bf16
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.report import write_report

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.artifact import Folder
+from orchestrator.folder import Folder
 
 FILE = "events.jsonl"
 OBJECTS = "events"

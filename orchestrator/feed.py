@@ -14,15 +14,15 @@ import ray
 import tensorboardX
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.artifact import Folder
 from orchestrator.errors import OrchestratorError
 from orchestrator.events import EventLog
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.supervisor import Beat, Event, Figures, Supervisor
 
 POLL_SECONDS = 0.3
-STOP = 2  # `pulse.Directive.STOP`, whose module imports torch
+STOP = 1  # `pulse.Directive.STOP`, whose module imports torch
 STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM
 
 

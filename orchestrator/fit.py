@@ -97,7 +97,7 @@ def fit(
                 raise pulse.error
             resume(state, pace, checkpoints, world)
             continue
-        saving = directive is not Directive.GO_ON or pace.checkpoint_due(state.step)
+        saving = directive is Directive.STOP or pace.checkpoint_due(state.step)
         if validating := pace.validation_due(state.step):
             with autocast:
                 state.metrics = validate(task, model, processor, batches, config)

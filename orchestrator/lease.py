@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow.fs
 
-from orchestrator.artifact import Folder
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import Folder
 
 LOCK_FILE = "lease"
 LEASE_OBJECT = "lease.json"

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from orchestrator.artifact import Artifact, Evaluation, Folder, PreparedData, Sweep, Training
+from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.cluster import Cluster
+from orchestrator.folder import Folder
 from orchestrator.job import Job, Stage
 from orchestrator.progress import Progress
 from orchestrator.run import Run, StageStatus, stage_status

@@ -19,8 +19,9 @@ import numpy.typing as npt
 import ray.data
 from ray.data.context import ShuffleStrategy
 
-from orchestrator.artifact import SPLITS, Folder, PreparedData, Shard, Split
+from orchestrator.artifact import SPLITS, PreparedData, Shard, Split
 from orchestrator.errors import UserError
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.shards import Arrays, write_shard

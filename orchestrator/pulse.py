@@ -1,4 +1,4 @@
-"""What the workers agree on about once a second: to go on, to save, to stop, or to go back."""
+"""What the workers agree on about once a second: to go on, to stop, or to go back."""
 
 import enum
 from typing import Protocol
@@ -14,9 +14,8 @@ class Directive(enum.IntEnum):
     """What is to be done; of several, the highest."""
 
     GO_ON = 0
-    SAVE = 1  # a machine is about to be taken away, say
-    STOP = 2  # save, and leave the rest for another time
-    GO_BACK = 3  # to the newest checkpoint
+    STOP = 1  # save, and leave the rest for another time: a machine is about to be taken away, say
+    GO_BACK = 2  # to the newest checkpoint
 
 
 class Signals(Protocol):

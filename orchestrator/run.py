@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Literal, Self
 import httpx
 
 from orchestrator import __version__, lease
-from orchestrator.artifact import Artifact, Evaluation, Folder, PreparedData, Sweep, Training
+from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.errors import OrchestratorError, UserError, last_line
 from orchestrator.events import EventLog
+from orchestrator.folder import Folder
 from orchestrator.job import Job, Stage
 from orchestrator.sources import SourceFile, find_files
 

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orchestrator.artifact import Folder, PreparedData, Shard, Split
+from orchestrator.artifact import PreparedData, Shard, Split
 from orchestrator.errors import StageError
+from orchestrator.folder import Folder
 
 Arrays = dict[str, npt.NDArray[Any]]  # one array a column, the first axis counts rows
 Rows = npt.NDArray[np.int64]

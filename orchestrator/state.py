@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from orchestrator.checkpoint import (
+from orchestrator.guard import Guard
+from orchestrator.snapshot import (
     Saved,
     Snapshot,
     model_tensors,
     optimizer_tensors,
     restore_optimizers,
 )
-from orchestrator.guard import Guard
 
 NOTHING_SEEN = "00" * 32
 GUARD = "guard"  # its key among the optimizers' tensors, which begin with a number

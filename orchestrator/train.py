@@ -18,11 +18,12 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator import spares
-from orchestrator.artifact import ATTEMPT, Folder, PreparedData, Training
+from orchestrator.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import StageError, last_line
 from orchestrator.events import EventLog
 from orchestrator.feed import Feed
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 

@@ -16,10 +16,11 @@ import torch
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from orchestrator.artifact import Folder, PreparedData, Sweep
+from orchestrator.artifact import PreparedData, Sweep
 from orchestrator.cluster import Cluster
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.fit import fit
+from orchestrator.folder import Folder
 from orchestrator.job import Domain, Job, TuneConfig
 from orchestrator.progress import Progress
 from orchestrator.pulse import Directive

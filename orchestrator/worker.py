@@ -17,12 +17,13 @@ import torch.distributed as dist
 from ray.train.v2._internal.execution.context import get_train_context
 
 from orchestrator import spares
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.cost import compiles
 from orchestrator.errors import DivergedError, StageError
 from orchestrator.failures import Decision, PreemptedError, decide, explain
 from orchestrator.fit import fit
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.pulse import Directive
 from orchestrator.supervisor import Beat, Event, Figures

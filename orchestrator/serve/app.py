@@ -13,8 +13,9 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.artifact import Folder, PreparedData, Training
+from orchestrator.artifact import PreparedData, Training
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.serve.completions import Completer
 from orchestrator.serve.protocol import CompletionRequest, CompletionResponse, ErrorDetail

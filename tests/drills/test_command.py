@@ -87,7 +87,7 @@ def test_a_second_run_of_a_name_is_refused(job: Job, commands: list[Command], he
     start_up = time.monotonic() - started
     started = time.monotonic()
     commands.append(Command(job, head.environment))
-    said = commands[1].end(20, code=2)
+    said = commands[1].end(code=2)
     seconds = time.monotonic() - started
     print(f"\nrefused after {seconds:.1f} s, of which {start_up:.1f} s to start up")
     assert f"in use by process {commands[0].process.pid}" in said

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.artifact import MANIFEST, Folder
-from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, Snapshot
+from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.errors import StageError
+from orchestrator.folder import MANIFEST, Folder
+from orchestrator.snapshot import Snapshot
 from orchestrator.task import Metric
 
 STEPS = 5

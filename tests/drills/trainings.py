@@ -16,10 +16,11 @@ import ray
 import yaml
 from ray.util.state import list_actors, list_placement_groups
 
-from orchestrator.artifact import MANIFEST, Folder, PreparedData, Training
+from orchestrator.artifact import PreparedData, Training
 from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.events import EventLog, read_events
 from orchestrator.feed import Feed
+from orchestrator.folder import MANIFEST, Folder
 from orchestrator.job import Job
 from orchestrator.run import Run
 from orchestrator.supervisor import Beat

@@ -6,9 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.artifact import Folder, PreparedData, Training
+from orchestrator.artifact import PreparedData, Training
 from orchestrator.cluster import Cluster
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.prepare import prepare
 from orchestrator.run import Run

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from ray.util.state import list_actors
 
-from orchestrator.artifact import Checkpoint, Folder, PreparedData, Training
+from orchestrator.artifact import Checkpoint, PreparedData, Training
 from orchestrator.batches import Batches
 from orchestrator.checkpoint import step_name
 from orchestrator.errors import StageError
 from orchestrator.events import EventLog, read_events
+from orchestrator.folder import Folder
 from orchestrator.job import Job, TrainConfig
 from orchestrator.prepare import prepare
 from orchestrator.run import Run

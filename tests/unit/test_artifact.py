@@ -10,19 +10,10 @@ import pyarrow.fs
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import artifact
-from orchestrator.artifact import (
-    MANIFEST,
-    Checkpoint,
-    Evaluation,
-    Folder,
-    PreparedData,
-    Shard,
-    Sweep,
-    Training,
-    check_writable,
-)
+from orchestrator import folder as folders
+from orchestrator.artifact import Checkpoint, Evaluation, PreparedData, Shard, Sweep, Training
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import MANIFEST, Folder, check_writable
 
 
 @pytest.fixture(params=["path", "file URI", "object store"])
@@ -38,7 +29,7 @@ def folder(
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     store = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
-    monkeypatch.setattr(artifact, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: store)
     return Folder("toy://bucket/run")
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
 from orchestrator.batches import Batches
 from orchestrator.errors import StageError
+from orchestrator.folder import Folder
 from orchestrator.job import TrainConfig
 from orchestrator.shards import ShardReader
 from orchestrator.task import Batch

@@ -17,23 +17,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from orchestrator import artifact
-from orchestrator.artifact import MANIFEST, Checkpoint, Folder
-from orchestrator.checkpoint import (
-    MODEL_FILE,
-    OPTIMIZER_FILE,
-    Checkpoints,
-    Snapshot,
-    claim,
-    load_weights,
-    model_tensors,
-    optimizer_tensors,
-    restore_optimizers,
-)
+from orchestrator import folder as folders
+from orchestrator.artifact import ATTEMPT, Checkpoint
+from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, load_weights
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import MANIFEST, Folder
 from orchestrator.job import TrainConfig
 from orchestrator.model.transformer import Transformer
 from orchestrator.optimizer import build_optimizers, update
+from orchestrator.snapshot import Snapshot, model_tensors, optimizer_tensors, restore_optimizers
 from orchestrator.task import Metric
 from orchestrator.world import World
 
@@ -488,6 +480,11 @@ def test_a_checkpoint_of_another_job_is_refused_naming_every_difference(open_aga
         assert "betas" not in message
 
 
+def claim(folder: Folder, attempt: str) -> None:
+    """From now on only this start of the training is to write there."""
+    folder.write(ATTEMPT, attempt.encode())
+
+
 def test_an_earlier_start_of_the_training_writes_no_more(open_again, events: Events) -> None:
     first = open_again(attempt="first")
     claim(first.folder, "first")
@@ -739,7 +736,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
-    monkeypatch.setattr(artifact, "_filesystem", lambda scheme_and_host: filesystem)
+    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: filesystem)
     return memory
 
 

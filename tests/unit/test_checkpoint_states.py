@@ -23,9 +23,10 @@ from hypothesis.stateful import (
 )
 
 from orchestrator import checkpoint
-from orchestrator.artifact import MANIFEST, Folder
-from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, Snapshot
+from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.errors import StageError
+from orchestrator.folder import MANIFEST, Folder
+from orchestrator.snapshot import Snapshot
 from orchestrator.task import Metric
 
 CHANGES = ("open", "write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir")

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.artifact import Folder, PreparedData, Training
-from orchestrator.checkpoint import Checkpoints, Snapshot, model_tensors
+from orchestrator.artifact import PreparedData, Training
+from orchestrator.checkpoint import Checkpoints
 from orchestrator.errors import StageError, UserError
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.serve.completions import Completer
 from orchestrator.serve.protocol import CompletionRequest, CompletionResponse
+from orchestrator.snapshot import Snapshot, model_tensors
 
 CONTEXT = 32
 TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on\n"

@@ -12,17 +12,17 @@ import pyarrow.fs
 import pytest
 import torch
 
-import orchestrator.artifact
 import orchestrator.events
-from orchestrator.artifact import Folder
+import orchestrator.folder
 from orchestrator.events import EventLog, describe, read_events
+from orchestrator.folder import Folder
 
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
     (tmp_path / "host/a/events").mkdir(parents=True)  # as no object store needs
-    monkeypatch.setattr(orchestrator.artifact, "_filesystem", lambda _: filesystem)
+    monkeypatch.setattr(orchestrator.folder, "_filesystem", lambda _: filesystem)
     return Folder("memory-test://host/a")
 
 
@@ -173,7 +173,7 @@ def test_the_newest_events_are_remembered_while_the_storage_is_away(
     monkeypatch.setattr(orchestrator.events, "REMEMBERED", 3)
     events = EventLog(folder)
     with monkeypatch.context() as away:
-        away.setattr(orchestrator.artifact.Folder, "write", lambda *_: 1 / 0)
+        away.setattr(orchestrator.folder.Folder, "write", lambda *_: 1 / 0)
         away.setattr(os, "open", lambda *_: 1 / 0)
         for name in "abcd":
             events.write("train", name)

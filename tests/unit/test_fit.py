@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from orchestrator import pace as pace_module
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
 from orchestrator.batches import to_device
 from orchestrator.checkpoint import load_weights
 from orchestrator.errors import DivergedError
 from orchestrator.fit import fit, load_processor
+from orchestrator.folder import Folder
 from orchestrator.optimizer import learning_rate
 from orchestrator.pace import CALIBRATION_STEPS
 from orchestrator.shards import ShardReader

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
 from orchestrator.batches import Batches
+from orchestrator.folder import Folder
 from orchestrator.guard import REPEATED, WARM_STEPS, Guard
 from orchestrator.state import GUARD
 from orchestrator.world import World

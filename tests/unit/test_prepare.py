@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.artifact import SPLITS, Folder
+from orchestrator.artifact import SPLITS
 from orchestrator.errors import UserError
+from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.prepare import (
     Bounds,

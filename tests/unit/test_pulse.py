@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
+from orchestrator.folder import Folder
 from orchestrator.guard import Guard
 from orchestrator.optimizer import build_optimizers, update
 from orchestrator.pulse import Directive
@@ -17,7 +18,6 @@ from tests.unit.toy import (
     ending,
     newest,
     prepare_counting,
-    saved_in,
     toy_config,
     toy_task,
     train_together,
@@ -85,18 +85,6 @@ def test_a_machine_that_keeps_flipping_bits_ends_the_training(
     for outcome in train_together(2, prepared, tmp_path, config, flips):
         assert "the workers' weights differ at step 6" in outcome.error
     assert newest(tmp_path).step == 4
-
-
-def test_one_worker_that_is_asked_to_has_all_of_them_save(
-    prepared: PreparedData, tmp_path: Path
-) -> None:
-    config = toy_config(steps=40, eval_every=40)
-    train_together(2, prepared, tmp_path / "whole", config)
-    asked = Disturbance(asked={5: Directive.SAVE})
-    train_together(2, prepared, tmp_path / "saved", config, asked)
-    assert [checkpoint.step for checkpoint in saved_in(tmp_path / "whole").all()] == [0, 40]
-    assert [checkpoint.step for checkpoint in saved_in(tmp_path / "saved").all()] == [5, 40]
-    assert ending(tmp_path / "saved") == ending(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import artifact
-from orchestrator.artifact import Folder, PreparedData, Shard
+from orchestrator.artifact import PreparedData, Shard
 from orchestrator.errors import StageError
+from orchestrator.folder import Folder
 from orchestrator.shards import Arrays, ShardReader, write_shard
 
 

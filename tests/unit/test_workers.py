@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifact import Folder, PreparedData
+from orchestrator.artifact import PreparedData
+from orchestrator.folder import Folder
 from tests.unit.toy import (
     Disturbance,
     Fault,

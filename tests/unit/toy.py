@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from orchestrator import pace
-from orchestrator.artifact import Checkpoint, Folder, PreparedData
+from orchestrator.artifact import Checkpoint, PreparedData
 from orchestrator.batches import Batches
 from orchestrator.checkpoint import Checkpoints, load_weights
 from orchestrator.fit import fit
+from orchestrator.folder import Folder
 from orchestrator.job import Job, TrainConfig
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.pulse import Directive
