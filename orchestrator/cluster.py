@@ -23,7 +23,7 @@ RAY_SETTINGS = {
     # Of 60: so long waits an elastic group for a node that is not yet known to be dead.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5: a notice may be given 15 s before the end
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `feed.py` looks for notices itself
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep

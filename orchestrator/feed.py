@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import ray
-import tensorboardX
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import OrchestratorError
@@ -22,6 +22,7 @@ from orchestrator.progress import Progress
 from orchestrator.supervisor import Beat, Event, Figures, Supervisor
 
 POLL_SECONDS = 0.3
+NOTICE_SECONDS = 1.0
 STOP = 1  # `pulse.Directive.STOP`, whose module imports torch
 STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM
 
@@ -42,12 +43,13 @@ class Feed:
         self._lost_nodes = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
         self._events = events
         self._progress = progress
-        self._board: tensorboardX.SummaryWriter | None = None
-        if folder.local_path is not None:  # TensorBoard files can only be appended to locally
-            self._board = tensorboardX.SummaryWriter(str(folder.local_path / "tensorboard"))
+        self._folder = folder
+        self._board: Any = None
         self._total: int | None = None
         self._step = -1
         self._at_work = False
+        self._draining: set[str] = set()
+        self._next_notice = 0.0
 
     def run(self, work: Callable[[], object]) -> None:
         """Do the work in a thread, and pass on here what arrives meanwhile.
@@ -81,14 +83,30 @@ class Feed:
         """Whether Ray Train itself, lost for `reason`, is worth another start."""
         self._lost_controllers += 1
         self._events.write("train", "controller lost", cause=reason)
-        ray.get(self.supervisor.forget.remote())
+        places = ray.get(self.supervisor.abandon.remote())
+        if places is not None:
+            remove_placement_group(places)
         return self._lost_controllers <= self.max_failures
+
+    def _look_for_notices(self) -> None:
+        """Whether a machine will be taken away: said by whoever takes it, or `ray drain-node`.
+
+        Ray Train has a process of its own that asks, one for each group of workers.
+        """
+        if time.monotonic() < self._next_notice:
+            return
+        self._next_notice = time.monotonic() + NOTICE_SECONDS
+        draining = set(ray._private.state.state.get_draining_nodes())
+        if draining != self._draining:
+            self._draining = draining
+            self.supervisor.drain.remote(draining)
 
     def _pass_on_until(self, done: "Future[object]", deadline: float | None = None) -> None:
         ended = False
         while not ended:  # what arrives just before the end is fetched after it
             ended = bool(concurrent.futures.wait([done], timeout=POLL_SECONDS).done)
             ended |= deadline is not None and time.monotonic() > deadline
+            self._look_for_notices()
             messages, hanging, self._at_work = ray.get(self.supervisor.look.remote())
             for message in messages:
                 self._forward(message)
@@ -123,6 +141,11 @@ class Feed:
         self._progress.advance(figures.step - self._step)
         self._step = figures.step
         self._progress.show(figures.values)
+        if self._board is None and self._folder.local_path is not None:
+            import tensorboardX  # with torch: not while the workers start
+
+            # Its files can only be appended to on local storage.
+            self._board = tensorboardX.SummaryWriter(f"{self._folder}/tensorboard")
         if self._board is not None:
             for name, value in figures.values.items():
                 self._board.add_scalar(name, value, figures.step)

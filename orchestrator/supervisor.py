@@ -56,9 +56,10 @@ class Supervisor:
         self.reason = ""  # of the last failure
         self.saved_step = 0
         self.asked = 0  # the directive for all workers
+        self.draining: set[str] = set()  # nodes that will be taken away
+        self.places: Any = None  # Ray's placement group of the workers
         self.failed = False  # for a reason that no retry mends
         self.group = 0  # of workers: what older ones say, or do not say any more, is nothing
-        self.lost_group = -1
         self.size = 0
         self.beats: dict[int, tuple[float, Beat]] = {}
         self.left: set[int] = set()  # those who have ended by themselves
@@ -84,12 +85,13 @@ class Supervisor:
         self.size = size
         return self.group
 
-    def beat(self, group: int, beat: Beat) -> int:
-        """Returns what is asked of the worker."""
-        if group == self.group:
-            self.beats[beat.rank] = time.monotonic(), beat
-            self._look_for_stragglers(beat)
-        return self.asked
+    def beat(self, group: int, beat: Beat) -> tuple[int, list[str]]:
+        """Returns what is asked of the worker, and which of its group's nodes are taken away."""
+        if group != self.group:
+            return self.asked, []
+        self.beats[beat.rank] = time.monotonic(), beat
+        self._look_for_stragglers(beat)
+        return self.asked, sorted({b.node for _, b in self.beats.values()} & self.draining)
 
     def done(self, group: int, rank: int) -> None:
         """A worker ended by itself: that it falls silent is no sign."""
@@ -109,20 +111,24 @@ class Supervisor:
 
     def lost(self, causes: dict[int, str], preempted: bool) -> None:
         """Workers failed; that a machine was taken away with notice is no failure."""
-        if self.failed or (preempted and self.group == self.lost_group):
-            return  # Ray tells of a machine that it waits for again and again
+        if self.failed:
+            return
         self.failures += not preempted
         self.reason = "; ".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
-        lost = [self.beats[rank][1] for rank in causes if rank in self.beats]
+        known = [beat for _, beat in self.beats.values()]
+        lost = [b for b in known if (b.node in self.draining if preempted else b.rank in causes)]
         self._tell(
             "preempted" if preempted else "worker lost",
             ranks=sorted(causes),
             hosts=sorted({beat.host for beat in lost}),
-            step=max((beat.step for _, beat in self.beats.values()), default=0),
+            step=max((beat.step for beat in known), default=0),
             cause=self.reason,
         )
         self.forget()
-        self.lost_group = self.group
+
+    def placed(self, places: Any) -> None:
+        """Ray made a placement group for the workers."""
+        self.places = places
 
     def forget(self) -> None:
         """The workers so far are gone, or will be in an instant."""
@@ -151,6 +157,16 @@ class Supervisor:
 
     def ask(self, directive: int) -> None:
         self.asked = max(self.asked, directive)
+
+    def drain(self, nodes: set[str]) -> None:
+        """These will be taken away: workers on them are to save and make room for others."""
+        self.draining = nodes
+
+    def abandon(self) -> Any:
+        """Ray Train's controller is lost; returns the placement group that it leaves behind."""
+        self.forget()
+        places, self.places = self.places, None
+        return places
 
     def _tell(self, kind: str, **fields: Any) -> None:
         self.messages.append(Event(kind, fields))

@@ -5,15 +5,15 @@ that Ray restarts, on whatever cause, continues from the newest one.
 """
 
 import contextlib
-import os
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -24,11 +24,11 @@ from orchestrator.errors import StageError, last_line
 from orchestrator.events import EventLog
 from orchestrator.feed import Feed
 from orchestrator.folder import Folder
+from orchestrator.group import Places, Rendezvous, Watch, work
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 
 RESIZE_SECONDS = 10.0  # between looks whether an elastic group could have another size
-LONGEST_CAUSE = 300  # characters
 
 
 def train(
@@ -99,8 +99,8 @@ def _trainer(
         "supervisor": feed.supervisor,
         "attempt": attempt,
     }
-    return DataParallelTrainer(
-        _work,
+    return _Trainer(
+        work,
         train_loop_config=settings,
         backend_config=Rendezvous(),
         scaling_config=scaling(job),
@@ -109,10 +109,23 @@ def _trainer(
             **(folder / "ray").for_ray(),
             # How often is the supervisor's to decide, which knows of progress.
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[_Watch(feed.supervisor)],
+            callbacks=[Watch(feed.supervisor), Places(feed.supervisor)],  # type: ignore[list-item]
             worker_runtime_env={"env_vars": spares.ENVIRONMENT},
         ),
     )
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray's, without the processes that it starts for what this training does otherwise.
+
+    Each takes two seconds of a core, and together they would start while the workers do: one for
+    Ray Data's shards, and one to free the workers' places after a controller was lost.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        created = super()._create_default_callbacks()
+        return [callback for callback in created if not isinstance(callback, unused)]
 
 
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:
@@ -135,56 +148,3 @@ def scaling(job: Job) -> ScalingConfig:
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )
-
-
-def _work(settings: dict[str, Any]) -> None:
-    from orchestrator.worker import work  # torch is imported by the workers alone
-
-    work(settings)
-
-
-@dataclass
-class Rendezvous(BackendConfig):
-    """Tells the workers where to meet. Unlike Ray's TorchConfig it needs no torch to do so."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _Rendezvous
-
-
-class _Rendezvous(Backend):
-    share_cuda_visible_devices = True  # so that workers of one machine see each other's GPU
-
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        from ray.train._internal.utils import get_address_and_port
-
-        address, port = worker_group.execute_single(0, get_address_and_port)
-        worker_group.execute(_meet_at, address, port)
-
-
-def _meet_at(address: str, port: int) -> None:
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-
-
-class _Watch(ray.train.UserCallback):
-    """Lives in Ray Train's controller and tells the supervisor which workers failed."""
-
-    def __init__(self, supervisor: Any) -> None:
-        self.supervisor = supervisor
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        errors = {
-            rank: getattr(error, "health_check_failure", error)  # of a process that died
-            for rank, error in worker_exceptions.items()
-        }
-        causes = {rank: _cause(error) for rank, error in errors.items()}
-        preempted = any(getattr(error, "preempted", False) for error in errors.values())
-        ray.get(self.supervisor.lost.remote(causes, preempted))
-
-
-def _cause(error: Exception) -> str:
-    """Its last line, without the guesses that are appended to it."""
-    line = last_line(str(error))
-    for guesses in (" Some common causes include", " This is typically caused"):
-        line = line.split(guesses)[0]
-    return f"{type(error).__name__}: {line}"[:LONGEST_CAUSE]

@@ -11,10 +11,8 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train.v2._internal.execution.context import get_train_context
 
 from orchestrator import spares
 from orchestrator.artifact import PreparedData
@@ -58,7 +56,7 @@ def work(settings: dict[str, Any]) -> None:
 def joined(job: Job) -> Iterator[World]:
     """This worker among the others, connected to them."""
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    device = _device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         if job.train.deterministic:  # read when cuBLAS is first used
@@ -73,6 +71,15 @@ def joined(job: Job) -> Iterator[World]:
     hang = timedelta(seconds=job.cluster.hang_seconds + GRACE)
     yield World(rank, size, device, dist.new_group(timeout=hang))
     dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # half a second, for nothing where there is none
+
+    device: torch.device = get_device()
+    return device
 
 
 def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> None:
@@ -98,7 +105,7 @@ def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> No
         # Stopped early. Nobody leaves before the last checkpoint is saved.
         asked = world.exchange(line.asked, patient=True)
         if Directive.STOP not in (directive for (directive,) in asked):
-            raise PreemptedError(f"a machine is taken away: {line.notice}")
+            raise PreemptedError("a machine is taken away")
 
 
 class Line:
@@ -115,6 +122,7 @@ class Line:
         self.group = 0
         self.step, self.seconds = 0, 0.0
         self.asked = Directive.GO_ON
+        self.draining: list[str] = []  # nodes of this group that will be taken away
         self._ended = threading.Event()
 
     def __enter__(self) -> "Line":
@@ -143,18 +151,7 @@ class Line:
 
     def directive(self) -> Directive:
         """What the command asks for; to stop, too, where a machine is about to be taken away."""
-        return Directive.STOP if self.notice else self.asked
-
-    @property
-    def notice(self) -> str:
-        """Of a machine that will be taken away; empty where there is none, or not yet here.
-
-        `ray.train.get_preemption_info()` would wait for all workers, and for ever where one hangs.
-        """
-        found = get_train_context().preemption_context.preemption_info
-        if found is None:
-            return ""
-        return f"nodes {', '.join(found.preempted_node_ids)}, ranks {found.preempted_ranks}"
+        return Directive.STOP if self.draining else self.asked
 
     def _speak(self) -> None:
         context = ray.get_runtime_context()
@@ -169,12 +166,13 @@ class Line:
                 self.seconds,
             )
             try:
-                asked = ray.get(self.supervisor.beat.remote(self.group, beat), timeout=10)
+                answer = self.supervisor.beat.remote(self.group, beat)
+                asked, draining = ray.get(answer, timeout=10)
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError:
                 return  # the command is gone, and Ray ends its workers
-            self.asked = Directive(asked)
+            self.asked, self.draining = Directive(asked), draining
             if self.wants_spare and time.monotonic() - started > SPARE_SECONDS:
                 self.wants_spare = False
                 spares.start_beside_this_worker()

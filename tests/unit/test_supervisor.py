@@ -58,10 +58,33 @@ def test_messages_are_passed_on_once_in_their_order(supervisor: Supervisor) -> N
 
 def test_what_is_asked_reaches_the_workers_and_is_not_taken_back(supervisor: Supervisor) -> None:
     group = supervisor.begin(1)
-    assert supervisor.beat(group, beat(0)) == 0
+    assert supervisor.beat(group, beat(0)) == (0, [])
     supervisor.ask(2)
     supervisor.ask(1)
-    assert supervisor.beat(group, beat(0)) == 2
+    assert supervisor.beat(group, beat(0)) == (2, [])
+
+
+def test_all_workers_hear_that_a_machine_of_theirs_will_be_taken_away(
+    supervisor: Supervisor,
+) -> None:
+    group = supervisor.begin(2)
+    supervisor.beat(group, beat(0))
+    supervisor.beat(group, beat(1))
+    supervisor.drain({"node-1", "node-9"})  # on the latter there is no worker
+    assert supervisor.beat(group, beat(0)) == (0, ["node-1"])
+    assert supervisor.beat(group, beat(1)) == (0, ["node-1"])
+    supervisor.lost({0: "a machine is taken away"}, preempted=True)
+    assert [event["hosts"] for event in events(supervisor)] == [["host-1"]]
+
+
+def test_what_the_workers_occupy_is_freed_once_after_a_lost_controller(
+    supervisor: Supervisor,
+) -> None:
+    assert supervisor.abandon() is None
+    supervisor.placed("group 1")
+    supervisor.placed("group 2")  # the first one was freed by the controller itself
+    assert supervisor.abandon() == "group 2"
+    assert supervisor.abandon() is None
 
 
 def test_a_worker_that_falls_silent_hangs(supervisor: Supervisor, clock: Clock) -> None:
@@ -148,7 +171,6 @@ def test_machines_taken_away_with_notice_are_no_failures(supervisor: Supervisor)
     for _ in range(5):
         supervisor.begin(2)
         supervisor.lost({0: "drained"}, preempted=True)
-        supervisor.lost({0: "drained", 1: "drained"}, preempted=True)  # the same machine still
         assert supervisor.wants()
     told = [event["event"] for event in events(supervisor)]
     assert told == ["preempted"] * 5
