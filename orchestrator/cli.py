@@ -170,7 +170,6 @@ def run_command(options: argparse.Namespace) -> int:
         from orchestrator.cluster import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
         from orchestrator.pipeline import check_room, run_stages
-        from orchestrator.serve.deploy import ask, deploy
 
         if (here := local_cluster()) is not None:
             check_room(job, here)
@@ -192,6 +191,8 @@ def run_command(options: argparse.Namespace) -> int:
         if options.until != "serve":
             print_outcome(terminal.statuses, outcome)
             return 0
+        from orchestrator.serve.deploy import ask, deploy
+
         cluster = connected()
         check_room(outcome.job, cluster)
         assert outcome.training is not None

@@ -9,6 +9,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import re
 import sysconfig
 import tokenize
@@ -98,9 +99,12 @@ def read_rows(file: SourceFile, data: DataConfig, columns: list[str]) -> Iterato
 
 
 def _stdlib_files() -> list[SourceFile]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = (path for path in root.rglob("*.py") if "site-packages" not in path.parts)
-    return [_local_file(path, "py") for path in files if path.is_file()]
+    found = []
+    for folder, inside, files in os.walk(sysconfig.get_path("stdlib")):
+        if "site-packages" in inside:
+            inside.remove("site-packages")  # not entered
+        found += [Path(folder, file) for file in files if file.endswith(".py")]
+    return [_local_file(path, "py") for path in found if path.is_file()]
 
 
 def _local_file(path: Path, kind: str) -> SourceFile:

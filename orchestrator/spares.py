@@ -7,6 +7,7 @@ a worker to the next step with spares, 8 s without.
 """
 
 import importlib
+import json
 import logging
 import os
 
@@ -38,7 +39,9 @@ def start_for_workers(count: int) -> None:
     runtime_env = dict(ray.get_runtime_context().runtime_env)
     runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | environment
     parsed = parse_runtime_env_for_task_or_actor(runtime_env)
-    serialized = get_runtime_env_info(parsed).serialized_runtime_env
+    content = json.loads(get_runtime_env_info(parsed).serialized_runtime_env)
+    # To the byte as Ray Train's controller, an actor itself, has it written by Ray's C++.
+    serialized = json.dumps(content, separators=(",", ":"), sort_keys=True)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     for number, node in enumerate(nodes):
         share = len(range(number, count, len(nodes)))

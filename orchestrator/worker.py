@@ -28,7 +28,7 @@ from orchestrator.supervisor import Beat, Event, Figures
 from orchestrator.world import World
 
 BEAT_SECONDS = 0.5
-SPARE_SECONDS = 10.0  # of training before a spare is started: the start itself is busy enough
+SPARE_SECONDS = 4.0  # of training before a spare is started: the start itself is busy enough
 PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
 GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
 

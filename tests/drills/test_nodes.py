@@ -127,7 +127,7 @@ def test_a_training_shrinks_and_grows_with_its_cluster(
     assert command.wait_for_event("resumed")["workers"] == 1
     cluster.add_node()
     assert command.wait_for_event("resumed", count=2)["workers"] == 2
-    command.end(300)
+    command.end()
     assert ending(command.folder) == undisturbed(**changes)
     assert len(command.events("worker lost")) == 1
     assert not command.events("worker hangs")
