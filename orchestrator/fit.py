@@ -17,7 +17,7 @@ from orchestrator.errors import DivergedError
 from orchestrator.gradients import Gradients
 from orchestrator.guard import Guard
 from orchestrator.job import TrainConfig
-from orchestrator.optimizer import build_optimizers, learning_rate, update
+from orchestrator.optimizer import build_optimizers, learning_rate
 from orchestrator.pace import Pace
 from orchestrator.pulse import Directive, Pulse, Signals
 from orchestrator.state import State
@@ -80,7 +80,8 @@ def fit(
         seconds = time.perf_counter() - started
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
-        update(optimizers, lr, taken)
+        for optimizer in optimizers:
+            optimizer.step(lr, taken)
         gradients.zero()
         state.samples = batches.chain(state.samples, state.step)
         state.step += 1

@@ -1,20 +1,32 @@
 """AdamW, Muon and the learning-rate schedule."""
 
 import math
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from orchestrator.job import TrainConfig
+from orchestrator.snapshot import Tensors, copied
 from orchestrator.world import World
 
 ITERATION = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: quick, and good enough within 0.7 .. 1.2
 
 
-def build_optimizers(
-    model: nn.Module, config: TrainConfig, world: World
-) -> list[torch.optim.Optimizer]:
+class Optimizer(Protocol):
+    """Updates its parameters in place. Making one of `torch.optim` imports PyTorch's compiler, more
+    than a second of each start, which these do without."""
+
+    parameters: list[nn.Parameter]
+    state: dict[nn.Parameter, Tensors]  # made with the first step
+
+    def step(self, lr: float, taken: Tensor) -> None:
+        """One update; none at all where `taken`, a bool scalar on the device, is false."""
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig, world: World) -> list[Optimizer]:
     """The optimizers that together update every parameter that is not frozen, each once.
 
     With `muon`, the matrices of the blocks get Muon and everything else AdamW; Muon's update is
@@ -31,68 +43,124 @@ def build_optimizers(
             matrices.append(parameter)
         else:
             embeddings.append(parameter)
-    plain = [{"params": [*embeddings, *vectors], "weight_decay": 0.0}]
+    plain = [*embeddings, *vectors], 0.0
     if config.optimizer == "muon":
-        adamw = torch.optim.AdamW(plain, lr=config.lr, betas=config.betas, eps=1e-10, fused=True)
-        if not matrices:
-            return [adamw]
-        return [Muon(matrices, config.lr, config.weight_decay, world), adamw]
-    decayed = {"params": matrices, "weight_decay": config.weight_decay}
-    return [torch.optim.AdamW([decayed, *plain], lr=config.lr, betas=config.betas, fused=True)]
+        muon = [Muon(matrices, config.weight_decay, world)] if matrices else []
+        return [*muon, AdamW([plain], config.betas, eps=1e-10)]
+    return [AdamW([(matrices, config.weight_decay), plain], config.betas)]
 
 
-def update(optimizers: list[torch.optim.Optimizer], lr: float, taken: Tensor) -> None:
-    """One step of all, or none where `taken`, a bool scalar on the device, is false."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]  # what GradScaler sets
-        optimizer.step()
+def optimizer_tensors(optimizers: list[Optimizer]) -> Tensors:
+    """Copies of their states, on the CPU; the rest of them comes from the job again."""
+    return {
+        f"optimizer.{i}.{j}.{name}": copied(tensor)
+        for i, optimizer in enumerate(optimizers)
+        for j, parameter in enumerate(optimizer.parameters)
+        for name, tensor in optimizer.state.get(parameter, {}).items()
+    }
 
 
-class Muon(torch.optim.Optimizer):
+def restore_optimizers(optimizers: list[Optimizer], tensors: Tensors) -> None:
+    """Set the states that `optimizer_tensors` took; tensors of other names are left alone."""
+    for i, optimizer in enumerate(optimizers):
+        optimizer.state.clear()
+        for key, tensor in tensors.items():
+            if key.startswith(f"optimizer.{i}."):
+                _, _, j, name = key.split(".", 3)
+                parameter = optimizer.parameters[int(j)]
+                state = optimizer.state.setdefault(parameter, {})
+                state[name] = tensor.to(parameter.device, copy=True)
+
+
+class AdamW:
+    """Loshchilov and Hutter, arXiv 1711.05101, by PyTorch's fused kernel: the same bits."""
+
+    def __init__(
+        self,
+        groups: list[tuple[list[nn.Parameter], float]],  # each with its weight decay
+        betas: tuple[float, float],
+        eps: float = 1e-8,
+    ) -> None:
+        self.groups = [(parameters, decay) for parameters, decay in groups if parameters]
+        self.betas = betas
+        self.eps = eps
+        self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
+        self.state: dict[nn.Parameter, Tensors] = {}
+
+    @torch.no_grad()
+    def step(self, lr: float, taken: Tensor) -> None:
+        for parameters, decay in self.groups:
+            states = [self._state(parameter) for parameter in parameters]
+            adamw(
+                list[Tensor](parameters),
+                [parameter.grad for parameter in parameters if parameter.grad is not None],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                found_inf=(~taken).float(),  # then the kernel leaves all as it is
+                amsgrad=False,
+                maximize=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                eps=self.eps,
+                lr=lr,
+                weight_decay=decay,
+            )
+
+    def _state(self, parameter: nn.Parameter) -> Tensors:
+        if parameter not in self.state:
+            self.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return self.state[parameter]
+
+
+class Muon:
     """Momentum, orthogonalised. Jordan 2024; scaled as in Moonshot AI, arXiv 2502.16982.
 
     The workers share the work: each orthogonalises some of the matrices and gives them to the rest.
     """
 
-    found_inf: Tensor  # 1 where the step is to be skipped
-
     def __init__(
         self,
         matrices: list[nn.Parameter],
-        lr: float,
         weight_decay: float,
         world: World,
         momentum: float = 0.95,
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.parameters = matrices
+        self.state: dict[nn.Parameter, Tensors] = {}
+        self.weight_decay = weight_decay
         self.world = world
+        self.momentum = momentum
         self._owned = _deal(matrices, world.size)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        (group,) = self.param_groups
-        matrices, momentum = group["params"], group["momentum"]
-        taken = 1 - self.found_inf
+    def step(self, lr: float, taken: Tensor) -> None:
+        matrices, momentum = self.parameters, self.momentum
+        take = taken.float()
         for matrix in matrices:
-            state = self.state[matrix]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(matrix)
+            assert matrix.grad is not None
+            if matrix not in self.state:
+                self.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix)}
+            average = self.state[matrix]["momentum_buffer"]
             # What is skipped may be no number, and 0 times that is none either.
-            matrix.grad.copy_(torch.where(taken > 0, matrix.grad, state["momentum_buffer"]))
-            state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+            matrix.grad.copy_(torch.where(taken, matrix.grad, average))
+            average.lerp_(matrix.grad, 1 - momentum)
         mine = []
         for i in self._owned[self.world.rank]:
-            matrix = matrices[i]
-            mine.append(
-                orthogonalised(matrix.grad.lerp(self.state[matrix]["momentum_buffer"], momentum))
-            )
+            gradient, average = matrices[i].grad, self.state[matrices[i]]["momentum_buffer"]
+            assert gradient is not None
+            mine.append(orthogonalised(gradient.lerp(average, momentum)))
         updates = self._exchange(matrices, mine)
         for matrix, direction in zip(matrices, updates, strict=True):
-            matrix.mul_(1 - taken * (group["lr"] * group["weight_decay"]))
+            matrix.mul_(1 - take * (lr * self.weight_decay))
             size = 0.2 * math.sqrt(max(matrix.shape))  # the root mean square of AdamW's updates
-            matrix.sub_(direction.float() * taken * (group["lr"] * size))
+            matrix.sub_(direction.float() * take * (lr * size))
 
     def _exchange(self, matrices: list[nn.Parameter], mine: list[Tensor]) -> list[Tensor]:
         """The updates of all matrices, in their order, from those of each worker."""

@@ -4,13 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.guard import Guard
-from orchestrator.snapshot import (
-    Saved,
-    Snapshot,
-    model_tensors,
-    optimizer_tensors,
-    restore_optimizers,
-)
+from orchestrator.optimizer import Optimizer, optimizer_tensors, restore_optimizers
+from orchestrator.snapshot import Saved, Snapshot, copied, model_tensors
 
 NOTHING_SEEN = "00" * 32
 GUARD = "guard"  # its key among the optimizers' tensors, which begin with a number
@@ -19,9 +14,7 @@ GUARD = "guard"  # its key among the optimizers' tensors, which begin with a num
 class State:
     """The step, and everything that the steps before it have made."""
 
-    def __init__(
-        self, model: nn.Module, optimizers: list[torch.optim.Optimizer], guard: Guard
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizers: list[Optimizer], guard: Guard) -> None:
         self.model = model
         self.optimizers = optimizers
         self.guard = guard
@@ -36,8 +29,7 @@ class State:
             step=self.step,
             total_steps=total_steps,
             model=model_tensors(self.model),
-            optimizer=optimizer_tensors(self.optimizers)
-            | {GUARD: self.guard.state.detach().to("cpu", copy=True)},
+            optimizer=optimizer_tensors(self.optimizers) | {GUARD: copied(self.guard.state)},
             metrics=dict(self.metrics) if validated else {},
             history=list(self.history),
             samples=self.samples,

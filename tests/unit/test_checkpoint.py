@@ -24,13 +24,18 @@ from orchestrator.errors import StageError, UserError
 from orchestrator.folder import MANIFEST, Folder
 from orchestrator.job import TrainConfig
 from orchestrator.model.transformer import Transformer
-from orchestrator.optimizer import build_optimizers, update
-from orchestrator.snapshot import Snapshot, model_tensors, optimizer_tensors, restore_optimizers
+from orchestrator.optimizer import (
+    Optimizer,
+    build_optimizers,
+    optimizer_tensors,
+    restore_optimizers,
+)
+from orchestrator.snapshot import Snapshot, model_tensors
 from orchestrator.task import Metric
 from orchestrator.world import World
 
 LOSS = Metric("loss", "min")
-Optimizers = list[torch.optim.Optimizer]
+Optimizers = list[Optimizer]
 Tensors = dict[str, torch.Tensor]
 Opener = Callable[..., Checkpoints]
 
@@ -77,7 +82,8 @@ def learn(model: Transformer, optimizers: Optimizers, steps: int) -> None:
     tokens = torch.arange(24).reshape(2, 12) % 11
     for _ in range(steps):
         model(tokens).square().mean().backward()
-        update(optimizers, lr=0.01, taken=torch.tensor(True))
+        for optimizer in optimizers:
+            optimizer.step(lr=0.01, taken=torch.tensor(True))
         model.zero_grad()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from orchestrator import gradients as gradients_module
 from orchestrator.gradients import Gradients
-from orchestrator.optimizer import build_optimizers, update
+from orchestrator.optimizer import build_optimizers
 from orchestrator.world import World
 from tests.unit.toy import together, toy_config
 
@@ -104,7 +104,8 @@ def test_gradients_stay_views_through_steps_and_frozen_weights_as_they_are(
         _, count = gradients.sum()
         gradients.clip(count, 1.0)
         assert any(p.grad is not None and p.grad.any() for p in model.parameters())
-        update(optimizers, 0.1, torch.tensor(True))
+        for one in optimizers:
+            one.step(0.1, torch.tensor(True))
         gradients.zero()
         assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
     begin, end = gradients.flat.data_ptr(), gradients.flat.data_ptr() + gradients.flat.nbytes

@@ -1,14 +1,18 @@
 """Which parameter is updated by what, and how the learning rate runs."""
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from orchestrator.job import TrainConfig
 from orchestrator.model.transformer import Transformer
-from orchestrator.optimizer import Muon, build_optimizers, learning_rate, orthogonalised, update
+from orchestrator.optimizer import AdamW, Muon, build_optimizers, learning_rate, orthogonalised
 from orchestrator.world import World
+
+Parameters = list[torch.nn.Parameter]
 
 TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
 
@@ -24,7 +28,8 @@ def step_with(model: Transformer, config: TrainConfig, gradient: float) -> set[s
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = gradient * torch.randn(parameter.shape, generator=random)
-    update(build_optimizers(model, config, World()), config.lr, TAKEN)
+    for optimizer in build_optimizers(model, config, World()):
+        optimizer.step(config.lr, TAKEN)
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
 
 
@@ -39,8 +44,7 @@ def test_every_parameter_belongs_to_exactly_one_optimizer(
     owners = Counter(
         id(parameter)
         for owner in build_optimizers(model, TrainConfig(optimizer=optimizer), World())
-        for group in owner.param_groups
-        for parameter in group["params"]
+        for parameter in owner.parameters
     )
     assert owners == Counter(id(parameter) for parameter in model.parameters())
 
@@ -77,7 +81,8 @@ def test_a_skipped_step_changes_nothing_at_all(make_model, optimizer: str) -> No
     def step(taken: torch.Tensor, factor: float = 1.0) -> list[torch.Tensor]:
         for parameter in model.parameters():
             parameter.grad = factor * torch.randn(parameter.shape, generator=random)
-        update(optimizers, 0.1, taken)
+        for one in optimizers:
+            one.step(0.1, taken)
         states = [value for one in optimizers for of in one.state.values() for value in of.values()]
         return [tensor.detach().clone() for tensor in (*model.parameters(), *states)]
 
@@ -99,7 +104,8 @@ def test_frozen_parameters_stay_as_they_are(make_model, optimizer: str, frozen: 
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     config = TrainConfig(optimizer=optimizer)
-    update(build_optimizers(model, config, World()), config.lr, TAKEN)
+    for optimizer in build_optimizers(model, config, World()):
+        optimizer.step(config.lr, TAKEN)
     kept = [torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
     assert kept == [name.startswith(frozen) for name in names]
 
@@ -116,30 +122,48 @@ def test_an_orthogonalised_matrix_has_singular_values_of_about_one(shape: tuple[
     assert cosine > 0.95
 
 
-def test_muon_goes_the_way_of_torchs() -> None:
-    """Matrices of several shapes, the costliest not the first, fitted to a target each."""
+def fitted(
+    shapes: list[tuple[int, int]], steps: int, step_of: Callable[[Parameters], Callable[[], object]]
+) -> torch.Tensor:
+    """The way of matrices that an optimizer fits to a target each, (steps, elements)."""
     random = torch.Generator().manual_seed(0)
-    shapes = [(8, 8), (8, 32), (32, 8), (16, 16)]
     targets = [torch.randn(shape, generator=random) for shape in shapes]
-    ways = []
-    for ours in (True, False):
-        matrices = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-        optimizer: torch.optim.Optimizer
-        if ours:
-            optimizer = Muon(matrices, 0.1, 0.1, World())
-        else:
-            optimizer = torch.optim.Muon(
-                matrices, 0.1, 0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-            )
-        way = []
-        for _ in range(30):
-            for matrix, target in zip(matrices, targets, strict=True):
-                matrix.grad = matrix.detach() - target
-            update([optimizer], 0.1, TAKEN)
-            way.append(torch.cat([matrix.detach().flatten() for matrix in matrices]))
-        ways.append(torch.stack(way))
-    mine, torchs = ways
+    matrices = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    step, way = step_of(matrices), []
+    for _ in range(steps):
+        for matrix, target in zip(matrices, targets, strict=True):
+            matrix.grad = matrix.detach() - target
+        step()
+        way.append(torch.cat([matrix.detach().flatten() for matrix in matrices]))
+    return torch.stack(way)
+
+
+def test_muon_goes_the_way_of_torchs() -> None:
+    """Matrices of several shapes, the costliest not the first."""
+    shapes = [(8, 8), (8, 32), (32, 8), (16, 16)]
+    torchs = fitted(
+        shapes,
+        30,
+        lambda p: torch.optim.Muon(p, 0.1, 0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw").step,
+    )
+    mine = fitted(shapes, 30, lambda p: functools.partial(Muon(p, 0.1, World()).step, 0.1, TAKEN))
     assert float((mine - torchs).norm() / torchs.norm()) < 0.02
+
+
+def test_adamw_takes_the_steps_of_torchs_to_the_bit() -> None:
+    def torchs(parameters: Parameters) -> Callable[[], object]:
+        groups = [
+            {"params": parameters[:1], "weight_decay": 0.1},
+            {"params": parameters[1:], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.98), fused=True).step
+
+    def mine(parameters: Parameters) -> Callable[[], object]:
+        groups = [(parameters[:1], 0.1), (parameters[1:], 0.0)]
+        return functools.partial(AdamW(groups, (0.9, 0.98)).step, 0.1, TAKEN)
+
+    shapes = [(8, 8), (4, 16), (3, 5)]
+    assert torch.equal(fitted(shapes, 20, mine), fitted(shapes, 20, torchs))
 
 
 def rates(config: TrainConfig, total_steps: int | None, steps: int) -> list[float]:

@@ -8,7 +8,7 @@ import torch
 from orchestrator.artifact import PreparedData
 from orchestrator.folder import Folder
 from orchestrator.guard import Guard
-from orchestrator.optimizer import build_optimizers, update
+from orchestrator.optimizer import build_optimizers
 from orchestrator.pulse import Directive
 from orchestrator.state import State
 from orchestrator.world import World
@@ -35,7 +35,8 @@ def test_the_checksum_changes_with_any_bit(optimizer: str) -> None:
     optimizers = build_optimizers(model, toy_config(optimizer=optimizer), World())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    update(optimizers, 0.1, torch.tensor(True))
+    for one in optimizers:
+        one.step(0.1, torch.tensor(True))
     state = State(model, optimizers, Guard(torch.device("cpu"), 6.0))
     usual = state.checksum()
     moments = [value for one in optimizers for of in one.state.values() for value in of.values()]
