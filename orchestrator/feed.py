@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -142,14 +143,24 @@ class Feed:
         self._step = figures.step
         self._progress.show(figures.values)
         if self._board is None and self._folder.local_path is not None:
-            import tensorboardX  # with torch: not while the workers start
-
             # Its files can only be appended to on local storage.
-            self._board = tensorboardX.SummaryWriter(f"{self._folder}/tensorboard")
+            self._board = _tensorboard().SummaryWriter(f"{self._folder}/tensorboard")
         if self._board is not None:
             for name, value in figures.values.items():
                 self._board.add_scalar(name, value, figures.step)
             self._board.flush()
+
+
+def _tensorboard() -> Any:
+    """tensorboardX without torch, which it imports where it can: seconds, beside the workers'."""
+    here = sys.modules.get("torch")
+    sys.modules["torch"] = here  # type: ignore[assignment]  # None: an import of it fails
+    try:
+        import tensorboardX
+    finally:
+        if here is None:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 def _settle(done: "Future[object]", work: Callable[[], object]) -> None:
