@@ -28,7 +28,7 @@ def trained(
     job = Job.model_validate(tiny_job(folder, serve={"port": free_port(), "max_tokens": 8}))
     run = Run(job)
     prepared = prepare(job, run.files, run.prepare_folder(), Silent())
-    return job, prepared, train(job, prepared, run.train_folder(job), Silent())
+    return job, prepared, train(job, prepared, run.train_folder(job), run.events, Silent())
 
 
 @pytest.fixture(scope="module")
