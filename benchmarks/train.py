@@ -82,6 +82,7 @@ SIDES = {
     "ours 2": Side(1, options=["cluster.workers=2"]),
     "torchrun 2": Side(1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN]),
     "ours 2, saving": Side(1, options=SAVING),
+    "ours 2, deterministic": Side(1, options=["cluster.workers=2", "train.deterministic=true"]),
     "transformers 1x2": Side(2, [TRANSFORMERS]),
     "transformers 2x1": Side(1, [*TORCHRUN, "--nproc_per_node=2", "-m", TRANSFORMERS]),
     "transformers 1x2 bf16": Side(2, [TRANSFORMERS], ["bf16"]),
@@ -119,7 +120,7 @@ def main() -> None:
 
 def _options() -> Any:
     made = parser(__doc__)
-    made.add_argument("--steps", type=int, default=60, help=f"the first {SKIPPED} do not count")
+    made.add_argument("--steps", type=int, default=100, help=f"the first {SKIPPED} do not count")
     names = [*SIDES, KILLED]
     made.add_argument("--sides", nargs="+", choices=names, default=names, metavar="SIDE")
     options = made.parse_args()
@@ -284,6 +285,9 @@ def ratios(results: Results) -> dict[str, list[float]]:
         ),
         "start to first step, ours / torchrun, 2 workers": lambda: (
             starts["ours 2"] / starts["torchrun 2"]
+        ),
+        "cost of train.deterministic, 2 workers, %": lambda: (
+            100 * (speeds["ours 2"] / speeds["ours 2, deterministic"] - 1)
         ),
         f"cost of a checkpoint every {SAVED_EVERY} steps, %": lambda: (
             100 * (pace["ours 2"] / pace["ours 2, saving"] - 1)
