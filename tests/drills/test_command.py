@@ -17,7 +17,9 @@ from tests.drills.trainings import Command, assert_clean, ending
 from tests.ray_head import Head
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # look a minute for a head that is gone
+# These look a minute for a head that is gone; they give themselves a name when they are up.
+AGENTS = ("ray::DashboardAgent", "dashboard/agent.py")
+AGENTS += ("ray::RuntimeEnvAgent", "runtime_env/agent/main.py")
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 
 

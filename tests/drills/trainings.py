@@ -1,5 +1,6 @@
 """Trainings to disturb: in a thread of the test, or by their own command; and what may stay."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -188,11 +189,22 @@ class Command:
         return said
 
     def assert_nothing_left(self, seconds: float = 15, but: tuple[str, ...] = ()) -> None:
-        """No process of its session, but for some that take their time."""
+        """No process of its session, but for some that take their time, by words of their command."""
         deadline = time.monotonic() + seconds
-        while left := [p for p in processes_of(self.process.pid) if p.name() not in but]:
+        while left := [
+            p for p in commands_of(self.process.pid) if not any(word in p for word in but)
+        ]:
             assert time.monotonic() < deadline, left
             time.sleep(0.2)
+
+
+def commands_of(session: int) -> list[str]:
+    """What the living processes of a session were started as, or call themselves."""
+    found = []
+    for process in processes_of(session):
+        with contextlib.suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    return found
 
 
 def wait_until(done: Callable[[], bool], what: str, ended: Callable[[], str]) -> None:
