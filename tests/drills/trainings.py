@@ -189,7 +189,7 @@ class Command:
         return said
 
     def assert_nothing_left(self, seconds: float = 15, but: tuple[str, ...] = ()) -> None:
-        """No process of its session, but for some that take their time, by words of their command."""
+        """No process of its session, but for those whose command has one of these words."""
         deadline = time.monotonic() + seconds
         while left := [
             p for p in commands_of(self.process.pid) if not any(word in p for word in but)
