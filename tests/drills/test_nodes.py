@@ -118,7 +118,7 @@ def test_a_training_shrinks_and_grows_with_its_cluster(
 ) -> None:
     for _ in range(2):
         cluster.add_node()
-    changes = {"train__deterministic": True, "train__steps": 400}
+    changes = {"train__deterministic": True, "train__steps": 1000, "train__eval_every": 500}
     command = Command(make(**changes, cluster__workers=(1, 2)), cluster.head.environment)
     commands.append(command)
     assert command.wait_for_event("began")["workers"] == 2

@@ -1,5 +1,6 @@
 """Training on Ray Train: workers that die, errors that no retry mends, and the same weights."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from ray.util.state import list_actors
 
+from orchestrator import spares
 from orchestrator.artifact import Checkpoint, PreparedData, Training
 from orchestrator.batches import Batches
 from orchestrator.checkpoint import step_name
@@ -105,10 +108,30 @@ def test_a_step_whose_loss_is_no_number_is_skipped(tmp_path: Path, prepared: Pre
     assert skipped["step"] > 20 and skipped["skipped"] == 1
 
 
-def test_a_finished_training_is_bit_identical_to_another(
-    tmp_path: Path, prepared: PreparedData, undisturbed: Training
+def test_another_training_in_processes_that_stand_by_ends_in_the_same_bits(
+    tmp_path: Path, prepared: PreparedData, undisturbed: Training, head: Head
 ) -> None:
+    """Ray takes such a process only where what it was started with is the same to the byte."""
+    spares.start_for_workers(2)
+    deadline = time.monotonic() + 60
+    while len(ready := standing_by()) < 2:
+        assert time.monotonic() < deadline, ready
+        time.sleep(0.2)
+    before = {actor.pid for actor in list_actors(head.dashboard, limit=10_000)}
     assert ending(run_train(prepared, tmp_path)) == ending(undisturbed)
+    since = [a for a in list_actors(head.dashboard, limit=10_000) if a.pid not in before]
+    workers = {actor.pid for actor in since if actor.class_name.endswith("RayTrainWorker")}
+    assert len(workers) == 2 and workers <= ready
+
+
+def standing_by() -> set[int]:
+    """Processes that wait for the actor of a worker."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "ray::IDLE" in process.cmdline()[:1] and spares.HOOK in process.environ():
+                found.add(process.pid)
+    return found
 
 
 def test_a_diverged_training_is_told_once_and_not_retried(
