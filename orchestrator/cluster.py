@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Ray Train's controller looks at its workers every 2 s by default, and every start and every loss
 # of one waits for it.
 RAY_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Of 60: so long waits an elastic group for a node that is not yet known to be dead.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
