@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import artifact
+from orchestrator import folder as folders
 from orchestrator.artifact import PreparedData, Shard
 from orchestrator.errors import StageError
 from orchestrator.folder import Folder
@@ -226,7 +226,7 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder on a storage that is not local; what is copied from it lies in `copies`."""
     store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(artifact, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: store)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
     (tmp_path / "bucket").mkdir()
     return Folder("toy://bucket")
