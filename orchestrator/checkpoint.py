@@ -69,8 +69,8 @@ class Checkpoints:
     """The checkpoints of one training, `step-00000120` and so on, in one folder.
 
     `made_by` is what a training depends on, such as `{"model.d_model": 64}`: what was made by
-    something else is not continued. `attempt` is this start of the
-    training: it stops writing where the file `attempt` names another one.
+    something else is not continued. `attempt` is this start of the training: it stops writing where
+    the file `attempt` names another one.
     """
 
     def __init__(

@@ -17,14 +17,13 @@ from orchestrator import train as train_module
 from orchestrator.artifact import PreparedData
 from orchestrator.feed import Feed
 from orchestrator.job import Job
-from orchestrator.prepare import prepare
 from orchestrator.run import Run
 from tests.drills.s3 import Storage, storage
 from tests.drills.trainings import Command, Drill, Ending, assert_clean, ending, make_job
-from tests.integration.conftest import Silent, connected, tiny_job, write_texts
+from tests.integration.conftest import connected, prepared
 from tests.ray_head import Head, end_session, ray_head
 
-__all__ = ["connected"]
+__all__ = ["connected", "prepared"]
 
 SEED = int(os.environ.get("DRILL_SEED", random.randrange(10_000)))
 
@@ -52,15 +51,6 @@ def head(s3: Storage) -> Iterator[Head]:
     """Whose workers, too, know of that storage."""
     with ray_head(cpus=4) as found:
         yield found
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Any) -> PreparedData:
-    folder = tmp_path_factory.mktemp("data")
-    write_texts(folder / "data")
-    job = Job.model_validate(tiny_job(folder))
-    run = Run(job)
-    return prepare(job, run.files, run.prepare_folder(), Silent())
 
 
 @pytest.fixture

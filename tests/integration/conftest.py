@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.artifact import PreparedData
+from orchestrator.job import Job
+from orchestrator.prepare import prepare
+from orchestrator.run import Run
 from tests.ray_head import Head, ray_head
 
 WORDS = "the of and to a in that is was he for it with as his on be at by i this had not".split()  # noqa: SIM905
@@ -113,3 +117,13 @@ def stages(job: Path, environment: dict[str, str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["stages"]
     return found
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Any) -> PreparedData:
+    """Small texts as shards, for all that train on them."""
+    folder = tmp_path_factory.mktemp("data")
+    write_texts(folder / "data")
+    job = Job.model_validate(tiny_job(folder))
+    run = Run(job)
+    return prepare(job, run.files, run.prepare_folder(), Silent())

@@ -21,27 +21,17 @@ from orchestrator.errors import StageError
 from orchestrator.events import EventLog, read_events
 from orchestrator.folder import Folder
 from orchestrator.job import Job, TrainConfig
-from orchestrator.prepare import prepare
 from orchestrator.run import Run
 from orchestrator.train import train
 from orchestrator.world import World
 from tests.drills.tasks import POISON
-from tests.integration.conftest import Silent, tiny_job, write_texts
+from tests.integration.conftest import Silent, tiny_job
 from tests.ray_head import Head
 
 pytestmark = pytest.mark.usefixtures("connected")
 # Micro-batches of one row make slow steps, so that a fault comes in the midst of the training.
 SETTINGS = {"train__steps": 60, "train__eval_every": 5, "cluster__workers": 2}
 SETTINGS |= {"train__micro_batch_size": 1}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Any) -> PreparedData:
-    folder = tmp_path_factory.mktemp("data")
-    write_texts(folder / "data")
-    job = Job.model_validate(tiny_job(folder))
-    run = Run(job)
-    return prepare(job, run.files, run.prepare_folder(), Silent())
 
 
 def run_train(prepared: PreparedData, folder: Path, **changes: Any) -> Training:

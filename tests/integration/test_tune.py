@@ -10,21 +10,11 @@ from orchestrator.artifact import PreparedData, Sweep
 from orchestrator.cluster import Cluster
 from orchestrator.errors import StageError
 from orchestrator.job import Job
-from orchestrator.prepare import prepare
 from orchestrator.run import Run
 from orchestrator.tune import described, sample_trial, tune
-from tests.integration.conftest import Silent, tiny_job, write_texts
+from tests.integration.conftest import Silent, tiny_job
 
 SPACE = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "model.num_layers": {"choice": [1, 2]}}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Cluster) -> PreparedData:
-    folder = tmp_path_factory.mktemp("data")
-    write_texts(folder / "data")
-    job = Job.model_validate(tiny_job(folder))
-    run = Run(job)
-    return prepare(job, run.files, run.prepare_folder(), Silent())
 
 
 def run_tune(
