@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import OrchestratorError, StageError, UserError
 
@@ -95,6 +96,11 @@ def local_cluster() -> Cluster | None:
     if "RAY_ADDRESS" in os.environ:
         return None
     return Cluster(True, "", cpus=float(os.cpu_count() or 1), gpus=float("inf"))
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Where the command runs, for an actor that belongs to it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def raised_by_user_code(error: BaseException) -> OrchestratorError | None:

@@ -1,13 +1,9 @@
 """What happens while workers train: passed on to a display, TensorBoard and the run's story."""
 
-import concurrent.futures
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import psutil
@@ -15,6 +11,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster import here
 from orchestrator.errors import OrchestratorError
 from orchestrator.events import EventLog
 from orchestrator.folder import Folder
@@ -32,10 +29,9 @@ class Feed:
     """The command's side of the supervisor."""
 
     def __init__(self, job: Job, folder: Folder, events: EventLog, progress: Progress) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.supervisor: Any = (
             ray.remote(Supervisor)
-            .options(num_cpus=0, scheduling_strategy=here)
+            .options(num_cpus=0, scheduling_strategy=here())
             .remote(job.cluster.max_failures, job.cluster.hang_seconds)
         )
         self.max_failures = job.cluster.max_failures
@@ -52,28 +48,25 @@ class Feed:
         self._draining: set[str] = set()
         self._next_notice = 0.0
 
-    def run(self, work: Callable[[], object]) -> None:
-        """Do the work in a thread, and pass on here what arrives meanwhile.
-
-        In a thread Ray Train installs no signal handler of its own, which would swallow Ctrl-C.
+    def follow(self, training: "ray.ObjectRef[None]") -> None:
+        """Pass on what arrives until the training, a call of an actor's, has ended.
 
         Raises:
+            RayError: of the training.
             OrchestratorError: of a worker.
             KeyboardInterrupt: after a last checkpoint where one can be had in `STOP_SECONDS`.
         """
-        done: Future[object] = Future()
-        threading.Thread(target=_settle, args=(done, work), daemon=True).start()
         try:
-            self._pass_on_until(done)
+            self._pass_on_until(training)
         except KeyboardInterrupt:
             if self._at_work:
                 self._progress.start("saving a last checkpoint", total=None, unit="")
                 self.supervisor.ask.remote(STOP)
-                self._pass_on_until(done, time.monotonic() + STOP_SECONDS)
+                self._pass_on_until(training, time.monotonic() + STOP_SECONDS)
             raise
         if self.failures:
             raise self.failures[0]
-        done.result()
+        ray.get(training)
 
     def close(self) -> None:
         ray.kill(self.supervisor)
@@ -102,10 +95,12 @@ class Feed:
             self._draining = draining
             self.supervisor.drain.remote(draining)
 
-    def _pass_on_until(self, done: "Future[object]", deadline: float | None = None) -> None:
+    def _pass_on_until(
+        self, training: "ray.ObjectRef[None]", deadline: float | None = None
+    ) -> None:
         ended = False
         while not ended:  # what arrives just before the end is fetched after it
-            ended = bool(concurrent.futures.wait([done], timeout=POLL_SECONDS).done)
+            ended = bool(ray.wait([training], timeout=POLL_SECONDS)[0])
             ended |= deadline is not None and time.monotonic() > deadline
             self._look_for_notices()
             messages, hanging, self._at_work = ray.get(self.supervisor.look.remote())
@@ -161,13 +156,6 @@ def _tensorboard() -> Any:
         if here is None:
             del sys.modules["torch"]
     return tensorboardX
-
-
-def _settle(done: "Future[object]", work: Callable[[], object]) -> None:
-    try:
-        done.set_result(work())
-    except BaseException as error:
-        done.set_exception(error)
 
 
 def _end_process(beat: Beat) -> None:

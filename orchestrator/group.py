@@ -1,8 +1,9 @@
-"""What of a training lives in Ray Train's controller, and where its workers begin.
+"""A group of workers on Ray Train: what lives in its controller's process, and where they begin.
 
-Importing this is light: the controller and the command need no torch.
+Importing this is lighter than what the workers do: the controller needs no torch.
 """
 
+import asyncio
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,81 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.result import Result
 
+from orchestrator import spares
 from orchestrator.errors import last_line
+from orchestrator.folder import Folder
+from orchestrator.job import Job
 
 LONGEST_CAUSE = 300  # characters
+RESIZE_SECONDS = 10.0  # between looks whether an elastic group could have another size
+
+
+def train(settings: dict[str, Any]) -> None:
+    """Have workers train, and others in their place where they fail, until they are done.
+
+    `settings` are the workers'; see `train.py`.
+
+    Raises:
+        ray.train.TrainingFailedError: of a worker for a reason that no retry mends.
+    """
+    job: Job = settings["job"]
+    supervisor = settings["supervisor"]
+    _Trainer(
+        work,
+        train_loop_config=settings,
+        backend_config=Rendezvous(),
+        scaling_config=scaling(job),
+        run_config=RunConfig(  # type: ignore[arg-type]  # of Ray Train V2, as all here
+            name=f"{job.name}-{settings['attempt']}",  # Ray resumes whatever has the same name
+            **(Folder(settings["folder"]) / "ray").for_ray(),
+            # How often is the supervisor's to decide, which knows of progress.
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[Watch(supervisor), Places(supervisor)],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": spares.ENVIRONMENT},
+        ),
+    ).fit()
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray's, in this process, and without those that it starts for what is done otherwise here.
+
+    Each takes two seconds of a core, and together they would start while the workers do: one for
+    the controller, one for Ray Data's shards, and one to free the workers' places after a
+    controller was lost.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        created = super()._create_default_callbacks()
+        return [callback for callback in created if not isinstance(callback, unused)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Result:
+        controller = TrainController(**settings)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+def scaling(job: Job) -> ScalingConfig:
+    """The workers of a job in Ray's words."""
+    resources = {"CPU": float(job.cluster.cpus_per_worker)}
+    if job.cluster.gpus_per_worker:
+        resources["GPU"] = job.cluster.gpus_per_worker
+    fewest, most = job.cluster.fewest_workers, job.cluster.most_workers
+    return ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=job.cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
 
 
 def work(settings: dict[str, Any]) -> None:

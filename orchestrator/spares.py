@@ -33,15 +33,19 @@ def import_what_a_worker_needs() -> None:
     gc.enable()
 
 
+def passed_on() -> dict[str, str]:
+    """Of this process's environment, what Ray Train's controller and workers get."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+    return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **chosen}
+
+
 def start_for_workers(count: int) -> None:
     """Have Ray start processes for `count` workers of this job, spread over its nodes.
 
     A node that gets more or fewer of them than it will have workers costs time, nothing else.
     """
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
-    environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **passed_on, **ENVIRONMENT}
     runtime_env = dict(ray.get_runtime_context().runtime_env)
-    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | environment
+    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | passed_on() | ENVIRONMENT
     parsed = parse_runtime_env_for_task_or_actor(runtime_env)
     content = json.loads(get_runtime_env_info(parsed).serialized_runtime_env)
     # To the byte as Ray Train's controller, an actor itself, has it written by Ray's C++.

@@ -5,30 +5,22 @@ that Ray restarts, on whatever cause, continues from the newest one.
 """
 
 import contextlib
+import gc
 import time
 import uuid
 from typing import Any
 
 import ray
-import ray.train
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.callback import RayTrainCallback
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator import spares
 from orchestrator.artifact import ATTEMPT, PreparedData, Training
-from orchestrator.cluster import raised_by_user_code
+from orchestrator.cluster import here, raised_by_user_code
 from orchestrator.errors import StageError, last_line
 from orchestrator.events import EventLog
 from orchestrator.feed import Feed
 from orchestrator.folder import Folder
-from orchestrator.group import Places, Rendezvous, Watch, work
 from orchestrator.job import Job
 from orchestrator.progress import Progress
-
-RESIZE_SECONDS = 10.0  # between looks whether an elastic group could have another size
 
 
 def train(
@@ -74,11 +66,27 @@ def _until_it_ends(job: Job, prepared: PreparedData, folder: Folder, feed: Feed)
     while True:
         attempt = uuid.uuid4().hex
         (folder / "checkpoints").write(ATTEMPT, attempt.encode())  # only it may write there now
-        trainer = _trainer(job, prepared, folder, feed, attempt)
+        settings: dict[str, Any] = {
+            "job": job,
+            "prepared": prepared.folder.uri,
+            "folder": folder.uri,
+            "made_by": made_by(job, prepared),
+            "supervisor": feed.supervisor,
+            "attempt": attempt,
+        }
+        controller: Any = (
+            ray.remote(TrainController)
+            .options(
+                num_cpus=0,
+                scheduling_strategy=here(),
+                runtime_env={"env_vars": spares.passed_on()},
+            )
+            .remote()
+        )
         try:
-            feed.run(trainer.fit)
+            feed.follow(controller.run.remote(settings))
             return
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        except ray.exceptions.RayError as error:
             if (raised := raised_by_user_code(error)) is not None:
                 raise raised from error
             reason = last_line(str(error))
@@ -86,46 +94,18 @@ def _until_it_ends(job: Job, prepared: PreparedData, folder: Folder, feed: Feed)
                 raise StageError(
                     f"Ray Train failed: {reason}; what is saved stays, run it again"
                 ) from error
+        finally:
+            ray.kill(controller)
 
 
-def _trainer(
-    job: Job, prepared: PreparedData, folder: Folder, feed: Feed, attempt: str
-) -> DataParallelTrainer:
-    settings: dict[str, Any] = {
-        "job": job,
-        "prepared": prepared.folder.uri,
-        "folder": folder.uri,
-        "made_by": made_by(job, prepared),
-        "supervisor": feed.supervisor,
-        "attempt": attempt,
-    }
-    return _Trainer(
-        work,
-        train_loop_config=settings,
-        backend_config=Rendezvous(),
-        scaling_config=scaling(job),
-        run_config=RunConfig(  # type: ignore[arg-type]  # of Ray Train V2, as all here
-            name=f"{job.name}-{attempt}",  # Ray resumes whatever has the same name
-            **(folder / "ray").for_ray(),
-            # How often is the supervisor's to decide, which knows of progress.
-            failure_config=FailureConfig(max_failures=-1),
-            callbacks=[Watch(feed.supervisor), Places(feed.supervisor)],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": spares.ENVIRONMENT},
-        ),
-    )
+class TrainController:
+    """An actor, in whose process Ray Train runs: its import takes seconds, beside the workers'."""
 
+    def run(self, settings: dict[str, Any]) -> None:
+        gc.set_threshold(50_000)  # of 700: imports leave nothing to collect
+        from orchestrator import group
 
-class _Trainer(DataParallelTrainer):
-    """Ray's, without the processes that it starts for what this training does otherwise.
-
-    Each takes two seconds of a core, and together they would start while the workers do: one for
-    Ray Data's shards, and one to free the workers' places after a controller was lost.
-    """
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        created = super()._create_default_callbacks()
-        return [callback for callback in created if not isinstance(callback, unused)]
+        group.train(settings)
 
 
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:
@@ -134,17 +114,3 @@ def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:
     model = {f"model.{key}": value for key, value in whole["model"].items()}
     kept = {f"train.{key}": whole["train"][key] for key in ("seed", "optimizer", "deterministic")}
     return {**model, **kept, "data": prepared.folder.name}
-
-
-def scaling(job: Job) -> ScalingConfig:
-    """The workers of a job in Ray's words."""
-    resources = {"CPU": float(job.cluster.cpus_per_worker)}
-    if job.cluster.gpus_per_worker:
-        resources["GPU"] = job.cluster.gpus_per_worker
-    fewest, most = job.cluster.fewest_workers, job.cluster.most_workers
-    return ScalingConfig(
-        num_workers=most if fewest == most else (fewest, most),
-        use_gpu=job.cluster.gpus_per_worker > 0,
-        resources_per_worker=resources,
-        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-    )
