@@ -19,7 +19,7 @@ from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.supervisor import Beat, Event, Figures, Supervisor
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 NOTICE_SECONDS = 1.0
 STOP = 1  # `pulse.Directive.STOP`, whose module imports torch
 STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM

@@ -15,6 +15,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -39,6 +40,7 @@ def train(settings: dict[str, Any]) -> None:
     """
     job: Job = settings["job"]
     supervisor = settings["supervisor"]
+    _have_no_barrier()
     _Trainer(
         work,
         train_loop_config=settings,
@@ -72,6 +74,24 @@ class _Trainer(DataParallelTrainer):
         controller = TrainController(**settings)
         asyncio.run(controller.run())
         return controller.get_result()
+
+
+class _NoBarrier:
+    """In place of an actor of Ray Train's for `ray.train.report`, which nothing here calls.
+
+    It would start while the workers take their first steps, and take a hundredth of a core then.
+    """
+
+    def options(self, **_: Any) -> "_NoBarrier":
+        return self
+
+    def remote(self, **_: Any) -> "_NoBarrier":
+        return self
+
+
+def _have_no_barrier() -> None:
+    worker_group.SynchronizationActor = _NoBarrier()  # type: ignore[assignment,misc]
+    state._shutdown_sync_actor = lambda actor: None  # type: ignore[assignment]
 
 
 def scaling(job: Job) -> ScalingConfig:

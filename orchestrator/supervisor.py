@@ -1,6 +1,6 @@
 """Between the workers of a training and the command that started it: an actor on any cluster.
 
-It hears each worker twice a second, so that it knows who hangs and who lags, counts failures
+It hears each worker once a second, so that it knows who hangs and who lags, counts failures
 against a budget that progress refills, and passes on what the command asks for.
 """
 

@@ -27,7 +27,7 @@ from orchestrator.pulse import Directive
 from orchestrator.supervisor import Beat, Event, Figures
 from orchestrator.world import World
 
-BEAT_SECONDS = 0.5
+BEAT_SECONDS = 1.0
 SPARE_SECONDS = 4.0  # of training before a spare is started: the start itself is busy enough
 PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
 GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
@@ -109,7 +109,7 @@ def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> No
 
 
 class Line:
-    """A worker's line to the supervisor: a thread that speaks twice a second, and `fit`'s reporter.
+    """A worker's line to the supervisor: a thread that speaks once a second, and `fit`'s reporter.
 
     The thread speaks for the process, the steps for the training: a process that is stopped falls
     silent, one that waits for another does not.
