@@ -15,8 +15,8 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from benchmarks.sides import (
     spread,
     temporary_folder,
 )
+from orchestrator import spares
 from orchestrator.artifact import PreparedData, Training
 from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
@@ -73,6 +74,7 @@ class Side:
     threads: int  # of each process
     module: Sequence[str] = ()  # none: this engine
     options: Sequence[str] = ()  # overrides of the job, or what stands behind the peer's folder
+    environment: Mapping[str, str] = field(default_factory=dict)  # besides the benchmark's own
 
 
 SAVING = ["cluster.workers=2", f"train.checkpoint_every={SAVED_EVERY}"]
@@ -81,6 +83,9 @@ SIDES = {
     "torchrun 1": Side(1, [*TORCHRUN, "--nproc_per_node=1", "-m", PLAIN]),
     "ours 2": Side(1, options=["cluster.workers=2"]),
     "torchrun 2": Side(1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN]),
+    "torchrun 2, memory kept": Side(
+        1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN], environment=spares.KEPT_MEMORY
+    ),
     "ours 2, saving": Side(1, options=SAVING),
     "ours 2, deterministic": Side(1, options=["cluster.workers=2", "train.deterministic=true"]),
     "transformers 1x2": Side(2, [TRANSFORMERS]),
@@ -161,7 +166,7 @@ def run(side: Side, engine: Engine, machine: Machine, folder: Path) -> Steps:
         return run_ours(side, engine, machine)
     machine.wait_until_quiet()
     command = [sys.executable, "-m", *side.module, str(folder), *side.options]
-    with Started(command, dict(os.environ), folder / "peer.log") as started:
+    with Started(command, {**os.environ, **side.environment}, folder / "peer.log") as started:
         lines = [line for line in started.output().splitlines() if line.startswith('{"ready"')]
     line = json.loads(lines[-1])
     check_niceness({line["niceness"]})
@@ -277,6 +282,9 @@ def ratios(results: Results) -> dict[str, list[float]]:
     compared = {
         "ours / torchrun, 1 worker": lambda: speeds["ours 1"] / speeds["torchrun 1"],
         "ours / torchrun, 2 workers": lambda: speeds["ours 2"] / speeds["torchrun 2"],
+        "of which kept memory: torchrun with it / without": lambda: (
+            speeds["torchrun 2, memory kept"] / speeds["torchrun 2"]
+        ),
         "ours / the best trainer, 2 cores": lambda: (
             speeds["ours 2"] / np.max([speeds[name] for name in TRAINERS], axis=0)
         ),

@@ -21,6 +21,7 @@ from orchestrator.supervisor import Beat, Event, Figures, Supervisor
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 1.0
+NODE_SECONDS = 30.0  # after a worker was lost, in which Ray finds out that its node was
 STOP = 1  # `pulse.Directive.STOP`, whose module imports torch
 STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM
 
@@ -47,6 +48,7 @@ class Feed:
         self._at_work = False
         self._draining: set[str] = set()
         self._next_notice = 0.0
+        self._nodes_matter_until = 0.0
 
     def follow(self, training: "ray.ObjectRef[None]") -> None:
         """Pass on what arrives until the training, a call of an actor's, has ended.
@@ -94,6 +96,8 @@ class Feed:
         if draining != self._draining:
             self._draining = draining
             self.supervisor.drain.remote(draining)
+        if time.monotonic() < self._nodes_matter_until:
+            self._tell_of_lost_nodes()
 
     def _pass_on_until(
         self, training: "ray.ObjectRef[None]", deadline: float | None = None
@@ -116,8 +120,8 @@ class Feed:
             self._events.write("train", message.kind, **message.fields)
             if message.kind == "checkpoint":
                 self._lost_controllers = 0
-            if message.kind == "resumed":
-                self._tell_of_lost_nodes()
+            if message.kind in ("worker lost", "preempted"):
+                self._nodes_matter_until = time.monotonic() + NODE_SECONDS
         else:
             self._show(message)
 

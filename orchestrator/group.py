@@ -90,7 +90,7 @@ class _NoBarrier:
 
 
 def _have_no_barrier() -> None:
-    worker_group.SynchronizationActor = _NoBarrier()  # type: ignore[assignment,misc,attr-defined]
+    worker_group.SynchronizationActor = _NoBarrier()  # type: ignore[assignment,attr-defined]
     state._shutdown_sync_actor = lambda actor: None  # type: ignore[assignment]
 
 

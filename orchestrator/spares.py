@@ -22,25 +22,16 @@ from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 24 * 3600
-UNLIMITED = 2**40
 # What a step frees is kept for the next one. glibc by itself gives large blocks back to the system,
 # which clears and maps each of their pages anew in every step: on a CPU 7 % to 12 % of the time of
 # a model with a vocabulary of 2,048, a third with 8,192. Only the first of its arenas can keep
 # blocks of any size, and its per-thread caches hold splinters that keep large ones apart.
-KEPT_MEMORY = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {
-        "mmap_threshold": UNLIMITED,
-        "trim_threshold": UNLIMITED,
-        "arena_max": 1,
-        "tcache_count": 0,
-    }.items()
-)
-# Of the processes of workers. Ray runs what HOOK names in each new one before its actor comes.
-ENVIRONMENT = {
-    HOOK: "orchestrator.spares.import_what_a_worker_needs",
-    "GLIBC_TUNABLES": KEPT_MEMORY,
+_MALLOC = {"mmap_threshold": 2**40, "trim_threshold": 2**40, "arena_max": 1, "tcache_count": 0}
+KEPT_MEMORY = {
+    "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _MALLOC.items())
 }
+# Of the processes of workers. Ray runs what HOOK names in each new one before its actor comes.
+ENVIRONMENT = {HOOK: "orchestrator.spares.import_what_a_worker_needs", **KEPT_MEMORY}
 
 
 def import_what_a_worker_needs() -> None:

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
 # These look a minute for a head that is gone; they give themselves a name when they are up.
 AGENTS = ("ray::DashboardAgent", "dashboard/agent.py")
 AGENTS += ("ray::RuntimeEnvAgent", "runtime_env/agent/main.py")
+AGENTS += ("workers/default_worker.py",)  # one that was just being started
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 
 
