@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -31,9 +34,14 @@ class Head:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that Linux gives to outgoing connections, and above those of Ray's workers:
+    one that the kernel hands out itself can be some connection's by the time that Ray binds it."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return port
 
 
 @contextlib.contextmanager
@@ -41,8 +49,12 @@ def ray_head(cpus: int) -> Iterator[Head]:
     """`ray start --head` with so many logical CPUs."""
     ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
     options = ["--head", f"--num-cpus={cpus}", "--object-store-memory=500000000"]
-    with _started([*options, *(f"--{name}={port}" for name, port in ports.items())]) as process:
-        _wait_for_port(ports["dashboard-port"], process)
+    options += [f"--{name}={port}" for name, port in ports.items()]
+    with tempfile.TemporaryFile() as output, _started(options, output) as process:
+        if not _answers(ports["dashboard-port"], process):
+            output.seek(0)
+            said = output.read().decode(errors="replace")[-3000:]
+            raise RuntimeError(f"Ray did not come up: exit code {process.poll()}\n{said}")
         address = f"127.0.0.1:{ports['port']}"
         yield Head(address, f"http://127.0.0.1:{ports['dashboard-port']}", process.pid)
 
@@ -51,17 +63,20 @@ def ray_head(cpus: int) -> Iterator[Head]:
 def ray_node(head: Head, address: str, cpus: int) -> Iterator["subprocess.Popen[bytes]"]:
     """One more node of the head's cluster, on this machine too: 127.0.0.2, say."""
     options = [f"--address={head.address}", f"--num-cpus={cpus}"]
-    with _started([*options, "--object-store-memory=80000000"], address) as process:
+    options += ["--object-store-memory=80000000"]
+    with tempfile.TemporaryFile() as output, _started(options, output, address) as process:
         yield process
 
 
 @contextlib.contextmanager
-def _started(options: list[str], address: str = "127.0.0.1") -> Iterator["subprocess.Popen[bytes]"]:
+def _started(
+    options: list[str], output: IO[bytes], address: str = "127.0.0.1"
+) -> Iterator["subprocess.Popen[bytes]"]:
     ports = [f"--{name}={free_port()}" for name in NODE_PORTS]
     process = subprocess.Popen(
         [str(BIN / "ray"), "start", "--block", f"--node-ip-address={address}", *options, *ports],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
         env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
         start_new_session=True,  # so that all that it starts can be found again
     )
@@ -80,10 +95,11 @@ def end_session(session: int) -> None:
     subprocess.run(["pkill", "-KILL", "-s", str(session)], check=False)
 
 
-def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
+def _answers(port: int, process: "subprocess.Popen[bytes]") -> bool:
+    """Whether something listens there within a minute, and the process lives."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+            return True
         time.sleep(0.2)
-    raise RuntimeError(f"Ray did not come up: exit code {process.poll()}")
+    return False
