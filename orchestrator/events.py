@@ -23,6 +23,7 @@ FILE = "events.jsonl"
 OBJECTS = "events"
 REMEMBERED = 1_000  # events that wait for the storage, and events of one object
 LONGEST_TEXT = 10_000  # characters of a value that are written
+RETRY_SECONDS = 5.0
 LONGEST_SHOWN = 500  # and those that are shown to a reader
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class EventLog:
         self._object = _object_name()
         self._lock = threading.Lock()
         self._warned = False
+        self._retry: threading.Timer | None = None
 
     def write(self, stage: str, event: str, **fields: Any) -> None:
         """Append an event. Never raises: no training ends because its story cannot be written."""
@@ -45,13 +47,25 @@ class EventLog:
         line = _encode({**head, **fields, "time": now})
         with self._lock:
             self._lines.append(line)
-            try:
-                self._append() if self.folder.local_path is not None else self._rewrite()
-            except Exception as error:
-                # What could not be written stays in `_lines` for the next time.
-                if not self._warned:
-                    log.warning("events cannot be written: %s", error)
-                self._warned = True
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            self._append() if self.folder.local_path is not None else self._rewrite()
+        except Exception as error:
+            # What could not be written stays in `_lines`: perhaps no event comes after it.
+            if not self._warned:
+                log.warning("events cannot be written: %s", error)
+            self._warned = True
+            if self._retry is None:
+                self._retry = threading.Timer(RETRY_SECONDS, self._write_again)
+                self._retry.daemon = True
+                self._retry.start()
+
+    def _write_again(self) -> None:
+        with self._lock:
+            self._retry = None
+            self._write()
 
     def _append(self) -> None:
         assert self.folder.local_path is not None

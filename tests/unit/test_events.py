@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,23 @@ def test_events_wait_for_a_storage_that_refuses_them_and_one_warning_tells(
     assert [record.message for record in caplog.records] == [
         "events cannot be written: no space left on device"
     ]
+
+
+def test_the_last_event_is_written_too_once_the_storage_is_back(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.events, "RETRY_SECONDS", 0.05)
+    events = EventLog(folder)
+    with monkeypatch.context() as away:
+        away.setattr(os, "write", lambda *_: 1 / 0)
+        away.setattr(Folder, "write", lambda *_: 1 / 0)
+        events.write("train", "last")
+        time.sleep(0.12)  # and one attempt more is refused
+        assert names(folder) == []
+    deadline = time.monotonic() + 10
+    while not names(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert names(folder) == ["last"]
 
 
 def test_a_line_for_which_there_was_half_the_room_is_written_again(
