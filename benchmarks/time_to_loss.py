@@ -242,7 +242,11 @@ class Ours:
         return Curve(first[2] - started.at, points)
 
     def _score(self, path: Path) -> float:
-        model = self.job.build_task().build_model(self.processor.vocab_size).eval()
+        model = (
+            self.job.build_task()
+            .build_model(self.processor.vocab_size, self.processor.num_outputs)
+            .eval()
+        )
         model.load_state_dict(safetensors.torch.load_file(path))
         self.parameters = model.num_parameters()
         token_bytes = self.processor.token_bytes  # type: ignore[attr-defined]

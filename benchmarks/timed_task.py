@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from orchestrator.task import Metric, Row, Task
+from orchestrator.task import Kind, Metric, Row, Task
 
 FOLDER = "BENCHMARK_TIMINGS"  # the variable that names where the workers note their steps
 
@@ -21,16 +21,16 @@ class TimedLanguageModelling(Task[Any]):
     """Hands everything on, as late as the built-in task would be imported: torch takes seconds."""
 
     metric = Metric("loss", "min")
+    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    inputs = ("text",)
+    families = ("decoder",)
+    lines = False
 
     @functools.cached_property
     def task(self) -> Task[Any]:
         from orchestrator.tasks.language_modelling import LanguageModelling
 
         return LanguageModelling(self.data, self.tokenizer, self.model)
-
-    @property
-    def columns(self) -> list[str]:
-        return [self.data.text_column]
 
     def clean(self, row: Row) -> Row | None:
         return self.task.clean(row)
@@ -44,9 +44,9 @@ class TimedLanguageModelling(Task[Any]):
     def encode(self, rows: list[Row], processor: Any) -> Any:
         return self.task.encode(rows, processor)
 
-    def build_model(self, vocab_size: int) -> Any:
+    def build_model(self, vocab_size: int, num_outputs: int) -> Any:
         note()  # the first line of a worker: it is ready
-        return self.task.build_model(vocab_size)
+        return self.task.build_model(vocab_size, num_outputs)
 
     def loss(self, model: Any, batch: Any) -> Any:
         note()  # and from then on one for each step: a benchmark's steps have one micro-batch

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from orchestrator import __version__
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, UserError
 from orchestrator.job import STAGES, json_schema
 from orchestrator.job_file import load_job
 
@@ -129,6 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     status = _job_command(commands, "status", "print where each stage stands", status_command)
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--all", action="store_true", help="all events, not the last ones alone")
+    export_text = "write the best checkpoint as Hugging Face's libraries load it"
+    _job_command(commands, "export", export_text, export_command, into="DIR")
     schema = commands.add_parser("schema", help="print the JSON schema of job files")
     schema.set_defaults(command=schema_command, debug=False)
     return parser
@@ -139,6 +141,7 @@ def _job_command(
     name: str,
     text: str,
     command: Callable[[argparse.Namespace], int],
+    into: str | None = None,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=text, description=text.capitalize() + ".", epilog=EXAMPLES,
@@ -147,6 +150,8 @@ def _job_command(
     parser.add_argument(
         "job", metavar="JOB", help="a job file, such as jobs/language_modelling.yaml"
     )
+    if into is not None:
+        parser.add_argument("into", metavar=into, help="a folder or a URI to write to")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -201,14 +206,16 @@ def run_command(options: argparse.Namespace) -> int:
         started = time.monotonic()
         display.stage_started("serve")
         url = deploy(outcome.job, outcome.prepared, outcome.training, display)
-        text = ask(url, job.serve.sample_prompt)
+        text = ask(url, job)
         run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
         seconds = time.monotonic() - started
         display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
         lease.close()  # nothing is written any more: a next training may run beside the endpoint
         print_outcome(terminal.statuses, outcome)
-        console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{escape(text)}\n")
-        console.print(f"endpoint   {url}/v1/completions")
+        completes = job.build_task().serves == "completions"
+        between, path = ("", "completions") if completes else (" -> ", "predict")
+        console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{between}{escape(text)}\n")
+        console.print(f"endpoint   {url}/v1/{path}")
         console.print(f"dashboard  {cluster.dashboard_url}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")
@@ -219,6 +226,26 @@ def run_command(options: argparse.Namespace) -> int:
                 time.sleep(3600)
         console.print("stopping the endpoint and Ray")
     return _exit_code(None)
+
+
+def export_command(options: argparse.Namespace) -> int:
+    job = load_job(options.job, options.overrides)
+    from orchestrator.folder import Folder, check_writable
+    from orchestrator.run import Run
+
+    run = Run(job)
+    chosen = run.chosen_job()
+    finished = None if chosen is None else run.finished(chosen)
+    if chosen is None or finished is None:
+        raise UserError(
+            f"{run.folder}: holds no finished training: orchestrator train {options.job}"
+        )
+    check_writable(options.into)
+    from orchestrator.export import export
+
+    auto = export(chosen, *finished, Folder(options.into))
+    console.print(f"{options.into}: transformers.{auto}.from_pretrained({options.into!r}) loads it")
+    return 0
 
 
 def plan_command(options: argparse.Namespace) -> int:

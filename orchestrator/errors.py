@@ -36,3 +36,8 @@ def last_line(text: str) -> str:
     """The line of a traceback that says what happened."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no reason given"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, or its name where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -112,7 +112,11 @@ class _Predictor:
         training = _loaded(Training.load(Folder(training_uri)), training_uri)
         self.reader = ShardReader(prepared, "test")
         self.processor = load_processor(self.task, prepared)
-        self.model = self.task.build_model(self.processor.vocab_size).to(device).eval()
+        self.model = (
+            self.task.build_model(self.processor.vocab_size, self.processor.num_outputs)
+            .to(device)
+            .eval()
+        )
         load_weights(self.model, training.checkpoint())
 
     def __call__(self, batch: Arrays) -> Arrays:
@@ -122,7 +126,8 @@ class _Predictor:
             torch.inference_mode(),
             torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16),
         ):
-            return self.task.predict(self.model, inputs, self.processor)
+            found = self.task.predict(self.model, inputs, self.processor)
+            return {**found, **self.task.answer(self.model, inputs, self.processor)}
 
 
 @ray.remote(num_cpus=0)

@@ -58,7 +58,7 @@ def fit(
     if config.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
     processor = load_processor(task, prepared)
-    model = task.build_model(processor.vocab_size).to(world.device)
+    model = task.build_model(processor.vocab_size, processor.num_outputs).to(world.device)
     optimizers = build_optimizers(model, config, world)
     gradients = Gradients(model, world, config.deterministic)
     guard = Guard(world.device, config.spike_sigmas)

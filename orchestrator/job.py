@@ -20,17 +20,21 @@ from pydantic import (
 )
 
 from orchestrator.errors import UserError
-from orchestrator.model.config import ModelConfig
+from orchestrator.model.config import Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.task import DataConfig, Task
 
 Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
 STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
-TASKS = ("language_modelling",)
+TASKS: dict[str, Family] = {  # and the family of each where a job names none
+    "language_modelling": "decoder",
+    "text_classification": "encoder",
+    "translation": "encoder_decoder",
+}
 NOT_SWEPT = ("train.steps", "train.minutes", "train.seed", "model.max_seq_len")
 
 MAX_EXAMPLES = 100
-FORMAT = 1  # of what stages leave in storage: raised where older artifacts must not be taken up
+FORMAT = 2  # of what stages leave in storage: raised where older artifacts must not be taken up
 
 Key = tuple[str, ...]  # the path of a value in a job: ("train", "lr")
 
@@ -241,6 +245,22 @@ class Job(Section):
         "runs", min_length=1, description="where runs are kept: a folder or a URI (s3://, gs://)"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _family_of_task(cls, data: Any) -> Any:
+        """The task decides which stacks a model has, where the job does not."""
+        if not isinstance(data, dict) or not isinstance(data.get("task"), str):
+            return data
+        model = data.get("model", {})
+        if not isinstance(model, dict) or "family" in model:
+            return data
+        try:
+            name = data["task"]
+            family = TASKS[name] if name in TASKS else find_task(name).families[0]
+        except UserError:  # told of with the field
+            return data
+        return {**data, "model": {"family": family, **model}}
+
     def problems(self) -> list[tuple[Key, str]]:
         """What is wrong across sections: the key, and the rest of the sentence."""
         found: list[tuple[Key, str]] = []
@@ -295,9 +315,15 @@ class Job(Section):
         """The task of this job.
 
         Raises:
-            UserError: where its name or import path leads to no task.
+            UserError: where its name or import path leads to no task, or to one of other models.
         """
-        return find_task(self.task)(self.data, self.tokenizer, self.model)
+        task = find_task(self.task)
+        if self.model.family not in task.families:
+            raise UserError(
+                f"model.family = {self.model.family}: {self.task} is for "
+                f"{' or '.join(task.families)}"
+            )
+        return task(self.data, self.tokenizer, self.model)
 
     def fingerprint(self, stage: Stage, inputs: str = "") -> str:
         """12 hex digits of all that changes the stage's result: its settings and its inputs.

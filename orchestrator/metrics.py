@@ -20,6 +20,25 @@ def language_metrics(nats: float, tokens: int, text_bytes: int) -> dict[str, flo
     }
 
 
+def classification_metrics(probabilities: Any, labels: Any) -> dict[str, float]:
+    """Accuracy, macro-F1 over the labels that occur, and loss in nats.
+
+    `probabilities` is (rows, labels), `labels` (rows,) with -1 for one that was never learned: a
+    mistake, whatever is said.
+    """
+    said, count = probabilities.argmax(1), probabilities.shape[1]
+    known = labels >= 0
+    right = np.bincount(said[said == labels], minlength=count)
+    there = np.bincount(labels[known], minlength=count)
+    f1 = 2 * right / np.maximum(there + np.bincount(said, minlength=count), 1)
+    chosen = np.take_along_axis(probabilities[known], labels[known, None].astype(np.int64), 1)
+    return {
+        "accuracy": float((said == labels).mean()),
+        "macro_f1": float(f1[there > 0].mean()) if known.any() else 0.0,
+        "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()) if known.any() else 0.0,
+    }
+
+
 def ngram_nats(train: Tokens, test: Tokens, vocab_size: int) -> dict[str, float]:
     """Total nats of the test targets under n-grams counted on all of the training blocks.
 

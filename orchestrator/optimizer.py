@@ -39,7 +39,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig, world: World) -> lis
             continue
         if parameter.ndim < 2:
             vectors.append(parameter)
-        elif name.startswith("blocks."):
+        elif ".blocks." in name:
             matrices.append(parameter)
         else:
             embeddings.append(parameter)

@@ -12,8 +12,8 @@ from orchestrator.cluster import Cluster
 from orchestrator.folder import Folder
 from orchestrator.job import Job, Stage
 from orchestrator.progress import Progress
+from orchestrator.rows import Reading, check_columns
 from orchestrator.run import Run, StageStatus, stage_status
-from orchestrator.sources import check_columns
 
 
 class Display(Progress, Protocol):
@@ -74,7 +74,7 @@ def run_stages(
 
     folder = run.prepare_folder()
     if PreparedData.load(folder) is None:
-        check_columns(run.files, job.build_task().columns)
+        check_columns(run.files, Reading.of(job.build_task()))
     prepared = finish("prepare", PreparedData, folder, prepared_data)
     if until == "prepare":
         return Outcome(job, prepared)

@@ -34,7 +34,7 @@ class Plan:
 def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) -> Plan:
     """Derive a plan without touching Ray."""
     with torch.device("meta"):
-        model = job.build_task().build_model(job.tokenizer.vocab_size)
+        model = job.build_task().build_model(job.tokenizer.vocab_size, num_outputs=1)
     config = job.train
     source_bytes = sum(file.bytes for file in files)
     if prepared is not None:

@@ -24,8 +24,9 @@ from orchestrator.errors import UserError
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
+from orchestrator.rows import BadRow, Reading, read_rows
 from orchestrator.shards import Arrays, write_shard
-from orchestrator.sources import BadRow, SourceFile, read_rows
+from orchestrator.sources import SourceFile
 from orchestrator.task import Row, Task
 
 MIN_BUCKET_BYTES = 2 << 20  # below this a bucket is not worth a task
@@ -36,15 +37,20 @@ READ_BYTES = 4 << 20  # of input files that one task reads
 
 Table = dict[str, npt.NDArray[Any]]
 
+HASH = 32  # hexadecimal digits of a key; what stands behind them names the row's split
+GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where the splits end: a row's place, from 0 to 1, is the second half of its key."""
+    """Where the splits end: a row's place, from 0 to 1, is the second half of its hash."""
 
     test: float
     validation: float
 
     def split(self, key: str) -> Split:
+        if len(key) > HASH:
+            return GIVEN[key[HASH:]]
         place = _place(key)
         if place < self.test:
             return "test"
@@ -68,7 +74,11 @@ def prepare(job: Job, files: list[SourceFile], folder: Folder, progress: Progres
     quarantine(index.bad, job, folder)
     if not index.keys:
         raise UserError(f"data.source = {job.data.source}: not one of its rows holds any text")
-    bounds = split_bounds(index, job.data.validation_fraction, job.data.test_fraction)
+    bounds = split_bounds(
+        index,
+        0.0 if job.data.validation_source else job.data.validation_fraction,
+        0.0 if job.data.test_source else job.data.test_fraction,
+    )
 
     processor_file = _fit_processor(task, rows, index, bounds, folder, progress)
     parts = _write(task, rows, bounds, processor_file, folder, num_buckets, index, progress)
@@ -119,10 +129,13 @@ def _read(
 def _read_files(batch: Table, task: Task[Any], num_buckets: int) -> Iterator[Table]:
     """Rows of some files: kept ones with their key, empty and bad ones without content."""
     for text in batch["file"]:
-        file = SourceFile(**json.loads(text))
+        file = _file(json.loads(text))
         records = []
-        for row in read_rows(file, task.data, task.columns):
-            records.append(_record(row, task, num_buckets))
+        for number, row in enumerate(read_rows(file, Reading.of(task))):
+            # Of rows that were given as a split, none is a duplicate, and none is dropped.
+            place = f"{number} {file.uri}" if file.split else ""
+            code = file.split[0] if file.split else ""
+            records.append(_record(row, task, num_buckets, place, code))
             if len(records) == 4096:
                 yield _table(records)
                 records = []
@@ -130,7 +143,15 @@ def _read_files(batch: Table, task: Task[Any], num_buckets: int) -> Iterator[Tab
             yield _table(records)
 
 
-def _record(row: Row | BadRow, task: Task[Any], num_buckets: int) -> dict[str, Any]:
+def _file(content: dict[str, Any]) -> SourceFile:
+    beside = tuple(_file(each) for each in content.pop("beside"))
+    return SourceFile(**content, beside=beside)
+
+
+def _record(
+    row: Row | BadRow, task: Task[Any], num_buckets: int, place: str = "", code: str = ""
+) -> dict[str, Any]:
+    """A row with its key; `place` tells apart what may be equal, `code` is of GIVEN."""
     record: dict[str, Any] = dict.fromkeys(task.columns, "")
     record |= {"key": "", "bucket": -1, "bytes": 0, "bad": ""}
     if isinstance(row, BadRow):
@@ -139,13 +160,19 @@ def _record(row: Row | BadRow, task: Task[Any], num_buckets: int) -> dict[str, A
     if cleaned is None:
         return record
     content = json.dumps(cleaned, sort_keys=True, ensure_ascii=False).encode()
-    key = hashlib.blake2b(content, digest_size=16).hexdigest()
+    first = _hash(content + place.encode())
+    shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())
+    key = first[: HASH // 2] + shared[HASH // 2 :]
     return cleaned | {
-        "key": key,
+        "key": key + code,
         "bucket": int(key[:16], 16) % num_buckets,
         "bytes": len(content),
         "bad": "",
     }
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=HASH // 2).hexdigest()
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
@@ -195,11 +222,16 @@ def split_bounds(index: _Index, validation_fraction: float, test_fraction: float
     Of three rows or more, a row is also left for each split that comes after.
     """
     sizes = dict(zip(index.keys, index.bytes, strict=True))  # a duplicate counts once
+    sizes = {key: size for key, size in sizes.items() if len(key) == HASH}
+    if not sizes:
+        raise UserError("data.source: not one of its rows holds any text")
     order = sorted(sizes, key=_place)
     share = np.cumsum([0, *(sizes[key] for key in order)]) / sum(sizes.values())
 
     def end(start: int, fraction: float, left: int) -> int:
         """The row after those from `start` on that make up the fraction."""
+        if not fraction:  # that split was given
+            return start
         wanted = max(int(np.searchsorted(share, share[start] + fraction)), start + 1)
         return max(start, min(wanted, len(order) - left))
 
@@ -331,15 +363,15 @@ def _check_splits(splits: dict[Split, list[Shard]], job: Job) -> None:
     for split in SPLITS:
         if not splits[split]:
             raise UserError(
-                f"data.source = {job.data.source}: the {split} split holds not one sample of "
-                f"model.max_seq_len + 1 = {job.model.max_seq_len + 1} tokens: give more data, a "
-                f"larger data.{'test' if split == 'train' else split}_fraction or a smaller "
+                f"data.source = {job.data.source}: the {split} split holds not one sample with "
+                f"model.max_seq_len = {job.model.max_seq_len}: give more data, a larger "
+                f"data.{'test' if split == 'train' else split}_fraction or a smaller "
                 f"model.max_seq_len"
             )
 
 
 def _place(key: str) -> float:
-    return int(key[16:], 16) / 2.0**64
+    return int(key[HASH // 2 : HASH], 16) / 2.0**64
 
 
 def _num_buckets(source_bytes: int) -> int:

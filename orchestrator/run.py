@@ -11,7 +11,7 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -71,7 +71,7 @@ class Run:
             if not finished:
                 raise
             return finished[-1].folder
-        listing = [[file.uri, file.bytes, file.modified] for file in files]
+        listing = [asdict(file) for file in files]
         digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:8]
         return self.folder / f"prepare-{fingerprint}-{digest}"
 
@@ -91,6 +91,14 @@ class Run:
     def evaluate_folder(self, chosen: Job) -> Folder:
         name = self.train_folder(chosen).name
         return self.folder / f"evaluate-{chosen.fingerprint('evaluate', name)}"
+
+    def finished(self, chosen: Job) -> tuple[PreparedData, Training, Evaluation | None] | None:
+        """The data, the training and, where there is one, the evaluation; None before they are."""
+        prepared = PreparedData.load(self.prepare_folder())
+        training = Training.load(self.train_folder(chosen))
+        if prepared is None or training is None:
+            return None
+        return prepared, training, Evaluation.load(self.evaluate_folder(chosen))
 
     def holder(self) -> str | None:
         """The process that runs the stages now, in words."""

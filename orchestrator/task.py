@@ -19,7 +19,7 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.model.config import ModelConfig
+from orchestrator.model.config import Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.shards import Arrays
 
@@ -44,17 +44,42 @@ class Metric:
         return new < old if self.mode == "min" else new > old
 
 
+Kind = Literal["text", "value"]  # what a column holds: text only, or a number or truth value too
+Path = Annotated[str, Field(min_length=1)]
+Sources = (
+    Path
+    | Annotated[list[Path], Field(min_length=1)]
+    | Annotated[dict[str, Path], Field(min_length=2)]
+)
+
+
 class DataConfig(BaseModel):
     """The `data:` section of a job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = Field(
+    source: Sources = Field(
         description="python-stdlib, or paths, folders, globs or URIs (file://, s3://, gs://) of "
-        "txt, jsonl, csv or parquet files, each optionally .gz or .zst"
+        "txt, jsonl, json, csv, tsv or parquet files, each optionally .gz or .zst; or of text "
+        "files that belong together line by line, by column: {source: a.en, target: a.de}"
     )
-    text_column: str = Field(
-        "text", description="the column of jsonl, csv and parquet that is read"
+    validation_source: Sources | None = Field(
+        None, description="rows to validate on, in place of a share of the source"
+    )
+    test_source: Sources | None = Field(
+        None, description="rows to test on, in place of a share of the source"
+    )
+    format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
+        None, description="of all files; without it, their names tell"
+    )
+    header: bool = Field(True, description="csv and tsv begin with names; else columns are 0, 1, …")
+    columns: dict[str, str | int] = Field(
+        {},
+        description="the files' names of the task's columns, such as {text: sentence}; $file and "
+        "$folder are every file's name and its folder's",
+    )
+    lines: bool | None = Field(
+        None, description="each line of a txt file is a row; without it, the task knows"
     )
     validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
     test_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
@@ -69,6 +94,7 @@ class Processor(Protocol):
 
     file_name: ClassVar[str]
     vocab_size: int
+    num_outputs: int  # of a head that is not the vocabulary: labels, say; else 1
 
     def to_bytes(self) -> bytes: ...
 
@@ -80,16 +106,17 @@ class Task(ABC, Generic[P]):
     """One thing to learn. A task is built from its sections of the job and holds no other state."""
 
     metric: ClassVar[Metric]
+    columns: ClassVar[dict[str, Kind]]  # what a row holds; `data.columns` says what files call it
+    inputs: ClassVar[tuple[str, ...]]  # those of them that a request to the endpoint brings
+    serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
+    families: ClassVar[tuple[Family, ...]]  # the first one where a job does not say
+    lines: ClassVar[bool] = True  # a row of a txt file is a line, not a document
+    split_by: ClassVar[str | None] = None  # rows that share this column come into one split
 
     def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, model: ModelConfig) -> None:
         self.data = data
         self.tokenizer = tokenizer
         self.model = model
-
-    @property
-    @abstractmethod
-    def columns(self) -> list[str]:
-        """The columns read from jsonl, csv and parquet; txt files fill the first."""
 
     @abstractmethod
     def clean(self, row: Row) -> Row | None:
@@ -108,8 +135,8 @@ class Task(ABC, Generic[P]):
         """Cleaned rows, in order, as fixed-shape samples; their number may differ."""
 
     @abstractmethod
-    def build_model(self, vocab_size: int) -> Transformer:
-        """A new model with weights drawn from torch's global generator."""
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        """A new model, for the processor's sizes, with weights from torch's global generator."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -117,11 +144,20 @@ class Task(ABC, Generic[P]):
 
     @abstractmethod
     def predict(self, model: torch.nn.Module, batch: Batch, processor: P) -> Arrays:
-        """What `score` needs of each row of a batch."""
+        """What `score` needs of each row of a batch, cheap enough to validate with."""
 
     @abstractmethod
     def score(self, predictions: Arrays) -> dict[str, float]:
         """Metrics of all predictions; the task's own metric is among them."""
+
+    def answer(self, model: Transformer, batch: Batch, processor: P) -> Arrays:
+        """What takes longer, generated text say: `score` has it for the test split, and the
+        endpoint's replies are made of it. Nothing, unless a task generates."""
+        return {}
+
+    def reply(self, answers: Arrays, row: int, processor: P) -> dict[str, Any]:
+        """What the endpoint says of one row of what `predict` and `answer` found, as JSON."""
+        return {name: values[row].tolist() for name, values in answers.items()}
 
     def baselines(self, train: Arrays, test: Arrays, processor: P) -> dict[str, dict[str, float]]:
         """What simple methods reach on the test split, by name; none unless a task knows some."""

@@ -1,53 +1,85 @@
 """One Transformer block: attention and feed-forward, each normalised and added back."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orchestrator.model.attention import Attention, LayerCache
+from orchestrator.model.attention import Attention, LayerCache, Sight
 from orchestrator.model.config import ModelConfig
+from orchestrator.model.embedding import Rotation
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
+    "silu": F.silu,
+    "swiglu": F.silu,  # Shazeer 2020: these two are multiplied with a second map
+    "geglu": F.gelu,
+}
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
-        return nn.LayerNorm(config.d_model)
-    return nn.RMSNorm(config.d_model, eps=1e-6)
+        return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+    return nn.RMSNorm(config.d_model, eps=config.norm_eps)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a nonlinearity between: GELU, ReLU squared (Primer) or SwiGLU."""
+    """Two linear maps with a nonlinearity between, or with a gate in place of it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d_ff = config.feed_forward_width
-        self.activation = config.activation
-        self.up = nn.Linear(config.d_model, d_ff, bias=False)
-        self.gate = (
-            nn.Linear(config.d_model, d_ff, bias=False) if config.activation == "swiglu" else None
-        )
-        self.output = nn.Linear(d_ff, config.d_model, bias=False)
+        d_model, d_ff = config.d_model, config.feed_forward_width
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = nn.Linear(d_model, d_ff, bias=config.bias)
+        self.gate = nn.Linear(d_model, d_ff, bias=config.bias) if config.is_gated else None
+        self.output = nn.Linear(d_ff, d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden_BTF = self.up(x_BTD)
         if self.gate is not None:
-            hidden_BTF = F.silu(self.gate(x_BTD)) * hidden_BTF
-        elif self.activation == "relu2":
-            hidden_BTF = F.relu(hidden_BTF).square()
+            hidden_BTF = self.activation(self.gate(x_BTD)) * hidden_BTF
         else:
-            hidden_BTF = F.gelu(hidden_BTF)
+            hidden_BTF = self.activation(hidden_BTF)
         return self.output(hidden_BTF)
 
 
 class Block(nn.Module):
-    """A pre-norm block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); or norm(x + ...), the older order.
 
-    def __init__(self, config: ModelConfig, causal: bool) -> None:
+    A decoder beside an encoder attends to what that made in between.
+    """
+
+    def __init__(self, config: ModelConfig, crosses: bool = False) -> None:
         super().__init__()
+        self.norm_first = config.norm_position == "pre"
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, causal)
+        self.attention = Attention(config)
+        self.cross_norm = make_norm(config) if crosses else None
+        self.cross = Attention(config) if crosses else None
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, start: int = 0, cache: LayerCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), start, cache))
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+    def forward(
+        self,
+        x_BTD: Tensor,
+        sight: Sight,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+        memory: tuple[Tensor, Sight] | None = None,
+    ) -> Tensor:
+        x_BTD = self._add(
+            x_BTD, self.attention_norm, lambda x: self.attention(x, sight, rotation, cache)
+        )
+        if (cross := self.cross) is not None and self.cross_norm is not None:
+            assert memory is not None, "a decoder beside an encoder needs a source"
+            x_BTD = self._add(x_BTD, self.cross_norm, lambda x: cross.across(x, *memory, cache))
+        return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
+
+    def _add(self, x_BTD: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.norm_first:
+            return x_BTD + self.dropout(branch(norm(x_BTD)))
+        return norm(x_BTD + self.dropout(branch(x_BTD)))

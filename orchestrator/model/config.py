@@ -1,8 +1,47 @@
 """The size and the kind of a Transformer: the `model:` section of a job."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Family = Literal["decoder", "encoder", "encoder_decoder"]
+
+# What a family is built of where a job does not say: today's usual parts, in a combination that an
+# architecture of Hugging Face's has too, so that every model can leave as one.
+STYLES: dict[str, dict[str, Any]] = {
+    "decoder": {"norm": "rmsnorm", "positions": "rotary", "activation": "relu2"},  # Arcee
+    "encoder": {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu"},  # EuroBERT
+    "encoder_decoder": {  # mBART
+        "norm": "layernorm",
+        "positions": "learned",
+        "activation": "gelu",
+        "bias": True,
+        "embedding_norm": True,
+        "norm_eps": 1e-5,
+    },
+}
+
+
+class Patches(BaseModel):
+    """Images as input in place of tokens: squares of pixels, a vector each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int = Field(ge=1, description="pixels of a side of the square image")
+    patch_size: int = Field(ge=1, description="pixels of a side of a patch")
+    channels: int = Field(3, ge=1, description="1: grey, 3: colour")
+
+    @model_validator(mode="after")
+    def _patches_cover_image(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size = {self.patch_size} does not divide image_size {self.image_size}"
+            )
+        return self
+
+    @property
+    def count(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
 
 
 class ModelConfig(BaseModel):
@@ -10,44 +49,95 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    family: Literal["decoder"] = Field("decoder", description="which stack of blocks")
-    num_layers: int = Field(4, ge=1, description="number of Transformer blocks")
+    family: Family = Field(
+        "decoder", description="which stacks of blocks; the norm, positions and so on follow it"
+    )
+    num_layers: int = Field(4, ge=1, description="number of Transformer blocks in each stack")
+    num_decoder_layers: int | None = Field(
+        None, ge=1, description="of an encoder_decoder's decoder, where it differs"
+    )
     d_model: int = Field(192, ge=8, description="width of the residual stream")
     num_heads: int = Field(6, ge=1, description="attention heads; must divide d_model")
+    num_kv_heads: int | None = Field(
+        None, ge=1, description="heads of keys and values; must divide num_heads; num_heads"
+    )
+    head_dim: int | None = Field(None, ge=1, description="width of a head; d_model / num_heads")
     d_ff: int | None = Field(
-        None, ge=8, description="feed-forward width; 4 d_model, or 8/3 of it with swiglu"
+        None, ge=8, description="feed-forward width; 4 d_model, or 8/3 of it with a gate"
     )
     max_seq_len: int = Field(256, ge=2, description="context in tokens; also the block length")
     norm: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation")
+    norm_position: Literal["pre", "post"] = Field(
+        "pre", description="before attention and feed-forward, or after them"
+    )
+    norm_eps: float = Field(1e-6, gt=0, description="what a norm adds to the variance")
     positions: Literal["rotary", "learned", "sinusoidal"] = Field(
         "rotary", description="how a token's position enters"
     )
-    activation: Literal["gelu", "relu2", "swiglu"] = Field(
+    rope_theta: float = Field(10_000.0, gt=0, description="base of rotary positions' wavelengths")
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
         "relu2", description="feed-forward nonlinearity"
     )
+    bias: bool = Field(False, description="linear maps add a vector")
+    embedding_norm: bool = Field(False, description="normalise embeddings too, as BERT and BART do")
+    token_types: int = Field(0, ge=0, description="kinds of segments, such as BERT's two; 0: none")
     tie_embeddings: bool = Field(True, description="output head shares the embedding's weights")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the residual branches")
+    patches: Patches | None = Field(None, description="images as input, in place of tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _style_of_family(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        family = values.get("family", "decoder")
+        return {**STYLES.get(family if isinstance(family, str) else "", {}), **values}
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.d_model % self.num_heads:
+    def _heads_fit(self) -> Self:
+        if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(f"num_heads = {self.num_heads} does not divide d_model {self.d_model}")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads = {self.kv_heads} does not divide num_heads {self.num_heads}"
+            )
         if self.positions == "rotary" and self.head_width % 2:
             raise ValueError(
                 f"rotary positions need an even head width, not d_model / num_heads = "
                 f"{self.d_model} / {self.num_heads} = {self.head_width}"
+                if self.head_dim is None
+                else f"rotary positions need an even head_dim, not {self.head_dim}"
             )
+        if self.num_decoder_layers is not None and self.family != "encoder_decoder":
+            raise ValueError("num_decoder_layers is for family = encoder_decoder")
+        if self.patches is not None and self.family != "encoder":
+            raise ValueError("patches are for family = encoder")
         return self
 
     @property
     def head_width(self) -> int:
-        return self.d_model // self.num_heads
+        return self.head_dim if self.head_dim is not None else self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
+
+    @property
+    def is_gated(self) -> bool:
+        return self.activation in ("swiglu", "geglu")
 
     @property
     def feed_forward_width(self) -> int:
         """`d_ff` where given; otherwise the width that costs 8 d_model^2 parameters a block."""
         if self.d_ff is not None:
             return self.d_ff
-        if self.activation == "swiglu":  # three matrices instead of two
+        if self.is_gated:  # three matrices instead of two
             return -(-8 * self.d_model // (3 * 16)) * 16
         return 4 * self.d_model
+
+    @property
+    def layers_to_decode(self) -> int:
+        """The blocks of the stack that generates, or of the only one."""
+        if self.num_decoder_layers is not None:
+            return self.num_decoder_layers
+        return self.num_layers

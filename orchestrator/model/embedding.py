@@ -1,39 +1,60 @@
-"""Tokens and positions into vectors."""
+"""Tokens, patches and positions into vectors."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.model.config import ModelConfig
+from orchestrator.model.config import ModelConfig, Patches
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, (..., T, K/2), to turn queries and keys by
 
 
-class Embedding(nn.Module):
-    """Token vectors, plus position vectors unless positions are rotary."""
+class PatchEmbedding(nn.Module):
+    """Images (B, channels, side, side) into a class vector and one vector a patch, (B, T, D)."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, patches: Patches, d_model: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocab_size, config.d_model)
-        self.positions: nn.Embedding | None = None
-        if config.positions == "learned":
-            self.positions = nn.Embedding(config.max_seq_len, config.d_model)
-        table_TD = None
-        if config.positions == "sinusoidal":
-            table_TD = sinusoids(config.max_seq_len, config.d_model)
-        self.table_TD: Tensor | None
-        self.register_buffer("table_TD", table_TD, persistent=False)
-        self.dropout = nn.Dropout(config.dropout)
+        size = patches.patch_size
+        self.projection = nn.Conv2d(patches.channels, d_model, kernel_size=size, stride=size)
+        self.start_D = nn.Parameter(torch.zeros(d_model))
 
-    def forward(self, tokens_BT: Tensor, start: int) -> Tensor:
-        """Embed tokens whose first one stands at position `start`."""
-        x_BTD: Tensor = self.tokens(tokens_BT)
-        stop = start + tokens_BT.shape[1]
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions.weight[start:stop]
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        patches_BTD = self.projection(images_BCHW).flatten(2).mT
+        return torch.cat((self.start_D.expand(len(patches_BTD), 1, -1), patches_BTD), dim=1)
+
+
+class Positions(nn.Module):
+    """What a stack knows of positions: vectors that are added, or a rotation of its attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.positions
+        length, width = config.max_seq_len, config.d_model
+        self.learned = nn.Embedding(length, width) if self.kind == "learned" else None
+        tables: list[Tensor | None] = [None, None, None]
+        if self.kind == "sinusoidal":
+            tables[0] = sinusoids(length, width)
+        if self.kind == "rotary":
+            tables[1:] = rotary_table(length, config.head_width, config.rope_theta)
+        self.table_TD: Tensor | None
+        self.cos: Tensor | None
+        self.sin: Tensor | None
+        for name, table in zip(("table_TD", "cos", "sin"), tables, strict=True):
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, x_BTD: Tensor, where: slice | Tensor) -> tuple[Tensor, Rotation | None]:
+        """Vectors with their positions, and the rotation; `where` indexes the tables: a slice, or
+        int64 (B, T)."""
+        if self.learned is not None:
+            return x_BTD + self.learned.weight[where], None
         if self.table_TD is not None:
-            x_BTD = x_BTD * math.sqrt(x_BTD.shape[-1]) + self.table_TD[start:stop]
-        embedded: Tensor = self.dropout(x_BTD)
-        return embedded
+            return x_BTD * math.sqrt(x_BTD.shape[-1]) + self.table_TD[where], None
+        assert self.cos is not None and self.sin is not None
+        cos, sin = self.cos[where], self.sin[where]
+        if isinstance(where, Tensor):  # of each sequence, the same for all heads
+            cos, sin = cos[:, None], sin[:, None]
+        return x_BTD, (cos, sin)
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -46,15 +67,15 @@ def sinusoids(length: int, width: int) -> Tensor:
     return table_TD
 
 
-def rotary_table(length: int, head_width: int) -> tuple[Tensor, Tensor]:
+def rotary_table(length: int, head_width: int, theta: float = 10_000.0) -> Rotation:
     """Cosine and sine of each position's angles, float32 (length, head_width / 2)."""
-    rates = torch.exp(torch.arange(0, head_width, 2) * (-math.log(10_000.0) / head_width))
+    rates = torch.exp(torch.arange(0, head_width, 2) * (-math.log(theta) / head_width))
     angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
     return angles.cos(), angles.sin()
 
 
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (k, k + K/2) by its position's angle. Su et al. 2021, RoFormer."""
     first, second = x_BHTK.chunk(2, dim=-1)
-    cos, sin = cos.to(x_BHTK.dtype), sin.to(x_BHTK.dtype)
+    cos, sin = rotation[0].to(x_BHTK.dtype), rotation[1].to(x_BHTK.dtype)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ class TextProcessor:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
+        self.num_outputs = 1
         end_token = tokenizer.token_to_id(END)
         if end_token is None:
             raise ValueError(f"the tokenizer has no {END} token")
@@ -74,6 +75,15 @@ class TextProcessor:
     def decode(self, tokens: list[int]) -> str:
         """Text of token ids; bytes that are no UTF-8 (yet) become U+FFFD."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def padded(name: str, rows: list[list[int]], length: int) -> dict[str, npt.NDArray[Any]]:
+    """Rows of tokens, cut to `length` and filled up with 0, and how many of each are real."""
+    tokens = np.zeros((len(rows), length), dtype=np.uint16)  # the vocabulary ends at 65,536
+    lengths = np.array([min(len(row), length) for row in rows], dtype=np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : lengths[i]] = row[:length]
+    return {name: tokens, f"{name}_length": lengths}
 
 
 def _token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
-"""The endpoint: FastAPI in front of a deployment of completers, on Ray Serve."""
+"""The endpoint: FastAPI in front of a deployment of models, on Ray Serve."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +19,14 @@ from orchestrator.errors import StageError, UserError
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.serve.completions import Completer
-from orchestrator.serve.protocol import CompletionRequest, CompletionResponse, ErrorDetail
+from orchestrator.serve.predictions import Predictor
+from orchestrator.serve.protocol import (
+    CompletionRequest,
+    CompletionResponse,
+    ErrorDetail,
+    PredictionRequest,
+    PredictionResponse,
+)
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -92,7 +100,7 @@ api = make_api()
 @serve.deployment
 @serve.ingress(api)
 class Endpoint:
-    """One replica: a model, and one thread that generates."""
+    """One replica: a model, and one thread that computes."""
 
     def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
         torch.set_num_threads(job.cluster.cpus_per_worker)
@@ -100,20 +108,34 @@ class Endpoint:
         training = Training.load(Folder(training_uri))
         if prepared is None or training is None:
             raise StageError(f"{training_uri}: is gone, or on no storage that all machines share")
-        self.completer = Completer(job, prepared, training)
+        self.name, self.created = job.name, int(time.time())
+        self.completer, self.predictor = None, None
+        if job.build_task().serves == "completions":
+            self.completer = Completer(job, prepared, training)
+        else:
+            self.predictor = Predictor(job, prepared, training)
         self.thread = ThreadPoolExecutor(max_workers=1)
 
     @api.post("/v1/completions")
     async def completions(self, request: CompletionRequest) -> CompletionResponse:
+        if self.completer is None:
+            raise HTTPException(404, "this model makes predictions: POST /v1/predict")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.thread, self.completer.complete, request)
+
+    @api.post("/v1/predict")
+    async def predict(self, request: PredictionRequest) -> PredictionResponse:
+        if self.predictor is None:
+            raise HTTPException(404, "this model completes text: POST /v1/completions")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, self.predictor.predict, request)
 
     @api.get("/v1/models")
     async def models(self) -> dict[str, Any]:
         model = {
-            "id": self.completer.model_name,
+            "id": self.name,
             "object": "model",
-            "created": self.completer.created,
+            "created": self.created,
             "owned_by": "orchestrator",
         }
         return {"object": "list", "data": [model]}

@@ -24,9 +24,8 @@ class Completer:
         self.processor = processor
         self.model_name = job.name
         self.default_max_tokens = job.serve.max_tokens
-        self.model = task.build_model(processor.vocab_size).eval()
+        self.model = task.build_model(processor.vocab_size, processor.num_outputs).eval()
         load_weights(self.model, training.checkpoint())
-        self.created = int(time.time())
 
     def complete(self, request: CompletionRequest) -> CompletionResponse:
         """Answer a request.
@@ -68,7 +67,9 @@ class Completer:
         self, request: CompletionRequest, prompt: list[int], max_tokens: int, index: int
     ) -> tuple[Choice, int]:
         seed = None if request.seed is None else request.seed + index
-        sampling = Sampling(request.temperature, request.top_k, request.top_p, seed)
+        sampling = Sampling(
+            request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed
+        )
         tokens: list[int] = []
         finish_reason = "length"
         text = ""

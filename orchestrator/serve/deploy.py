@@ -1,5 +1,6 @@
 """Putting the best checkpoint behind HTTP on Ray Serve, and asking it for a first answer."""
 
+import json
 import socket
 import time
 from typing import Any, cast
@@ -48,19 +49,26 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     return f"http://{host}:{options.port}{job.serve.route_prefix.rstrip('/')}"
 
 
-def ask(url: str, prompt: str) -> str:
-    """The endpoint's continuation of a prompt, over HTTP like any client's.
+def ask(url: str, job: Job) -> str:
+    """The endpoint's answer to the job's sample prompt, over HTTP like any client's.
 
     Raises:
         StageError: where it does not answer with one.
     """
-    body = {"prompt": prompt, "temperature": 0.7, "seed": 0}
+    task, prompt = job.build_task(), job.serve.sample_prompt
+    body: dict[str, Any]
+    if task.serves == "completions":
+        path, body = "completions", {"prompt": prompt, "temperature": 0.7, "seed": 0}
+    else:
+        path, body = "predict", {"inputs": [dict.fromkeys(task.inputs, prompt)]}
     deadline = time.monotonic() + 30
     while True:
         try:
-            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
-            if answer.status_code == 200:
+            answer = httpx.post(f"{url}/v1/{path}", json=body, timeout=30)
+            if answer.status_code == 200 and path == "completions":
                 return str(answer.json()["choices"][0]["text"])
+            if answer.status_code == 200:
+                return json.dumps(answer.json()["outputs"][0], ensure_ascii=False)
             reason = f"{answer.status_code}: {answer.text[:200]}"
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__

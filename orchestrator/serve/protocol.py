@@ -1,6 +1,6 @@
 """The shapes of requests and answers: OpenAI's completions API, checked before any work is done."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ class CompletionRequest(BaseModel):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1_000_000)  # not OpenAI's, but common; 0: no limit
+    repetition_penalty: float = Field(1.0, gt=0, le=10)  # likewise; 1: none
     n: int = Field(1, ge=1, le=8)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -60,6 +61,22 @@ class CompletionResponse(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
+
+
+class PredictionRequest(BaseModel):
+    """`POST /v1/predict`: rows with the columns that the task needs to answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, max_length=200)
+    inputs: list[dict[str, str]] = Field(min_length=1, max_length=64)
+
+
+class PredictionResponse(BaseModel):
+    """An answer for each input, in their order; what it holds is the task's to say."""
+
+    model: str
+    outputs: list[dict[str, Any]]
 
 
 class ErrorDetail(BaseModel):

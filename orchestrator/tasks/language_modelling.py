@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import next_token_loss
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Metric, Row, Task
+from orchestrator.task import Batch, Kind, Metric, Row, Task
 
 ENCODED_AT_ONCE = 64  # documents, so that few of the tokenizer's own objects are alive
 
@@ -25,17 +26,18 @@ class LanguageModelling(Task[TextProcessor]):
     """
 
     metric = Metric("loss", "min")
-
-    @property
-    def columns(self) -> list[str]:
-        return [self.data.text_column]
+    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    inputs = ("text",)
+    serves = "completions"
+    families = ("decoder",)
+    lines = False
 
     def clean(self, row: Row) -> Row | None:
-        text = unicodedata.normalize("NFC", row[self.data.text_column])
-        return {self.data.text_column: text} if text.strip() else None
+        text = unicodedata.normalize("NFC", row["text"])
+        return {"text": text} if text.strip() else None
 
     def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
-        return TextProcessor.fit((row[self.data.text_column] for row in rows), self.tokenizer)
+        return TextProcessor.fit((row["text"] for row in rows), self.tokenizer)
 
     def load_processor(self, content: bytes) -> TextProcessor:
         return TextProcessor.from_bytes(content)
@@ -43,7 +45,7 @@ class LanguageModelling(Task[TextProcessor]):
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         parts = [np.empty(0, dtype=np.uint16)]  # the vocabulary ends at 65,536
         for start in range(0, len(rows), ENCODED_AT_ONCE):
-            texts = [row[self.data.text_column] for row in rows[start : start + ENCODED_AT_ONCE]]
+            texts = [row["text"] for row in rows[start : start + ENCODED_AT_ONCE]]
             for tokens in processor.encode_batch(texts):
                 parts.append(np.array([*tokens, processor.end_token], dtype=np.uint16))
         stream = np.concatenate(parts)
@@ -53,7 +55,7 @@ class LanguageModelling(Task[TextProcessor]):
         windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)
         return {"tokens": windows[::length].copy()}
 
-    def build_model(self, vocab_size: int) -> Transformer:
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -53,8 +53,8 @@ def test_models_and_health_answer(url: str) -> None:
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
 
 
-def test_a_first_answer_is_text(url: str) -> None:
-    assert isinstance(ask(url, "the"), str)
+def test_a_first_answer_is_text(url: str, trained: tuple[Job, PreparedData, Training]) -> None:
+    assert isinstance(ask(url, trained[0]), str)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,22 @@ MakeModel = Callable[..., Transformer]
 
 
 @pytest.fixture
-def make_model() -> MakeModel:
+def make_config() -> Callable[..., ModelConfig]:
+    """The sizes of a tiny Transformer."""
+
+    def make(**config: object) -> ModelConfig:
+        tiny = {"num_layers": 2, "d_model": 16, "num_heads": 4, "max_seq_len": 12}
+        return ModelConfig.model_validate({**tiny, **config})
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_config: Callable[..., ModelConfig]) -> MakeModel:
     """Builds tiny Transformers with random weights: as new, their blocks write nothing."""
 
     def make(vocab_size: int = 11, seed: int = 0, **config: object) -> Transformer:
-        tiny = {"num_layers": 2, "d_model": 16, "num_heads": 4, "max_seq_len": 12}
-        model = Transformer(ModelConfig.model_validate({**tiny, **config}), vocab_size)
+        model = Transformer(make_config(**config), vocab_size)
         random = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():

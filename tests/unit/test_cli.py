@@ -386,7 +386,7 @@ def test_plan_prints_the_job_what_follows_and_the_stages(
     rows = [line.split("│") for line in told[follows:].splitlines() if "│" in line]
     cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
     task = load_job("job.yaml").build_task()
-    assert cells["parameters"] == [f"{task.build_model(2048).num_parameters():,}"]
+    assert cells["parameters"] == [f"{task.build_model(2048, 1).num_parameters():,}"]
     assert cells["steps"] == ["7"]
     assert cells["source"][0].startswith("1 files")
     assert [stage for stage in STAGES if stage in cells] == list(STAGES)

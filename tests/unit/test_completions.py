@@ -53,7 +53,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, T
 
     torch.manual_seed(1)
     task = JOB.build_task()
-    model = task.build_model(processor.vocab_size)
+    model = task.build_model(processor.vocab_size, 1)
     checkpoints = Checkpoints(root / "train", task.metric)
     checkpoints.save(
         Snapshot(

@@ -103,7 +103,7 @@ def test_the_metrics_are_those_of_the_saved_weights_without_dropout(
 ) -> None:
     metrics = train(prepared, tmp_path, toy_config(eval_rows=9), dropout=0.5)
     task = toy_task()
-    model = task.build_model(257)
+    model = task.build_model(257, 1)
     load_weights(model, newest(tmp_path))
     batch = to_device(ShardReader(prepared, "validation").read(range(9)), torch.device("cpu"))
     with torch.no_grad():

@@ -58,7 +58,7 @@ def test_where_a_job_runs_and_how_it_is_cut_up_changes_no_result(key: str, value
     ("key", "value"),
     [
         ("data.source", "elsewhere"),
-        ("data.text_column", "body"),
+        ("data.columns", {"text": "body"}),
         ("data.validation_fraction", 0.1),
         ("data.test_fraction", 0.1),
         ("data.max_document_bytes", 512),

@@ -535,7 +535,7 @@ def test_a_task_may_be_named_by_its_import_path(
     job = load_job(write(SOUND.replace("language_modelling", "job_file_task:MyTask")))
     task = job.build_task()
     assert type(task).__name__ == "MyTask"
-    assert task.columns == ["text"]
+    assert task.columns == {"text": "text"}
 
 
 @pytest.mark.parametrize(

@@ -125,14 +125,6 @@ def test_clean_drops_blank_text(task: LanguageModelling, text: str) -> None:
     assert task.clean({"text": text}) is None
 
 
-def test_the_column_is_the_one_that_the_job_names(processor: TextProcessor) -> None:
-    task = job(text_column="body").build_task()
-    assert task.columns == ["body"]
-    assert task.clean({"body": "x", "text": "y"}) == {"body": "x"}
-    assert len(task.encode([{"body": "?" * LENGTH}], processor)["tokens"]) == 1
-    assert task.fit_processor([{"body": "x"}]).encode("x")
-
-
 def test_a_processor_comes_back_from_its_bytes(
     task: LanguageModelling, processor: TextProcessor
 ) -> None:
@@ -171,7 +163,7 @@ def test_the_loss_is_the_sum_over_the_targets_and_their_number(
     task: LanguageModelling, processor: TextProcessor
 ) -> None:
     torch.manual_seed(0)
-    model = task.build_model(processor.vocab_size)
+    model = task.build_model(processor.vocab_size, 1)
     rows = task.encode(rows_of(["the cat and the hat"] * 9), processor)["tokens"]
     batch = {"tokens": torch.from_numpy(rows)}
     with torch.no_grad():

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.model.attention import Attention, attend
+from orchestrator.model.attention import Attention, Sight, attend
 from orchestrator.model.block import FeedForward
 from orchestrator.model.config import ModelConfig
-from orchestrator.model.embedding import sinusoids
+from orchestrator.model.embedding import Positions, sinusoids
 from orchestrator.model.transformer import Transformer
 
 Array = npt.NDArray[np.float64]
@@ -53,10 +53,10 @@ def turned(x_TK: Array) -> Array:
 
 
 def attention_by_formula(
-    attention: Attention, x_TD: Array, turn: Callable[[Array], Array]
+    attention: Attention, x_TD: Array, turn: Callable[[Array], Array], causal: bool
 ) -> Array:
     length, width = x_TD.shape
-    head_width = width // attention.num_heads
+    head_width = attention.head_width
     query, key, value = (
         x_TD @ weight(linear).T for linear in (attention.query, attention.key, attention.value)
     )
@@ -64,7 +64,7 @@ def attention_by_formula(
     for start in range(0, width, head_width):
         own = slice(start, start + head_width)
         scores = turn(query[:, own]) @ turn(key[:, own]).T / math.sqrt(head_width)
-        if attention.causal:
+        if causal:
             scores[np.triu_indices(length, 1)] = -np.inf
         shares = np.exp(scores)
         heads.append(shares / shares.sum(1, keepdims=True) @ value[:, own])
@@ -78,10 +78,15 @@ def test_attention_is_the_formula_written_out(
     positions: str, turn: Callable[[Array], Array], num_heads: int, causal: bool
 ) -> None:
     config = ModelConfig(d_model=16, num_heads=num_heads, positions=positions, max_seq_len=9)
-    attention = randomised(Attention(config, causal))
+    attention = randomised(Attention(config))
     x_BTD = torch.randn(2, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = [attention_by_formula(attention, x_TD, turn) for x_TD in (x_BTD / 4).numpy()]
-    np.testing.assert_allclose(attention(x_BTD / 4).detach(), expected, atol=1e-5)
+    x_BTD = x_BTD / 4
+    expected = [attention_by_formula(attention, x_TD, turn, causal) for x_TD in x_BTD.numpy()]
+    rotation = None
+    if positions == "rotary":
+        _, rotation = Positions(config)(x_BTD, slice(0, 7))
+    found = attention(x_BTD, Sight(causal), rotation)
+    np.testing.assert_allclose(found.detach(), expected, atol=1e-5)
 
 
 def gelu(x: Array) -> Array:
@@ -113,10 +118,12 @@ def test_sinusoids_are_the_formula_written_out_for_odd_widths_too() -> None:
 
 
 def test_a_new_block_is_the_identity_and_a_random_one_is_not() -> None:
-    block = Transformer(ModelConfig(num_layers=1, d_model=16, num_heads=4), 11).blocks[0]
+    config = ModelConfig(num_layers=1, d_model=16, num_heads=4)
+    block = Transformer(config, 11).decoder.blocks[0]
     x_BTD = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(block(x_BTD), x_BTD)
-    assert not torch.allclose(randomised(block)(x_BTD.double()), x_BTD.double(), atol=0.1)
+    assert torch.equal(block(x_BTD, Sight()), x_BTD)
+    x_BTD = x_BTD.double()
+    assert not torch.allclose(randomised(block)(x_BTD, Sight()), x_BTD, atol=0.1)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -144,7 +151,7 @@ def test_cached_logits_equal_uncached_ones_however_the_tokens_are_cut(
     tokens = random_tokens(3, 12)
     cache = model.new_cache(batch=3, capacity=12)
     with torch.no_grad():
-        parts = [model(chunk, cache) for chunk in tokens.split(chunks, dim=1)]
+        parts = [model(chunk, cache=cache) for chunk in tokens.split(chunks, dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-4, rtol=1e-4)
 
 
@@ -153,9 +160,9 @@ def test_two_caches_do_not_know_of_each_other(make_model) -> None:
     tokens, other = random_tokens(2, 1, 6)
     first, second = (model.new_cache(batch=1, capacity=6) for _ in range(2))
     with torch.no_grad():
-        model(other, second)
-        model(tokens[:, :3], first)
-        torch.testing.assert_close(model(tokens[:, 3:], first), model(tokens)[:, 3:])
+        model(other, cache=second)
+        model(tokens[:, :3], cache=first)
+        torch.testing.assert_close(model(tokens[:, 3:], cache=first), model(tokens)[:, 3:])
 
 
 def hand_count(config: ModelConfig, vocab_size: int) -> int:
@@ -216,17 +223,17 @@ def test_a_sequence_that_is_too_long_raises_with_both_lengths(make_model) -> Non
 def test_a_cached_sequence_that_grows_too_long_raises_with_both_lengths(make_model) -> None:
     model = make_model(max_seq_len=12)
     cache = model.new_cache(batch=1, capacity=12)
-    model(random_tokens(1, 12), cache)
+    model(random_tokens(1, 12), cache=cache)
     with pytest.raises(ValueError, match=r"13 .*12"):
-        model(random_tokens(1, 1), cache)
+        model(random_tokens(1, 1), cache=cache)
 
 
 def test_a_full_cache_raises_instead_of_forgetting_the_next_token(make_model) -> None:
     model = make_model(max_seq_len=12)
     cache = model.new_cache(batch=1, capacity=4)
-    model(random_tokens(1, 4), cache)
+    model(random_tokens(1, 4), cache=cache)
     with pytest.raises(ValueError):
-        model(random_tokens(1, 1), cache)
+        model(random_tokens(1, 1), cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +268,10 @@ def test_short_attention_in_bf16_is_the_fused_one(start: int) -> None:
         torch.randn(2, 3, length, 8, generator=torch.Generator().manual_seed(i))
         for i, length in enumerate((6, 6 + start, 6 + start))
     )
-    exact = attend(query, key, value, True, start)
-    short = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), True, start)
+    sight = Sight(causal=True, start=start)
+    exact = attend(query, key, value, sight)
+    short = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), sight)
     torch.testing.assert_close(short.float(), exact, atol=0.03, rtol=0.03)
     key[:, :, start + 1 :], value[:, :, start + 1 :] = 9.0, 9.0  # what comes later
-    changed = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), True, start)
+    changed = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), sight)
     torch.testing.assert_close(changed[:, :, 0], short[:, :, 0])

@@ -23,7 +23,7 @@ from orchestrator.prepare import (
     shuffled,
     split_bounds,
 )
-from orchestrator.sources import BadRow
+from orchestrator.rows import BadRow
 
 JOB = Job.model_validate(
     {"name": "a", "task": "language_modelling", "data": {"source": "x", "max_bad_rows": 2}}
@@ -205,3 +205,35 @@ def test_without_bad_rows_the_quarantine_is_empty(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     quarantine([], JOB.override({"data.max_bad_rows": 0}), folder)
     assert kept(folder) == []
+
+
+# Splits that are given, and rows that belong together
+
+
+def test_rows_of_a_given_split_stay_in_it_and_are_never_duplicates() -> None:
+    records = [_record({"text": "same"}, TASK, 4, f"{i} a.txt", "t") for i in range(3)]
+    assert len({record["key"] for record in records}) == 3
+    bounds = Bounds(test=0.0, validation=0.1)
+    assert {bounds.split(record["key"]) for record in records} == {"test"}
+    plain = [_record({"text": str(i)}, TASK, 4)["key"] for i in range(300)]
+    assert {bounds.split(key) for key in plain} == {"train", "validation"}
+
+
+def test_no_share_is_taken_for_a_split_that_is_given() -> None:
+    keys = [key(i) for i in range(100)] + [key(i) + "t" for i in range(50)]
+    index: Any = SimpleNamespace(keys=keys, bytes=[10] * 150)
+    bounds = split_bounds(index, validation_fraction=0.1, test_fraction=0.0)
+    found = [bounds.split(each) for each in keys]
+    assert found[100:] == ["test"] * 50 and "test" not in found[:100]
+    assert found[:100].count("validation") in range(10, 13)
+
+
+def test_pairs_that_share_a_source_come_into_one_split() -> None:
+    settings = {"name": "a", "task": "translation", "data": {"source": "x"}}
+    task = Job.model_validate(settings).build_task()
+    bounds = Bounds(test=0.3, validation=0.6)
+    for source in map(str, range(40)):
+        rows = [{"source": source, "target": target} for target in "abc"]
+        keys = [_record(row, task, 4)["key"] for row in rows]
+        assert len(set(keys)) == 3
+        assert len({bounds.split(each) for each in keys}) == 1

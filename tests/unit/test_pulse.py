@@ -31,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_checksum_changes_with_any_bit(optimizer: str) -> None:
-    model = toy_task().build_model(257)
+    model = toy_task().build_model(257, 1)
     optimizers = build_optimizers(model, toy_config(optimizer=optimizer), World())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

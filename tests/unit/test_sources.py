@@ -13,10 +13,12 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.sources import BadRow, SourceFile, check_columns, find_files, read_rows
-from orchestrator.task import DataConfig
+from orchestrator.rows import BadRow, Reading, check_columns, read_rows
+from orchestrator.sources import SourceFile, find_files
+from orchestrator.task import DataConfig, Kind
 
-COLUMNS = ["text"]
+COLUMNS: dict[str, Kind] = {"text": "text"}
+ANY = Reading(DataConfig(source="x"), COLUMNS)
 
 
 def files_of(source: str | Path | list[str], **settings: Any) -> list[str]:
@@ -30,7 +32,7 @@ def read(path: Path, **settings: Any) -> tuple[list[str], list[BadRow]]:
     """The texts and the bad rows of one file."""
     data = DataConfig(source=str(path), **settings)
     (file,) = find_files(data)
-    rows = list(read_rows(file, data, COLUMNS))
+    rows = list(read_rows(file, Reading(data, COLUMNS)))
     good = [row["text"] for row in rows if not isinstance(row, BadRow)]
     bad = [row for row in rows if isinstance(row, BadRow)]
     assert all(row.file == str(path) and row.reason for row in bad)
@@ -117,7 +119,7 @@ def test_a_file_that_went_away_is_a_bad_row(tmp_path: Path) -> None:
     data = DataConfig(source=str(path))
     (file,) = find_files(data)
     path.unlink()
-    (bad,) = read_rows(file, data, COLUMNS)
+    (bad,) = read_rows(file, Reading(data, COLUMNS))
     assert isinstance(bad, BadRow)
     assert (bad.file, bad.row) == (str(path), 0)
 
@@ -338,7 +340,7 @@ def test_any_name_can_be_read_below_a_file_uri(name: str, tmp_path: Path) -> Non
     write(tmp_path / name, "x")
     data = DataConfig(source=f"file://{tmp_path}")
     (file,) = find_files(data)
-    assert list(read_rows(file, data, COLUMNS)) == [{"text": "x"}]
+    assert list(read_rows(file, Reading(data, COLUMNS))) == [{"text": "x"}]
 
 
 @pytest.mark.parametrize(
@@ -434,8 +436,8 @@ def test_an_empty_file_beside_others_gives_no_text(kind: str, tmp_path: Path) ->
     write(tmp_path / f"empty.{kind}", "")
     data = DataConfig(source=str(tmp_path))
     files = find_files(data)
-    check_columns(files, COLUMNS)
-    rows = [row for file in files for row in read_rows(file, data, COLUMNS)]
+    check_columns(files, Reading(data, COLUMNS))
+    rows = [row for file in files for row in read_rows(file, Reading(data, COLUMNS))]
     assert [row for row in rows if not isinstance(row, BadRow)] == [{"text": "x"}]
 
 
@@ -445,14 +447,14 @@ def test_the_standard_library_is_found_and_read() -> None:
     assert len(files) > 500
     assert not [file.uri for file in files if "site-packages" in file.uri]
     (file,) = [file for file in files if file.uri.endswith("/json/decoder.py")]
-    (row,) = read_rows(file, data, COLUMNS)
+    (row,) = read_rows(file, Reading(data, COLUMNS))
     assert row == {"text": Path(file.uri).read_text()}
 
 
 def test_a_source_file_is_decoded_as_it_declares(tmp_path: Path) -> None:
     def decoded(content: bytes) -> Any:
         path = write(tmp_path / "a.py", content)
-        (row,) = read_rows(SourceFile(str(path), "py", 1, ""), DataConfig(source="x"), COLUMNS)
+        (row,) = read_rows(SourceFile(str(path), "py", 1, ""), ANY)
         return row
 
     assert decoded(b"# coding: latin-1\n# \xe4\n") == {"text": "# coding: latin-1\n# ä\n"}
@@ -468,11 +470,11 @@ def test_a_wrong_column_is_named_with_the_file_and_what_there_is(name: str, tmp_
     content = in_format(name.split(".")[1], ["x"])
     path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
     files = find_files(DataConfig(source=str(path)))
-    check_columns(files, ["text"])
+    check_columns(files, ANY)
     with pytest.raises(UserError) as caught:
-        check_columns(files, ["body"])
+        check_columns(files, Reading(DataConfig(source="x", columns={"text": "body"}), COLUMNS))
     told = str(caught.value)
-    assert all(word in told for word in (str(path), "'body'", "n, text", "data.text_column"))
+    assert all(word in told for word in (str(path), "'body'", "n, text", "data.columns.text"))
     assert len(told.splitlines()) == 1
 
 
@@ -480,7 +482,7 @@ def test_one_file_of_each_format_is_looked_at(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", in_format("jsonl", ["x"]))
     write(tmp_path / "b.csv", "title,author\nx,y\n")
     with pytest.raises(UserError, match=r"b\.csv.*title, author"):
-        check_columns(find_files(DataConfig(source=str(tmp_path))), COLUMNS)
+        check_columns(find_files(DataConfig(source=str(tmp_path))), ANY)
 
 
 @pytest.mark.parametrize(
@@ -497,4 +499,86 @@ def test_one_file_of_each_format_is_looked_at(tmp_path: Path) -> None:
 def test_a_head_that_cannot_be_read_is_left_to_its_rows(
     name: str, content: bytes, tmp_path: Path
 ) -> None:
-    check_columns(find_files(DataConfig(source=str(write(tmp_path / name, content)))), COLUMNS)
+    check_columns(find_files(DataConfig(source=str(write(tmp_path / name, content)))), ANY)
+
+
+# Further layouts
+
+
+def rows_of(data: DataConfig, columns: dict[str, Kind], lines: bool = True) -> list[Any]:
+    reading = Reading(data, columns, lines)
+    files = find_files(data)
+    check_columns(files, reading)
+    return [row for file in files for row in read_rows(file, reading)]
+
+
+PAIR: dict[str, Kind] = {"source": "text", "target": "text"}
+LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}
+
+
+def test_text_files_side_by_side_are_rows_line_by_line(tmp_path: Path) -> None:
+    paths = {
+        "source": write(tmp_path / "a.en", "one\ntwo 🙂\r\n\nfour\n"),
+        "target": write(tmp_path / "a.zh", "一\n二\n三\n四"),
+    }
+    data = DataConfig(source={name: str(path) for name, path in paths.items()})
+    expected = [("one", "一"), ("two 🙂", "二"), ("", "三"), ("four", "四")]
+    assert rows_of(data, PAIR) == [{"source": s, "target": t} for s, t in expected]
+
+
+def test_a_file_that_is_shorter_than_the_one_beside_it_is_named(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", "one\ntwo\n"), write(tmp_path / "b", "eins\n")
+    *_, bad = rows_of(DataConfig(source={"source": str(a), "target": str(b)}), PAIR)
+    assert isinstance(bad, BadRow) and bad.file == str(b) and "1 lines, fewer" in bad.reason
+
+
+def test_a_tsv_file_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "he said \"hi\t1\nit's bad\t0\n")
+    data = DataConfig(source=str(path), header=False, columns={"text": 0, "label": 1})
+    expected = [{"text": 'he said "hi', "label": "1"}, {"text": "it's bad", "label": "0"}]
+    assert rows_of(data, LABELLED) == expected
+
+
+def test_a_value_may_be_a_number_and_a_text_may_not(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 3}, {"text": "b", "label": True}, {"text": 4, "label": "x"}]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    *good, bad = rows_of(DataConfig(source=str(path)), LABELLED)
+    assert good == [{"text": "a", "label": "3"}, {"text": "b", "label": "true"}]
+    assert isinstance(bad, BadRow) and bad.row == 3
+
+
+def test_files_and_folders_can_be_labels(tmp_path: Path) -> None:
+    for name in ("good/1.txt", "bad/2.txt"):
+        write(tmp_path / name, name)
+    found = rows_of(DataConfig(source=str(tmp_path), columns={"label": "$folder"}), LABELLED)
+    assert found == [
+        {"text": "bad/2.txt", "label": "bad"},
+        {"text": "good/1.txt", "label": "good"},
+    ]
+
+
+def test_json_is_a_list_of_objects_or_squad(tmp_path: Path) -> None:
+    listed = write(tmp_path / "a.json", json.dumps([{"text": "x"}, {"text": "y"}]))
+    assert rows_of(DataConfig(source=str(listed)), COLUMNS) == [{"text": "x"}, {"text": "y"}]
+    question = {"question": "who?", "answers": [{"text": "Ann", "answer_start": 0}]}
+    squad = {"data": [{"paragraphs": [{"context": "Ann came.", "qas": [question]}]}]}
+    path = write(tmp_path / "b.json", json.dumps(squad))
+    columns: dict[str, Kind] = {"context": "text", "question": "text", "answer_start": "value"}
+    assert rows_of(DataConfig(source=str(path)), columns) == [
+        {"context": "Ann came.", "question": "who?", "answer_start": "0"}
+    ]
+
+
+def test_json_in_a_folder_is_data_only_where_that_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", in_format("jsonl", ["x"]))
+    write(tmp_path / "settings.json", "{}")
+    assert [Path(name).name for name in files_of(tmp_path)] == ["a.jsonl"]
+    assert len(find_files(DataConfig(source=str(tmp_path), format="json"))) == 2
+
+
+def test_every_split_may_have_files_of_its_own(tmp_path: Path) -> None:
+    paths = [str(write(tmp_path / f"{name}.txt", name)) for name in ("a", "b", "c")]
+    data = DataConfig(source=paths[0], validation_source=paths[1], test_source=paths[2])
+    assert [file.split for file in find_files(data)] == [None, "validation", "test"]
+    with pytest.raises(UserError, match="is given to two splits"):
+        find_files(DataConfig(source=paths[0], test_source=paths[0]))

@@ -158,7 +158,7 @@ def train(
 
 def final_weights(path: Path) -> torch.Tensor:
     """All the weights of the newest checkpoint in one vector."""
-    model = toy_task().build_model(257)
+    model = toy_task().build_model(257, 1)
     load_weights(model, newest(path))
     return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
 

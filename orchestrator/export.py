@@ -1,0 +1,92 @@
+"""A finished training as Hugging Face's libraries load it: weights, tokenizer and a card."""
+
+import json
+
+from orchestrator import pretrained
+from orchestrator.artifact import Evaluation, PreparedData, Training
+from orchestrator.checkpoint import load_weights
+from orchestrator.errors import UserError
+from orchestrator.fit import load_processor
+from orchestrator.folder import Folder
+from orchestrator.job import Job
+from orchestrator.processors.labels import LabelProcessor
+from orchestrator.processors.text import END, TextProcessor
+
+AUTO = {  # the class to load it with, by head and family
+    "label": "AutoModelForSequenceClassification",
+    "each_token": "AutoModelForTokenClassification",
+    "decoder": "AutoModelForCausalLM",
+    "encoder": "AutoModelForMaskedLM",
+    "encoder_decoder": "AutoModelForSeq2SeqLM",
+}
+
+
+def export(
+    job: Job,
+    prepared: PreparedData,
+    training: Training,
+    evaluation: Evaluation | None,
+    folder: Folder,
+) -> str:
+    """Write the best checkpoint; returns the class that loads it.
+
+    Raises:
+        UserError: where no architecture of Hugging Face's is the model, or its input is no text.
+    """
+    task = job.build_task()
+    processor = load_processor(task, prepared)
+    text = processor.text if isinstance(processor, LabelProcessor) else processor
+    if not isinstance(text, TextProcessor):
+        raise UserError(f"task = {job.task}: only models of text can be exported")
+    labels = processor.labels if isinstance(processor, LabelProcessor) else None
+    model = task.build_model(processor.vocab_size, processor.num_outputs)
+    load_weights(model, training.checkpoint())
+
+    end = text.end_token
+    token_ids: dict[str, int | None] = {"pad_token_id": end, "eos_token_id": end}
+    token_ids["bos_token_id"] = end  # a text begins after the end of another
+    if job.model.family == "encoder_decoder":
+        token_ids["decoder_start_token_id"] = end
+    pretrained.save(model, folder, labels, **token_ids)
+    folder.write("tokenizer.json", text.to_bytes())
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{kind}_token": END for kind in ("bos", "eos", "pad", "unk")},
+        "model_max_length": job.model.max_seq_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    folder.write("tokenizer_config.json", json.dumps(settings, indent=2).encode())
+    auto = AUTO[model.head_kind if model.head_kind != "tokens" else job.model.family]
+    folder.write("README.md", _card(job, training, evaluation, auto).encode())
+    return auto
+
+
+def _card(job: Job, training: Training, evaluation: Evaluation | None, auto: str) -> str:
+    """What it is, how good it is, and how to load it."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "---",
+        f"# {job.name}",
+        "",
+        f"A Transformer ({job.model.family}) for `{job.task}` after {training.steps:,} steps.",
+        "",
+        "```python",
+        f"from transformers import AutoTokenizer, {auto}",
+        "",
+        f'model = {auto}.from_pretrained("PATH")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        "```",
+        "",
+    ]
+    if evaluation is not None:
+        scores = {"this model": evaluation.metrics, **evaluation.baselines}
+        names = list(evaluation.metrics)
+        lines += ["On the test split:", "", f"| | {' | '.join(names)} |"]
+        lines += ["| --- |" + " ---: |" * len(names)]
+        for who, metrics in scores.items():
+            cells = [f"{metrics[name]:.4g}" if name in metrics else "" for name in names]
+            lines.append(f"| {who} | {' | '.join(cells)} |")
+        lines.append("")
+    config = json.dumps(job.model_dump(mode="json", exclude={"storage"}), indent=1)
+    return "\n".join([*lines, "The job that made it:", "", "```json", config, "```", ""])

@@ -1,0 +1,59 @@
+"""Answering requests for predictions: rows in, the task's replies out."""
+
+import torch
+
+from orchestrator.artifact import PreparedData, Training
+from orchestrator.batches import to_device
+from orchestrator.checkpoint import load_weights
+from orchestrator.errors import UserError
+from orchestrator.fit import load_processor
+from orchestrator.job import Job
+from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
+
+
+class Predictor:
+    """The model of a finished training, on the CPU, fed by the code that prepared its data."""
+
+    def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
+        self.task = job.build_task()
+        self.model_name = job.name
+        self.processor = load_processor(self.task, prepared)
+        sizes = self.processor.vocab_size, self.processor.num_outputs
+        self.model = self.task.build_model(*sizes).eval()
+        load_weights(self.model, training.checkpoint())
+
+    @torch.inference_mode()
+    def predict(self, request: PredictionRequest) -> PredictionResponse:
+        """Answer a request.
+
+        Raises:
+            UserError: where it asks for another model, or a row lacks a column or any content.
+        """
+        if request.model not in (None, self.model_name):
+            raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
+        rows = [self._row(number, row) for number, row in enumerate(request.inputs)]
+        arrays = self.task.encode(rows, self.processor)
+        batch = to_device(arrays, torch.device("cpu"))
+        answers = {
+            **self.task.predict(self.model, batch, self.processor),
+            **self.task.answer(self.model, batch, self.processor),
+        }
+        outputs = [self.task.reply(answers, row, self.processor) for row in range(len(rows))]
+        return PredictionResponse(model=self.model_name, outputs=outputs)
+
+    def _row(self, number: int, given: dict[str, str]) -> dict[str, str]:
+        """A row as the task learns from it, with something where it would say what is wanted."""
+        wanted = set(self.task.inputs)
+        if set(given) != wanted:
+            names = ", ".join(sorted(wanted))
+            raise UserError(
+                f"inputs[{number}]: must hold {names}, not {', '.join(given) or 'nothing'}"
+            )
+        try:
+            "".join(given.values()).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"inputs[{number}]: is not valid Unicode") from None
+        cleaned = self.task.clean({**dict.fromkeys(self.task.columns, "?"), **given})
+        if cleaned is None:
+            raise UserError(f"inputs[{number}]: holds nothing")
+        return cleaned

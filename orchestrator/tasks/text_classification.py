@@ -1,0 +1,85 @@
+"""Text classification: one of a few labels for each text, such as its sentiment."""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.metrics import classification_metrics
+from orchestrator.model.transformer import Transformer
+from orchestrator.objectives import trimmed
+from orchestrator.processors.labels import LabelProcessor
+from orchestrator.processors.text import padded
+from orchestrator.shards import Arrays
+from orchestrator.task import Batch, Kind, Metric, Row, Task
+
+
+class TextClassification(Task[LabelProcessor]):
+    """A text is cut to max_seq_len tokens, and its label is one of the training rows'."""
+
+    metric = Metric("accuracy", "max")
+    columns: ClassVar[dict[str, Kind]] = {"text": "text", "label": "value"}
+    inputs = ("text",)
+    families = ("encoder",)
+
+    def clean(self, row: Row) -> Row | None:
+        text = unicodedata.normalize("NFC", row["text"]).strip()
+        return {"text": text, "label": row["label"].strip()} if text else None
+
+    def fit_processor(self, rows: Iterable[Row]) -> LabelProcessor:
+        return LabelProcessor.fit(((row["text"], row["label"]) for row in rows), self.tokenizer)
+
+    def load_processor(self, content: bytes) -> LabelProcessor:
+        return LabelProcessor.from_bytes(content)
+
+    def encode(self, rows: list[Row], processor: LabelProcessor) -> Arrays:
+        tokens = processor.text.encode_batch([row["text"] for row in rows])
+        labels = [processor.number(row["label"]) for row in rows]
+        return {
+            **padded("tokens", tokens, self.model.max_seq_len),
+            "label": np.array(labels, dtype=np.int32),
+        }
+
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        return Transformer(self.model, vocab_size, "label", num_outputs)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels_B = batch["label"].long()
+        losses_B = F.cross_entropy(
+            self._logits(model, batch), labels_B, ignore_index=-1, reduction="none"
+        )
+        return losses_B.sum(), (labels_B >= 0).sum().float()
+
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: LabelProcessor) -> Arrays:
+        probabilities_BC = self._logits(model, batch).softmax(-1)
+        return {
+            "probabilities": probabilities_BC.cpu().numpy(),
+            "label": batch["label"].cpu().numpy(),
+        }
+
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        return classification_metrics(predictions["probabilities"], predictions["label"])
+
+    def reply(self, answers: Arrays, row: int, processor: LabelProcessor) -> dict[str, Any]:
+        probabilities = answers["probabilities"][row]
+        named = zip(processor.labels, probabilities.tolist(), strict=True)
+        return {
+            "label": processor.labels[int(probabilities.argmax())],
+            "probabilities": dict(named),
+        }
+
+    def baselines(
+        self, train: Arrays, test: Arrays, processor: LabelProcessor
+    ) -> dict[str, dict[str, float]]:
+        from orchestrator.baselines import label_baselines  # scikit-learn takes its time
+
+        return label_baselines(train, test, processor.num_outputs)
+
+    def _logits(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        tokens_BT, real_BT = trimmed(batch, "tokens")
+        logits_BC: Tensor = model(tokens_BT, real_BT)
+        return logits_BC.float()

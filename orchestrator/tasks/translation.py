@@ -1,0 +1,96 @@
+"""Translation, or any other text into text: an encoder reads the source, a decoder writes."""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from orchestrator.metrics import language_metrics
+from orchestrator.model.transformer import Transformer
+from orchestrator.pairs import answer_pairs, encode_pairs, pair_losses, predict_pairs, texts_of
+from orchestrator.processors.text import TextProcessor
+from orchestrator.shards import Arrays
+from orchestrator.task import Batch, Kind, Metric, Row, Task
+
+BEAMS = 4
+
+
+class Translation(Task[TextProcessor]):
+    """One tokenizer for both languages. Pairs that share a source come into one split."""
+
+    metric = Metric("loss", "min")
+    columns: ClassVar[dict[str, Kind]] = {"source": "text", "target": "text"}
+    inputs = ("source",)
+    families = ("encoder_decoder",)
+    split_by = "source"
+
+    def clean(self, row: Row) -> Row | None:
+        source, target = (unicodedata.normalize("NFC", row[c]).strip() for c in self.columns)
+        return {"source": source, "target": target} if source and target else None
+
+    def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
+        return TextProcessor.fit((row[c] for row in rows for c in self.columns), self.tokenizer)
+
+    def load_processor(self, content: bytes) -> TextProcessor:
+        return TextProcessor.from_bytes(content)
+
+    def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
+        sources, targets = ([row[c] for row in rows] for c in self.columns)
+        return encode_pairs(sources, targets, processor, self.model.max_seq_len)
+
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        return Transformer(self.model, vocab_size)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        losses_BT, real_BT = pair_losses(model, batch)
+        return losses_BT.sum(), real_BT.sum().float()
+
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
+        return predict_pairs(model, batch, processor)
+
+    def answer(self, model: Transformer, batch: Batch, processor: TextProcessor) -> Arrays:
+        return answer_pairs(model, batch, processor, BEAMS)
+
+    def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
+        return {"target": answers["said"][row]}
+
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
+        metrics = language_metrics(float(nats), int(tokens), int(text_bytes))
+        if "said" in predictions:
+            metrics |= _translation_metrics(predictions["said"], predictions["wanted"])
+        return metrics
+
+    def baselines(
+        self, train: Arrays, test: Arrays, processor: TextProcessor
+    ) -> dict[str, dict[str, float]]:
+        from orchestrator.baselines import dictionary
+
+        sources, wanted = (texts_of(test, name, processor) for name in ("source", "target"))
+        known, targets = (texts_of(train, name, processor) for name in ("source", "target"))
+        return {
+            "copy of the source": _translation_metrics(sources, wanted),
+            "word by word": _translation_metrics(dictionary(known, targets, sources), wanted),
+        }
+
+
+def _translation_metrics(said: Any, wanted: Any) -> dict[str, float]:
+    """Corpus BLEU and chrF by sacreBLEU. Post 2018."""
+    from sacrebleu.metrics.bleu import BLEU  # of use after a training only
+    from sacrebleu.metrics.chrf import CHRF
+
+    references = [list(wanted)]
+    bleu = BLEU(tokenize=_tokenizer(references[0]))
+    return {
+        "bleu": bleu.corpus_score(list(said), references).score,
+        "chrf": CHRF().corpus_score(list(said), references).score,
+    }
+
+
+def _tokenizer(texts: list[str]) -> str:
+    """sacreBLEU's for text without spaces where most of it is Chinese or Japanese, else its own."""
+    letters = [c for text in texts for c in text if c.isalpha()]
+    wide = sum("\u3040" <= c <= "\u9fff" for c in letters)
+    return "zh" if wide > len(letters) / 2 else "13a"

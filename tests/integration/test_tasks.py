@@ -1,0 +1,83 @@
+"""Tasks that predict, through the command line, and out to Hugging Face's libraries."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.integration.conftest import WORDS, orchestrate, stages, write_job
+from tests.ray_head import Head
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, head: Head) -> Path:
+    """Sentences with "good" or "bad" in them, in a csv file, with a test file beside it."""
+    folder = tmp_path_factory.mktemp("tasks")
+    chance = random.Random(0)
+    for name, count in (("train", 300), ("test", 41)):
+        lines = ["review,stars"]
+        for i in range(count):
+            words = [chance.choice(WORDS) for _ in range(6)]
+            words.insert(chance.randrange(6), ("bad", "good")[i % 2])
+            lines.append(f"{' '.join(words)},{(1, 5)[i % 2]}")
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    data = {
+        "source": str(folder / "train.csv"),
+        "test_source": str(folder / "test.csv"),
+        "columns": {"text": "review", "label": "stars"},
+    }
+    train = {"steps": 60, "global_batch_size": 16, "warmup_steps": 5, "lr": 0.01}
+    job = write_job(folder, task="text_classification", data=data, train=train)
+    done = orchestrate("run", job, "--until", "evaluate", environment=head.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return job
+
+
+def test_a_classifier_learns_and_is_tested_on_all_of_its_test_file(
+    finished: Path, head: Head
+) -> None:
+    folder = Path(stages(finished, head.environment)["evaluate"]["path"])
+    report = json.loads((folder / "report.json").read_text())
+    assert report["samples"]["test"] == 41
+    assert report["metrics"]["accuracy"] > 0.9 > report["baselines"]["commonest label"]["accuracy"]
+    assert set(report["baselines"]) == {"commonest label", "naive Bayes"}
+
+
+def test_what_is_exported_says_the_same(finished: Path, head: Head, tmp_path: Path) -> None:
+    done = orchestrate("export", finished, str(tmp_path), environment=head.environment)
+    assert done.returncode == 0, done.stderr
+    assert "AutoModelForSequenceClassification" in done.stdout
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    asked = ["the and good of to a in", "he was for bad as on be"]
+    batch = tokenizer(asked, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        labels = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1)
+    assert [model.config.id2label[label] for label in labels.tolist()] == ["5", "1"]
+    assert "accuracy" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.columns.label=rating", "has no column 'rating'"),
+        ("data.columns.stars=label", "data.columns.stars: is no column of this task"),
+        ("model.family=decoder", "model.family = decoder: text_classification is for encoder"),
+        ("data.test_source=nowhere.csv", "data.test_source = nowhere.csv: no such file"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    finished: Path, head: Head, override: str, told: str
+) -> None:
+    overrides = [override, "name=other"]
+    done = orchestrate("train", finished, *overrides, environment=head.environment)
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+def test_what_is_not_trained_cannot_be_exported(finished: Path, head: Head, tmp_path: Path) -> None:
+    done = orchestrate("export", finished, str(tmp_path), "name=x", environment=head.environment)
+    assert done.returncode == 2 and "holds no finished training" in done.stderr
