@@ -10,7 +10,7 @@ from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.processors.labels import LabelProcessor
-from orchestrator.processors.text import END, TextProcessor
+from orchestrator.processors.text import TextProcessor
 
 AUTO = {  # the class to load it with, by head and family
     "label": "AutoModelForSequenceClassification",
@@ -48,10 +48,10 @@ def export(
     if job.model.family == "encoder_decoder":
         token_ids["decoder_start_token_id"] = end
     pretrained.save(model, folder, labels, **token_ids)
-    folder.write("tokenizer.json", text.to_bytes())
+    folder.write("tokenizer.json", text.tokenizer_file())
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{kind}_token": END for kind in ("bos", "eos", "pad", "unk")},
+        **{f"{kind}_token": text.end for kind in ("bos", "eos", "pad", "unk")},
         "model_max_length": job.model.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }

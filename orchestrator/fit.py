@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
+from orchestrator import pretrained
 from orchestrator.artifact import PreparedData
 from orchestrator.batches import Batches
 from orchestrator.checkpoint import Checkpoints
 from orchestrator.errors import DivergedError
+from orchestrator.folder import Folder
 from orchestrator.gradients import Gradients
 from orchestrator.guard import Guard
 from orchestrator.job import TrainConfig
@@ -58,7 +60,10 @@ def fit(
     if config.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
     processor = load_processor(task, prepared)
-    model = task.build_model(processor.vocab_size, processor.num_outputs).to(world.device)
+    model = task.build_model(processor.vocab_size, processor.num_outputs)
+    if task.model.init_from is not None:
+        pretrained.load(model, Folder(task.model.init_from))
+    model.to(world.device)
     optimizers = build_optimizers(model, config, world)
     gradients = Gradients(model, world, config.deterministic)
     guard = Guard(world.device, config.spike_sigmas)

@@ -252,6 +252,8 @@ class Job(Section):
         if not isinstance(data, dict) or not isinstance(data.get("task"), str):
             return data
         model = data.get("model", {})
+        if isinstance(model, dict) and isinstance(model.get("init_from"), str):
+            return {**data, "model": _initialised(model)}
         if not isinstance(model, dict) or "family" in model:
             return data
         try:
@@ -338,7 +340,8 @@ class Job(Section):
         trained = {k: v for k, v in whole["train"].items() if k not in unseen}
         read = {k: v for k, v in whole["data"].items() if k != "max_bad_rows"}
         parts: dict[str, Any] = {
-            "prepare": [self.task, read, whole["tokenizer"], self.model.max_seq_len],
+            "prepare": [self.task, read, whole["tokenizer"], self.model.max_seq_len]
+            + ([self.model.init_from] if self.model.init_from else []),  # its tokenizer
             "tune": [
                 whole["model"],
                 {k: v for k, v in trained.items() if k not in ("steps", "minutes")},
@@ -350,6 +353,26 @@ class Job(Section):
         }
         text = json.dumps([stage, FORMAT, parts[stage], inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _initialised(model: dict[str, Any]) -> dict[str, Any]:
+    """A model section with the architecture of the weights that it begins with.
+
+    Raises:
+        ValueError: where they cannot be read, or a key contradicts them.
+    """
+    from orchestrator.folder import Folder  # of use to few jobs; these take their time
+    from orchestrator.pretrained import read_config
+
+    try:
+        config, _ = read_config(Folder(model["init_from"]))
+    except UserError as error:
+        raise ValueError(f"model.init_from: {error}") from None
+    theirs = config.model_dump()
+    for key, value in model.items():
+        if key in theirs and key not in ("dropout", "init_from") and value != theirs[key]:
+            raise ValueError(f"model.{key} = {value}: model.init_from has {theirs[key]}")
+    return {**theirs, **model}
 
 
 def override(data: dict[str, Any], name: str, value: Any) -> Key:

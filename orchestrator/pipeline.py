@@ -3,17 +3,21 @@
 A stage's module is imported when it is its turn: Ray's libraries and torch take seconds each.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.cluster import Cluster
+from orchestrator.errors import UserError
 from orchestrator.folder import Folder
 from orchestrator.job import Job, Stage
 from orchestrator.progress import Progress
 from orchestrator.rows import Reading, check_columns
 from orchestrator.run import Run, StageStatus, stage_status
+
+EXPORT = "export"
 
 
 class Display(Progress, Protocol):
@@ -44,6 +48,17 @@ def check_room(job: Job, cluster: Cluster) -> None:
         "cluster.workers", sizes.fewest_workers, sizes.cpus_per_worker, sizes.gpus_per_worker
     )
     cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
+
+
+def _export(job: Job, prepared: PreparedData, training: Training) -> None:
+    """Leave the model beside its checkpoints as Hugging Face's libraries load it, where it is one
+    of theirs."""
+    folder = training.folder / EXPORT
+    if not folder.exists("README.md"):  # which is written last
+        from orchestrator.export import export
+
+        with contextlib.suppress(UserError):
+            export(job, prepared, training, None, folder)
 
 
 def run_stages(
@@ -100,6 +115,7 @@ def run_stages(
         return train(chosen, prepared, run.train_folder(chosen), run.events, display)
 
     training = finish("train", Training, run.train_folder(chosen), trained)
+    _export(chosen, prepared, training)
     if until == "train":
         return Outcome(chosen, prepared, training)
 

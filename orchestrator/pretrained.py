@@ -4,10 +4,12 @@ Nothing pickled is read. Only safetensors are, so that a model from anywhere can
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from orchestrator.errors import UserError
@@ -15,7 +17,9 @@ from orchestrator.folder import Folder
 from orchestrator.model import hf
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import Transformer
+from orchestrator.processors.text import END, TextProcessor, TokenizerConfig
 
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
@@ -34,6 +38,32 @@ def read_config(folder: Folder) -> tuple[ModelConfig, int]:
         if errors and errors()[0]["loc"]:
             reason = f"{errors()[0]['loc'][-1]}: {reason}"
         raise UserError(f"{folder}/{CONFIG}: {reason}") from None
+
+
+def fit_text(texts: Iterable[str], tokenizer: TokenizerConfig, model: ModelConfig) -> TextProcessor:
+    """A tokenizer: the one of the model's weights where it begins with some, else a new one.
+
+    Raises:
+        UserError: where there is none beside those weights, or it cannot be used.
+    """
+    if model.init_from is None:
+        return TextProcessor.fit(texts, tokenizer)
+    folder = Folder(model.init_from)
+    try:
+        content = folder.read(TOKENIZER)
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no {TOKENIZER}: its model cannot read text") from None
+    said = json.loads(folder.read(TOKENIZER_CONFIG)) if folder.exists(TOKENIZER_CONFIG) else {}
+    end = said.get("eos_token") or said.get("sep_token") or END
+    if isinstance(end, dict):
+        end = end["content"]
+    try:
+        tokens = Tokenizer.from_str(content.decode())
+        tokens.no_padding()
+        tokens.no_truncation()
+        return TextProcessor(tokens, end, read_config(folder)[1])
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UserError(f"{folder}/{TOKENIZER}: {error}") from None
 
 
 def load(model: Transformer, folder: Folder) -> list[str]:

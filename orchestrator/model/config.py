@@ -83,6 +83,12 @@ class ModelConfig(BaseModel):
     token_types: int = Field(0, ge=0, description="kinds of segments, such as BERT's two; 0: none")
     tie_embeddings: bool = Field(True, description="output head shares the embedding's weights")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the residual branches")
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="a folder or URI in Hugging Face's layout, an export too: its weights, sizes "
+        "and tokenizer",
+    )
     patches: Patches | None = Field(None, description="images as input, in place of tokens")
 
     @model_validator(mode="before")

@@ -1,10 +1,10 @@
 """Texts with labels: a tokenizer, and the labels that the training rows hold."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Self
 
-from orchestrator.processors.text import TextProcessor, TokenizerConfig
+from orchestrator.processors.text import TextProcessor
 
 
 class LabelProcessor:
@@ -20,10 +20,14 @@ class LabelProcessor:
         self._numbers = {label: number for number, label in enumerate(labels)}
 
     @classmethod
-    def fit(cls, rows: Iterable[tuple[str, str]], config: TokenizerConfig) -> Self:
+    def fit(
+        cls,
+        rows: Iterable[tuple[str, str]],
+        fit_text: Callable[[Iterable[str]], TextProcessor],
+    ) -> Self:
         """Learn from texts and their labels."""
         pairs = list(rows)
-        text = TextProcessor.fit((text for text, _ in pairs), config)
+        text = fit_text(text for text, _ in pairs)
         return cls(text, sorted({label for _, label in pairs}))
 
     @classmethod

@@ -1,5 +1,6 @@
 """Text into token ids and back: a byte-level BPE, so that no text is unknown."""
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 END = "<|endoftext|>"
+MAX_VOCAB_SIZE = 65_536  # tokens are stored in 16 bits
 
 
 class TokenizerConfig(BaseModel):
@@ -31,15 +33,19 @@ class TextProcessor:
 
     file_name: ClassVar[str] = "tokenizer.json"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, end: str = END, vocab_size: int = 0) -> None:
+        """`vocab_size` where the model that it belongs to knows more tokens than it has."""
         self.tokenizer = tokenizer
-        self.vocab_size: int = tokenizer.get_vocab_size()
+        self.end = end
+        self.vocab_size: int = max(vocab_size, tokenizer.get_vocab_size())
         self.num_outputs = 1
-        end_token = tokenizer.token_to_id(END)
+        end_token = tokenizer.token_to_id(end)
         if end_token is None:
-            raise ValueError(f"the tokenizer has no {END} token")
+            raise ValueError(f"the tokenizer has no {end} token")
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise ValueError(f"a vocabulary of {self.vocab_size} is more than {MAX_VOCAB_SIZE}")
         self.end_token: int = end_token
-        self.token_bytes = _token_bytes(tokenizer)
+        self.token_bytes = _token_bytes(tokenizer, end, self.vocab_size)
 
     @classmethod
     def fit(cls, texts: Iterable[str], config: TokenizerConfig) -> Self:
@@ -58,9 +64,22 @@ class TextProcessor:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        return cls(Tokenizer.from_str(content.decode()))
+        found = json.loads(content)
+        if "tokenizer" not in found:
+            return cls(Tokenizer.from_str(content.decode()))
+        tokenizer = Tokenizer.from_str(json.dumps(found["tokenizer"]))
+        return cls(tokenizer, found["end"], found["vocab_size"])
 
     def to_bytes(self) -> bytes:
+        """The tokenizer, with what it cannot say itself where it was not fitted here."""
+        if self.end == END and self.vocab_size == self.tokenizer.get_vocab_size():
+            return self.tokenizer_file()
+        tokenizer = json.loads(self.tokenizer_file())
+        content = {"end": self.end, "vocab_size": self.vocab_size, "tokenizer": tokenizer}
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    def tokenizer_file(self) -> bytes:
+        """What Hugging Face's libraries call tokenizer.json."""
         return str(self.tokenizer.to_str(pretty=False)).encode()
 
     def encode(self, text: str) -> list[int]:
@@ -86,9 +105,12 @@ def padded(name: str, rows: list[list[int]], length: int) -> dict[str, npt.NDArr
     return {name: tokens, f"{name}_length": lengths}
 
 
-def _token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """How many bytes of text each token stands for, int64 (vocab_size,)."""
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+def _token_bytes(tokenizer: Tokenizer, end: str, size: int) -> npt.NDArray[np.int64]:
+    """How many bytes of text each token stands for, int64 (size,)."""
+    by_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)  # a character stands for a byte
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | {end}
+    lengths = np.zeros(size, dtype=np.int64)
     for token, number in tokenizer.get_vocab().items():
-        lengths[number] = 0 if token == END else len(token)  # one character stands for one byte
+        if token not in special:
+            lengths[number] = len(token) if by_bytes else len(tokenizer.decode([number]).encode())
     return lengths

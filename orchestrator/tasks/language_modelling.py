@@ -11,6 +11,7 @@ from torch import Tensor
 from orchestrator.metrics import language_metrics, ngram_nats
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import next_token_loss
+from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
 from orchestrator.task import Batch, Kind, Metric, Row, Task
@@ -37,7 +38,7 @@ class LanguageModelling(Task[TextProcessor]):
         return {"text": text} if text.strip() else None
 
     def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
-        return TextProcessor.fit((row["text"] for row in rows), self.tokenizer)
+        return fit_text((row["text"] for row in rows), self.tokenizer, self.model)
 
     def load_processor(self, content: bytes) -> TextProcessor:
         return TextProcessor.from_bytes(content)

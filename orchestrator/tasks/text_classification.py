@@ -12,6 +12,7 @@ from torch import Tensor
 from orchestrator.metrics import classification_metrics
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import trimmed
+from orchestrator.pretrained import fit_text
 from orchestrator.processors.labels import LabelProcessor
 from orchestrator.processors.text import padded
 from orchestrator.shards import Arrays
@@ -31,7 +32,10 @@ class TextClassification(Task[LabelProcessor]):
         return {"text": text, "label": row["label"].strip()} if text else None
 
     def fit_processor(self, rows: Iterable[Row]) -> LabelProcessor:
-        return LabelProcessor.fit(((row["text"], row["label"]) for row in rows), self.tokenizer)
+        return LabelProcessor.fit(
+            ((row["text"], row["label"]) for row in rows),
+            lambda texts: fit_text(texts, self.tokenizer, self.model),
+        )
 
     def load_processor(self, content: bytes) -> LabelProcessor:
         return LabelProcessor.from_bytes(content)

@@ -10,6 +10,7 @@ from torch import Tensor
 from orchestrator.metrics import language_metrics
 from orchestrator.model.transformer import Transformer
 from orchestrator.pairs import answer_pairs, encode_pairs, pair_losses, predict_pairs, texts_of
+from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
 from orchestrator.task import Batch, Kind, Metric, Row, Task
@@ -31,7 +32,8 @@ class Translation(Task[TextProcessor]):
         return {"source": source, "target": target} if source and target else None
 
     def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
-        return TextProcessor.fit((row[c] for row in rows for c in self.columns), self.tokenizer)
+        texts = (row[c] for row in rows for c in self.columns)
+        return fit_text(texts, self.tokenizer, self.model)
 
     def load_processor(self, content: bytes) -> TextProcessor:
         return TextProcessor.from_bytes(content)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 
 from tests.integration.conftest import WORDS, orchestrate, stages, write_job
 from tests.ray_head import Head
@@ -58,6 +59,9 @@ def test_what_is_exported_says_the_same(finished: Path, head: Head, tmp_path: Pa
         labels = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1)
     assert [model.config.id2label[label] for label in labels.tolist()] == ["5", "1"]
     assert "accuracy" in (tmp_path / "README.md").read_text()
+    left = Path(stages(finished, head.environment)["train"]["path"]) / "export"
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (left / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,20 @@ def test_a_mistake_is_told_in_one_line(
     done = orchestrate("train", finished, *overrides, environment=head.environment)
     assert done.returncode == 2
     assert told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+
+
+def test_what_is_exported_starts_another_training(
+    finished: Path, head: Head, tmp_path: Path
+) -> None:
+    orchestrate("export", finished, str(tmp_path), environment=head.environment)
+    content = yaml.safe_load(finished.read_text())
+    content |= {"name": "again", "model": {"init_from": str(tmp_path)}}
+    content["train"] |= {"steps": 2, "lr": 1e-6}
+    (job := tmp_path / "again.yaml").write_text(yaml.safe_dump(content))
+    done = orchestrate("run", job, "--until", "evaluate", environment=head.environment)
+    assert done.returncode == 0, done.stderr
+    folder = Path(stages(job, head.environment)["evaluate"]["path"])
+    assert json.loads((folder / "report.json").read_text())["metrics"]["accuracy"] > 0.9
 
 
 def test_what_is_not_trained_cannot_be_exported(finished: Path, head: Head, tmp_path: Path) -> None:
