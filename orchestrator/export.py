@@ -45,6 +45,8 @@ def export(
     end = text.end_token
     token_ids: dict[str, int | None] = {"pad_token_id": end, "eos_token_id": end}
     token_ids["bos_token_id"] = end  # a text begins after the end of another
+    if text.mask_token is not None:
+        token_ids["mask_token_id"] = text.mask_token
     if job.model.family == "encoder_decoder":
         token_ids["decoder_start_token_id"] = end
     pretrained.save(model, folder, labels, **token_ids)
@@ -52,6 +54,7 @@ def export(
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{kind}_token": text.end for kind in ("bos", "eos", "pad", "unk")},
+        **({"mask_token": text.mask} if text.mask is not None else {}),
         "model_max_length": job.model.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }

@@ -28,6 +28,7 @@ Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
 STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
 TASKS: dict[str, Family] = {  # and the family of each where a job names none
     "language_modelling": "decoder",
+    "masked_language_modelling": "encoder",
     "text_classification": "encoder",
     "translation": "encoder_decoder",
 }

@@ -17,7 +17,7 @@ from orchestrator.folder import Folder
 from orchestrator.model import hf
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import Transformer
-from orchestrator.processors.text import END, TextProcessor, TokenizerConfig
+from orchestrator.processors.text import END, MASK, TextProcessor, TokenizerConfig
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -40,14 +40,20 @@ def read_config(folder: Folder) -> tuple[ModelConfig, int]:
         raise UserError(f"{folder}/{CONFIG}: {reason}") from None
 
 
-def fit_text(texts: Iterable[str], tokenizer: TokenizerConfig, model: ModelConfig) -> TextProcessor:
-    """A tokenizer: the one of the model's weights where it begins with some, else a new one.
+def fit_text(
+    texts: Iterable[str],
+    tokenizer: TokenizerConfig,
+    model: ModelConfig,
+    special: tuple[str, ...] = (),
+) -> TextProcessor:
+    """A tokenizer: the one of the model's weights where it begins with some, else a new one, with
+    further special tokens.
 
     Raises:
         UserError: where there is none beside those weights, or it cannot be used.
     """
     if model.init_from is None:
-        return TextProcessor.fit(texts, tokenizer)
+        return TextProcessor.fit(texts, tokenizer, special)
     folder = Folder(model.init_from)
     try:
         content = folder.read(TOKENIZER)
@@ -61,9 +67,12 @@ def fit_text(texts: Iterable[str], tokenizer: TokenizerConfig, model: ModelConfi
         tokens = Tokenizer.from_str(content.decode())
         tokens.no_padding()
         tokens.no_truncation()
-        return TextProcessor(tokens, end, read_config(folder)[1])
+        processor = TextProcessor(tokens, end, read_config(folder)[1])
     except Exception as error:  # tokenizers raises Exception itself
         raise UserError(f"{folder}/{TOKENIZER}: {error}") from None
+    if MASK in special and processor.mask_token is None:
+        raise UserError(f"{folder}/{TOKENIZER}: has no mask token, which this task needs")
+    return processor
 
 
 def load(model: Transformer, folder: Folder) -> list[str]:

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 # Workers are forked or many to a machine: each task uses the core it was given and no more.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-END = "<|endoftext|>"
+END, MASK = "<|endoftext|>", "<|mask|>"
+MASKS = (MASK, "[MASK]", "<mask>")  # what others call it
 MAX_VOCAB_SIZE = 65_536  # tokens are stored in 16 bits
 
 
@@ -45,17 +46,22 @@ class TextProcessor:
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise ValueError(f"a vocabulary of {self.vocab_size} is more than {MAX_VOCAB_SIZE}")
         self.end_token: int = end_token
+        known = (mask for mask in MASKS if tokenizer.token_to_id(mask) is not None)
+        self.mask: str | None = next(known, None)
+        self.mask_token: int | None = tokenizer.token_to_id(self.mask) if self.mask else None
         self.token_bytes = _token_bytes(tokenizer, end, self.vocab_size)
 
     @classmethod
-    def fit(cls, texts: Iterable[str], config: TokenizerConfig) -> Self:
+    def fit(
+        cls, texts: Iterable[str], config: TokenizerConfig, special: tuple[str, ...] = ()
+    ) -> Self:
         """Train on texts. Where they hold too little, the vocabulary is smaller than asked for."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=config.vocab_size,
-            special_tokens=[END],
+            special_tokens=[END, *special],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )

@@ -33,6 +33,8 @@ class Predictor:
             raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
         rows = [self._row(number, row) for number, row in enumerate(request.inputs)]
         arrays = self.task.encode(rows, self.processor)
+        if len(next(iter(arrays.values()))) != len(rows):
+            raise UserError(f"an input is longer than {self.task.model.max_seq_len} tokens")
         batch = to_device(arrays, torch.device("cpu"))
         answers = {
             **self.task.predict(self.model, batch, self.processor),

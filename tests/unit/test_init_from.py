@@ -133,3 +133,26 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<stop>"}))
     with pytest.raises(UserError, match=r"tokenizer.json: the tokenizer has no <stop> token"):
         pretrained.fit_text([], TokenizerConfig(), job(tmp_path).model)
+
+
+def test_what_a_masked_model_learned_and_its_tokenizer_begin_a_classifier(tmp_path: Path) -> None:
+    settings = {"name": "a", "task": "masked_language_modelling", "data": {"source": "x"}}
+    masked = Job.model_validate({**settings, "model": SIZES}).build_task()
+    processor = masked.fit_processor({"text": text} for text in TEXTS)
+    model = masked.build_model(processor.vocab_size, 1)
+    ids = {"eos_token_id": processor.end_token, "mask_token_id": processor.mask_token}
+    pretrained.save(model, Folder(str(tmp_path)), **ids)
+    (tmp_path / "tokenizer.json").write_bytes(processor.tokenizer_file())
+
+    task = job(tmp_path, "text_classification").build_task()
+    fitted = task.fit_processor({"text": text, "label": "a"} for text in TEXTS)
+    assert fitted.text.mask == "<|mask|>" and fitted.vocab_size == processor.vocab_size
+    classifier = task.build_model(fitted.vocab_size, fitted.num_outputs)
+    assert all(n.startswith("head.") for n in pretrained.load(classifier, Folder(str(tmp_path))))
+
+
+def test_a_masked_model_needs_a_tokenizer_that_can_hide(tmp_path: Path) -> None:
+    saved(tmp_path, family="encoder")
+    task = job(tmp_path, "masked_language_modelling").build_task()
+    with pytest.raises(UserError, match="has no mask token"):
+        task.fit_processor([])

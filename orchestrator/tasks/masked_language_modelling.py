@@ -1,0 +1,106 @@
+"""Masked language modelling: find the tokens of a text that are hidden, from both sides of them.
+
+What an encoder learns by it is of use elsewhere: `model.init_from` takes it.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.metrics import language_metrics
+from orchestrator.model.transformer import Transformer
+from orchestrator.objectives import next_token_loss, trimmed
+from orchestrator.pretrained import fit_text
+from orchestrator.processors.text import MASK, TextProcessor, padded
+from orchestrator.shards import Arrays
+from orchestrator.task import Batch, Kind, Metric, Row, Task
+
+HIDDEN = 0.15  # of the tokens; of those, so many become the mask, and so many any token
+MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1
+PASSES = 7  # to hide every token once, about as many at a time as in training
+
+
+class MaskedLanguageModelling(Task[TextProcessor]):
+    """A document is cut into pieces of max_seq_len tokens, the last of them perhaps shorter."""
+
+    metric = Metric("loss", "min")
+    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    inputs = ("text",)
+    families = ("encoder",)
+    lines = False
+
+    def clean(self, row: Row) -> Row | None:
+        text = unicodedata.normalize("NFC", row["text"])
+        return {"text": text} if text.strip() else None
+
+    def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
+        texts = (row["text"] for row in rows)
+        return fit_text(texts, self.tokenizer, self.model, special=(MASK,))
+
+    def load_processor(self, content: bytes) -> TextProcessor:
+        return TextProcessor.from_bytes(content)
+
+    def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
+        length = self.model.max_seq_len
+        pieces = [
+            tokens[start : start + length]
+            for tokens in processor.encode_batch([row["text"] for row in rows])
+            for start in range(0, len(tokens), length)
+        ]
+        mask = np.full(len(pieces), processor.mask_token, dtype=np.uint16)
+        return {**padded("tokens", pieces, length), "mask": mask}
+
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        return Transformer(self.model, vocab_size)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        tokens_BT, real_BT = trimmed(batch, "tokens")
+        chance_BT = torch.rand(tokens_BT.shape, device=tokens_BT.device)
+        hidden_BT = (chance_BT < HIDDEN) & real_BT
+        hidden_BT[:, 0] |= ~hidden_BT.any(1)  # something to find in every row
+        shown_BT = torch.where(
+            chance_BT < HIDDEN * MASKED, batch["mask"].long()[:, None], tokens_BT
+        )
+        any_BT = torch.randint_like(tokens_BT, model_vocabulary(model))
+        is_random_BT = (chance_BT >= HIDDEN * MASKED) & (chance_BT < HIDDEN * (MASKED + RANDOM))
+        shown_BT = torch.where(is_random_BT, any_BT, shown_BT)
+        losses_BT = next_token_loss(model(shown_BT, real_BT), tokens_BT) * hidden_BT
+        return losses_BT.sum(), hidden_BT.sum().float()
+
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
+        """The nats of every token while it, and every PASSES-th one with it, is hidden."""
+        tokens_BT, real_BT = trimmed(batch, "tokens")
+        nats_B = torch.zeros(len(tokens_BT), dtype=torch.float64, device=tokens_BT.device)
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        for turn in range(PASSES):
+            hidden_BT = (positions_T % PASSES == turn) & real_BT
+            shown_BT = torch.where(hidden_BT, batch["mask"].long()[:, None], tokens_BT)
+            losses_BT = next_token_loss(model(shown_BT, real_BT), tokens_BT) * hidden_BT
+            nats_B += losses_BT.double().sum(1)
+        token_bytes = torch.from_numpy(processor.token_bytes).to(tokens_BT.device)
+        return {
+            "nats": nats_B.cpu().numpy(),
+            "tokens": real_BT.sum(1).cpu().numpy(),
+            "bytes": (token_bytes[tokens_BT] * real_BT).sum(1).cpu().numpy(),
+        }
+
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
+        found = language_metrics(float(nats), int(tokens), int(text_bytes))
+        found["pseudo_perplexity"] = found.pop("perplexity")  # Salazar et al. 2020
+        return found
+
+    def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
+        """How usual a text is."""
+        loss = float(answers["nats"][row]) / int(answers["tokens"][row])
+        return {"loss": loss, "pseudo_perplexity": math.exp(min(loss, 700.0))}
+
+
+def model_vocabulary(model: torch.nn.Module) -> int:
+    """How many tokens there are to draw from; a compiled model hands its attributes on."""
+    return int(model.vocab_size)  # type: ignore[arg-type]
