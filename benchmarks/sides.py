@@ -110,7 +110,7 @@ class Engine:
         for note in self.notes.iterdir():
             rank, process = note.name.split("-")
             lines = [line.split() for line in note.read_text().splitlines()]
-            if not lines:  # it has only just been made
+            if len(lines) < 2:  # no step yet, or none ever: the command that exports the model
                 continue
             check_niceness({int(niceness) for _, niceness in lines})
             found[int(rank), int(process)] = [float(at) for at, _ in lines]
