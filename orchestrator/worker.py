@@ -29,6 +29,7 @@ from orchestrator.world import World
 
 BEAT_SECONDS = 1.0
 SPARE_SECONDS = 4.0  # of training before a spare is started: the start itself is busy enough
+MEETING_SECONDS = 10.0
 PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
 GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
 
@@ -66,11 +67,26 @@ def joined(job: Job) -> Iterator[World]:
         yield World(rank, size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if rank:
+        _wait_for_first_worker()
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
     # Within a step nobody waits long for anybody, unless somebody hangs.
     hang = timedelta(seconds=job.cluster.hang_seconds + GRACE)
     yield World(rank, size, device, dist.new_group(timeout=hang))
     dist.destroy_process_group()
+
+
+def _wait_for_first_worker() -> None:
+    """Until it listens: who comes earlier than that, torch lets wait more than half a second.
+
+    Where it does not, within `MEETING_SECONDS`, torch tries on and says why.
+    """
+    there = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + MEETING_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(there, timeout=1):
+            return
+        time.sleep(0.01)
 
 
 def _device() -> torch.device:
