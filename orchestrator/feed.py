@@ -8,16 +8,15 @@ from typing import Any
 
 import psutil
 import ray
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster import here
 from orchestrator.errors import OrchestratorError
 from orchestrator.events import EventLog
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
-from orchestrator.supervisor import Beat, Event, Figures, Supervisor
+from orchestrator.supervisor import Beat, Event, Figures
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 1.0
@@ -30,14 +29,11 @@ class Feed:
     """The command's side of the supervisor."""
 
     def __init__(self, job: Job, folder: Folder, events: EventLog, progress: Progress) -> None:
-        self.supervisor: Any = (
-            ray.remote(Supervisor)
-            .options(num_cpus=0, scheduling_strategy=here())
-            .remote(job.cluster.max_failures, job.cluster.hang_seconds)
-        )
+        self.supervisor: Any = None  # the actor of the latest start
         self.max_failures = job.cluster.max_failures
         self.failures: list[OrchestratorError] = []
         self._lost_controllers = 0
+        self._places: PlacementGroup | None = None  # of the workers
         self._lost_nodes = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
         self._events = events
         self._progress = progress
@@ -50,14 +46,15 @@ class Feed:
         self._next_notice = 0.0
         self._nodes_matter_until = 0.0
 
-    def follow(self, training: "ray.ObjectRef[None]") -> None:
-        """Pass on what arrives until the training, a call of an actor's, has ended.
+    def follow(self, supervisor: Any, training: "ray.ObjectRef[None]") -> None:
+        """Pass on what arrives until the training, a call of the supervising actor's, has ended.
 
         Raises:
             RayError: of the training.
             OrchestratorError: of a worker.
             KeyboardInterrupt: after a last checkpoint where one can be had in `STOP_SECONDS`.
         """
+        self.supervisor, self._draining = supervisor, set()
         try:
             self._pass_on_until(training)
         except KeyboardInterrupt:
@@ -71,7 +68,6 @@ class Feed:
         ray.get(training)
 
     def close(self) -> None:
-        ray.kill(self.supervisor)
         if self._board is not None:
             self._board.close()
 
@@ -79,9 +75,9 @@ class Feed:
         """Whether Ray Train itself, lost for `reason`, is worth another start."""
         self._lost_controllers += 1
         self._events.write("train", "controller lost", cause=reason)
-        places = ray.get(self.supervisor.abandon.remote())
-        if places is not None:
-            remove_placement_group(places)
+        if self._places is not None:
+            remove_placement_group(self._places)
+            self._places = None
         return self._lost_controllers <= self.max_failures
 
     def _look_for_notices(self) -> None:
@@ -116,6 +112,8 @@ class Feed:
     def _forward(self, message: Any) -> None:
         if isinstance(message, OrchestratorError):
             self.failures.append(message)
+        elif isinstance(message, PlacementGroup):
+            self._places = message
         elif isinstance(message, Event):
             self._events.write("train", message.kind, **message.fields)
             if message.kind == "checkpoint":

@@ -154,14 +154,14 @@ class Watch(ray.train.UserCallback):
 
 
 class Places(WorkerGroupCallback):
-    """Tells the supervisor what is to be freed for other workers where the controller is lost."""
+    """Tells the command what is to be freed for other workers where the controller is lost."""
 
     def __init__(self, supervisor: Any) -> None:
         self.supervisor = supervisor
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         handle = worker_group.get_worker_group_state().placement_group_handle
-        ray.get(self.supervisor.placed.remote(handle.placement_group))
+        ray.get(self.supervisor.put.remote(handle.placement_group))
 
 
 def _cause(error: Exception) -> str:

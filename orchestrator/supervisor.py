@@ -1,4 +1,4 @@
-"""Between the workers of a training and the command that started it: an actor on any cluster.
+"""Between the workers of a training and the command that started it.
 
 It hears each worker once a second, so that it knows who hangs and who lags, counts failures
 against a budget that progress refills, and passes on what the command asks for.
@@ -46,7 +46,11 @@ class Figures:
 
 
 class Supervisor:
-    """An actor. Workers and Ray Train's controller tell it things; the command looks at it."""
+    """Workers and Ray Train's controller tell it things; the command looks at it.
+
+    It lives in the actor that Ray Train runs in. Where that is lost, a new one begins anew, and the
+    command counts how often that happens.
+    """
 
     def __init__(self, max_failures: int, hang_seconds: float) -> None:
         self.max_failures = max_failures
@@ -57,7 +61,6 @@ class Supervisor:
         self.saved_step = 0
         self.asked = 0  # the directive for all workers
         self.draining: set[str] = set()  # nodes that will be taken away
-        self.places: Any = None  # Ray's placement group of the workers
         self.failed = False  # for a reason that no retry mends
         self.group = 0  # of workers: what older ones say, or do not say any more, is nothing
         self.size = 0
@@ -99,7 +102,7 @@ class Supervisor:
             self.left.add(rank)
 
     def put(self, message: Any) -> None:
-        """An error, an event, or figures."""
+        """An error, an event, figures, or Ray's placement group of the workers."""
         self.messages.append(message)
         if isinstance(message, Exception):
             self.failed = True
@@ -125,10 +128,6 @@ class Supervisor:
             cause=self.reason,
         )
         self.forget()
-
-    def placed(self, places: Any) -> None:
-        """Ray made a placement group for the workers."""
-        self.places = places
 
     def forget(self) -> None:
         """The workers so far are gone, or will be in an instant."""
@@ -161,12 +160,6 @@ class Supervisor:
     def drain(self, nodes: set[str]) -> None:
         """These will be taken away: workers on them are to save and make room for others."""
         self.draining = nodes
-
-    def abandon(self) -> Any:
-        """Ray Train's controller is lost; returns the placement group that it leaves behind."""
-        self.forget()
-        places, self.places = self.places, None
-        return places
 
     def _tell(self, kind: str, **fields: Any) -> None:
         self.messages.append(Event(kind, fields))

@@ -21,6 +21,9 @@ from orchestrator.feed import Feed
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
+from orchestrator.supervisor import Supervisor
+
+TRAINING = "training"  # the thread of the actor that Ray Train runs in
 
 
 def train(
@@ -71,20 +74,17 @@ def _until_it_ends(job: Job, prepared: PreparedData, folder: Folder, feed: Feed)
             "prepared": prepared.folder.uri,
             "folder": folder.uri,
             "made_by": made_by(job, prepared),
-            "supervisor": feed.supervisor,
             "attempt": attempt,
         }
         controller: Any = (
-            ray.remote(TrainController)
-            .options(
-                num_cpus=0,
-                scheduling_strategy=here(),
-                runtime_env={"env_vars": spares.passed_on()},
-            )
-            .remote()
+            # A thread of its own for `run`, beside what is told to the supervisor.
+            ray.remote(num_cpus=0, concurrency_groups={TRAINING: 1})(TrainController)
+            .options(scheduling_strategy=here(), runtime_env={"env_vars": spares.passed_on()})
+            .remote(job.cluster.max_failures, job.cluster.hang_seconds)
         )
         try:
-            feed.follow(controller.run.remote(settings))
+            training = controller.run.options(concurrency_group=TRAINING).remote(settings)
+            feed.follow(controller, training)
             return
         except ray.exceptions.RayError as error:
             if (raised := raised_by_user_code(error)) is not None:
@@ -98,14 +98,18 @@ def _until_it_ends(job: Job, prepared: PreparedData, folder: Folder, feed: Feed)
             ray.kill(controller)
 
 
-class TrainController:
-    """An actor, in whose process Ray Train runs: its import takes seconds, beside the workers'."""
+class TrainController(Supervisor):
+    """The actor in whose process Ray Train runs, whose import takes seconds, beside the workers'.
+
+    It is their supervisor, too: a process of its own would take a core as long as they start.
+    """
 
     def run(self, settings: dict[str, Any]) -> None:
         gc.set_threshold(50_000)  # of 700: imports leave nothing to collect
         from orchestrator import group
 
-        group.train(settings)
+        myself = ray.get_runtime_context().current_actor
+        group.train({**settings, "supervisor": myself})
 
 
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_a_stopped_worker_is_found_and_replaced(
     print(f"\nSIGSTOP of rank {rank}: found after {seconds:.1f} s")
     assert seconds < 20
     assert (hanging["rank"], hanging["process"]) == (rank, beat.process)
-    drill.wait_until_it_goes_on("SIGSTOP, from when it was found")
+    drill.wait_until_it_goes_on("SIGSTOP, from when it was found", before=0)
     drill.end()
     assert ending(drill.folder) == undisturbed()
     assert not psutil.pid_exists(beat.process)

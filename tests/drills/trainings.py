@@ -95,7 +95,8 @@ class Drill:
 
     def beats(self) -> dict[int, Beat]:
         """What each worker said last."""
-        supervisor = self._feeds[-1].supervisor
+        if (supervisor := self._feeds[-1].supervisor) is None:  # it has only just begun
+            return {}
         found: dict[int, tuple[float, Beat]] = ray.get(
             supervisor.__ray_call__.remote(lambda self: self.beats)
         )
@@ -120,9 +121,11 @@ class Drill:
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         wait_until(done, what, lambda: "" if self.is_running else f"it ended: {self.error!r}")
 
-    def wait_until_it_goes_on(self, cause: str) -> float:
+    def wait_until_it_goes_on(self, cause: str, before: int | None = None) -> float:
         """Until there is a step after the fault of this moment; prints and returns the seconds."""
-        started, before = time.monotonic(), len(self.events("resumed"))
+        started = time.monotonic()
+        if before is None:  # how often it went on before the fault
+            before = len(self.events("resumed"))
         first = self.wait_for_event("resumed", before + 1)["step"]
         self.wait_for_step(first + 1, workers=1)
         seconds = time.monotonic() - started

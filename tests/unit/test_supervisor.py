@@ -77,16 +77,6 @@ def test_all_workers_hear_that_a_machine_of_theirs_will_be_taken_away(
     assert [event["hosts"] for event in events(supervisor)] == [["host-1"]]
 
 
-def test_what_the_workers_occupy_is_freed_once_after_a_lost_controller(
-    supervisor: Supervisor,
-) -> None:
-    assert supervisor.abandon() is None
-    supervisor.placed("group 1")
-    supervisor.placed("group 2")  # the first one was freed by the controller itself
-    assert supervisor.abandon() == "group 2"
-    assert supervisor.abandon() is None
-
-
 def test_a_worker_that_falls_silent_hangs(supervisor: Supervisor, clock: Clock) -> None:
     group, told = supervisor.begin(2), []
     for second in range(20):
