@@ -14,6 +14,8 @@ from orchestrator.shards import Arrays, Rows, SampleOrder, ShardReader
 from orchestrator.task import Batch
 from orchestrator.world import World
 
+ENOUGH_ROWS = 32  # of a worker, to be cut by their lengths in two; in four where there are 128
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -39,7 +41,7 @@ class Batches:
             np.int64
         )
         self._thread = ThreadPoolExecutor(1, "read")
-        self._ahead: tuple[int, Future[list[Arrays]]] | None = None
+        self._ahead: tuple[int, Future[list[tuple[int, Arrays]]]] | None = None
 
     def rows(self, step: int) -> Rows:
         """The rows of a step's global batch, whoever computes them."""
@@ -53,19 +55,17 @@ class Batches:
         else:
             arrays = self._read(step)
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        starts = [start for start, _ in self._pieces(self.config.global_batch_size)]
-        for i, (start, piece) in enumerate(zip(starts, arrays, strict=True)):
+        for i, (number, piece) in enumerate(arrays):
             yield MicroBatch(
                 to_device(piece, self.world.device),
-                seed=hash((self.config.seed, step, start)),
-                last=i + 1 == len(starts),
+                seed=hash((self.config.seed, step, number)),
+                last=i + 1 == len(arrays),
             )
 
     def validate(self) -> Iterator[Batch]:
         """This worker's batches of the validation rows."""
-        for start, stop in self._pieces(len(self.validation_rows)):
-            arrays = self.validation.read(self.validation_rows[start:stop])
-            yield to_device(arrays, self.world.device)
+        for _, rows in self._dealt(self.validation_rows, self.validation):
+            yield to_device(self.validation.read(rows), self.world.device)
 
     def chain(self, digest: str, step: int) -> str:
         """The digest of all rows in their order, one step further: two runs have seen the same."""
@@ -77,24 +77,52 @@ class Batches:
         shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         return f"step {step} (rows {shown} of the training split)"
 
-    def _read(self, step: int) -> list[Arrays]:
-        rows = self.rows(step)
-        return [self.train.read(rows[start:stop]) for start, stop in self._pieces(len(rows))]
+    def _read(self, step: int) -> list[tuple[int, Arrays]]:
+        dealt = self._dealt(self.rows(step), self.train)
+        return [(number, self.train.read(rows)) for number, rows in dealt]
 
-    def _pieces(self, total: int) -> list[tuple[int, int]]:
-        """This worker's micro-batches as ranges of so many rows of all workers.
+    def _dealt(self, rows: Rows, reader: ShardReader) -> list[tuple[int, Rows]]:
+        """This worker's micro-batches of the rows of all workers, each with a number of its own.
 
-        With `deterministic` they are cut in the same places for every number of workers.
+        Rows of about one length come together, since the longest of a micro-batch says how much of
+        it is padding, and short micro-batches are dealt with long ones. With `deterministic` they
+        are cut in the same places for every number of workers.
         """
-        size = self.config.micro_batch_size
+        size, count = self.config.micro_batch_size, len(rows)
+        lengths = _lengths(rows, reader)
+        if lengths is not None:
+            rows = rows[np.argsort(lengths, kind="stable")]
         if self.config.deterministic:
-            cuts = self.world.share(np.arange(0, total, size))
-            return [(start, min(start + size, total)) for start in cuts.tolist()]
-        mine = self.world.share(np.arange(total))
-        if not len(mine):
-            return []
-        begin, end = int(mine[0]), int(mine[-1]) + 1
-        return [(start, min(start + size, end)) for start in range(begin, end, size)]
+            starts = np.arange(0, count, size)
+        elif lengths is not None:
+            enough = count // (self.world.size * ENOUGH_ROWS)
+            lengths_apart = min(max(enough, 2), 4) if enough else 1
+            each = max(-(-count // (self.world.size * size)), lengths_apart)
+            starts = np.linspace(0, count, self.world.size * each, False).astype(np.int64)
+        else:
+            return self._side_by_side(rows)
+        pieces = list(enumerate(np.split(rows, starts[1:])))
+        if lengths is not None:
+            pieces = _interleaved(pieces)
+        return [pieces[i] for i in self.world.share(np.arange(len(pieces))) if len(pieces[i][1])]
+
+    def _side_by_side(self, rows: Rows) -> list[tuple[int, Rows]]:
+        size, mine = self.config.micro_batch_size, self.world.share(np.arange(len(rows)))
+        return [(int(mine[i]), rows[mine[i : i + size]]) for i in range(0, len(mine), size)]
+
+
+def _lengths(rows: Rows, reader: ShardReader) -> Rows | None:
+    """How much there is to each row, or None where all are alike: see `TextProcessor.padded`."""
+    names = [name for name in reader.columns if name.endswith("_length")]
+    if not names:
+        return None
+    return np.sum([reader.read(rows, names)[name] for name in names], axis=0, dtype=np.int64)
+
+
+def _interleaved(pieces: list[tuple[int, Rows]]) -> list[tuple[int, Rows]]:
+    """The first, the last, the second, the last but one, ...: neighbours are about equal work."""
+    count = len(pieces)
+    return [pieces[i // 2 if i % 2 == 0 else count - 1 - i // 2] for i in range(count)]
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Batch:

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,14 @@ class ShardReader:
         self.num_rows = sum(self.shard_rows)
         self._starts = np.cumsum([0, *self.shard_rows])
 
-    def read(self, rows: Sequence[int] | Rows) -> Arrays:
-        """The given rows in the given order, each column an array with one row a sample.
+    @functools.cached_property
+    def columns(self) -> list[str]:
+        """What a row holds."""
+        return list(self.read([]))
+
+    def read(self, rows: Sequence[int] | Rows, columns: Collection[str] | None = None) -> Arrays:
+        """The given rows in the given order, each column an array with one row a sample; all
+        columns, or those that are named.
 
         Raises:
             IndexError: where there is no such row.
@@ -171,6 +177,8 @@ class ShardReader:
         for i in np.unique(owner) if len(wanted) else [0]:  # no rows have columns too
             chosen = np.flatnonzero(owner == i)
             for name, column in self._open(self._shards[i]).items():
+                if columns is not None and name not in columns:
+                    continue
                 if name not in batch:
                     batch[name] = np.empty((len(wanted), *column.shape[1:]), dtype=column.dtype)
                 batch[name][chosen] = column[wanted[chosen] - self._starts[i]]

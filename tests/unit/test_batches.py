@@ -11,7 +11,7 @@ from orchestrator.batches import Batches
 from orchestrator.errors import StageError
 from orchestrator.folder import Folder
 from orchestrator.job import TrainConfig
-from orchestrator.shards import ShardReader
+from orchestrator.shards import ShardReader, write_shard
 from orchestrator.task import Batch
 from orchestrator.world import World, join
 from tests.unit.toy import prepare_counting, toy_config
@@ -169,3 +169,82 @@ def test_the_shares_of_all_workers_are_the_batch(size: int) -> None:
 def test_a_worker_without_rows_adds_none() -> None:
     assert join([]) == {}
     assert join([{}, {"x": np.array([1])}, {}])["x"].tolist() == [1]
+
+
+# Rows of different lengths
+
+SHORT, LONG = 2, 40
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Rows of many lengths, named by `row`, none twice."""
+    folder = Folder(str(tmp_path_factory.mktemp("uneven")))
+    chance = np.random.default_rng(0)
+    lengths = chance.integers(SHORT, LONG, 512).astype(np.int32)
+    arrays = {
+        "tokens": np.zeros((512, LONG), dtype=np.uint16),
+        "tokens_length": lengths,
+        "row": np.arange(512, dtype=np.int32),
+    }
+    shards = [write_shard(folder, "a.arrow", arrays)]
+    return PreparedData(
+        folder=folder,
+        seconds=0.0,
+        summary="",
+        processor="",
+        splits={"train": shards, "validation": shards, "test": shards},
+        documents={},
+        source_bytes=1,
+    ).commit()
+
+
+def micros(prepared: PreparedData, config: TrainConfig, workers: int) -> list[list[list[int]]]:
+    """Of each worker, the lengths of each of its micro-batches of a step."""
+    return [
+        [m.batch["tokens_length"].tolist() for m in Batches(prepared, config, world).step(1)]
+        for world in (World(rank, workers) for rank in range(workers))
+    ]
+
+
+def cost(batches: list[list[int]]) -> int:
+    """Tokens that are computed, padding included."""
+    return sum(len(lengths) * max(lengths) for lengths in batches)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("global_batch_size", [3, 128, 130])
+def test_rows_of_a_length_come_together_and_none_is_lost(
+    uneven: PreparedData, global_batch_size: int, deterministic: bool
+) -> None:
+    config = toy_config(
+        global_batch_size=global_batch_size, micro_batch_size=16, deterministic=deterministic
+    )
+    rows = sorted(Batches(uneven, config, World()).rows(1).tolist())
+    for workers in (1, 2, 3):
+        seen = [
+            row
+            for rank in range(workers)
+            for m in Batches(uneven, config, World(rank, workers)).step(1)
+            for row in m.batch["row"].tolist()
+        ]
+        assert sorted(seen) == rows
+
+
+def test_little_of_a_step_is_padding_and_the_workers_have_as_much_to_do(
+    uneven: PreparedData,
+) -> None:
+    config = toy_config(global_batch_size=128, micro_batch_size=64)
+    one, other = micros(uneven, config, 2)
+    real = sum(sum(lengths) for lengths in [*one, *other])
+    assert cost(one) + cost(other) < 1.3 * real < 0.75 * 128 * LONG
+    assert abs(cost(one) - cost(other)) < 0.1 * cost(one)
+
+
+def test_deterministic_cuts_of_uneven_rows_are_the_same_for_any_number_of_workers(
+    uneven: PreparedData,
+) -> None:
+    config = toy_config(global_batch_size=100, micro_batch_size=16, deterministic=True)
+    whole = [piece for worker in micros(uneven, config, 1) for piece in worker]
+    for workers in (2, 3, 7):
+        assert [p for worker in micros(uneven, config, workers) for p in worker] == whole
