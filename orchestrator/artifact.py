@@ -160,3 +160,4 @@ class Evaluation(Artifact):
 
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
+    counted: str = ""  # how: the signatures of metrics that have some

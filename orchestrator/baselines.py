@@ -1,16 +1,16 @@
 """What simple methods reach, to tell what a Transformer adds to them."""
 
-import re
 from collections import defaultdict
 
 import numpy as np
 import scipy.sparse
+from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import MultinomialNB
 
-from orchestrator.metrics import classification_metrics
+from orchestrator.metrics import WORD, Tokens, classification_metrics
 from orchestrator.shards import Arrays
 
-WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+")
+TOKENS = 1 << 16  # told apart; of larger vocabularies some share a number
 BINS = 1 << 20  # that pairs of neighbouring tokens are hashed into
 
 
@@ -31,15 +31,22 @@ def label_baselines(train: Arrays, test: Arrays, num_labels: int) -> dict[str, d
     return found
 
 
+def number_baselines(train: Arrays, test: Arrays) -> dict[str, Tokens]:
+    """What the mean says of each test row, and ridge regression on tokens and pairs of them."""
+    mean = np.full(len(test["number"]), train["number"].mean(), dtype=np.float64)
+    ridge = Ridge(alpha=1.0, solver="sparse_cg").fit(_features(train), train["number"])
+    return {"mean": mean, "ridge regression": ridge.predict(_features(test))}
+
+
 def _features(arrays: Arrays) -> scipy.sparse.csr_matrix:
     """Whether each token, and each pair of neighbours, is in a row: sparse (rows, features)."""
-    tokens = arrays["tokens"].astype(np.int64)
+    tokens = arrays["tokens"].astype(np.int64) % TOKENS
     real = np.arange(tokens.shape[1]) < arrays["tokens_length"][:, None]
-    pairs = 65_536 + (tokens[:, :-1] * 65_537 + tokens[:, 1:]) % BINS
+    pairs = TOKENS + (tokens[:, :-1] * (TOKENS + 1) + tokens[:, 1:]) % BINS
     there = np.concatenate([real, real[:, 1:]], axis=1)
     features = np.concatenate([tokens, pairs], axis=1)
     rows, columns = np.nonzero(there)
-    shape = (len(tokens), 65_536 + BINS)
+    shape = (len(tokens), TOKENS + BINS)
     counts = scipy.sparse.csr_matrix(
         (np.ones(len(rows)), (rows, features[rows, columns])), shape=shape
     )

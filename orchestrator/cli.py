@@ -170,6 +170,7 @@ def run_command(options: argparse.Namespace) -> int:
     from orchestrator.run import RecordedDisplay, Run, StageStatus
 
     run = Run(job)
+    job = run.job
     check_writable(run.folder.uri)
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(run.session(options.arguments, _exit_code))
@@ -257,9 +258,11 @@ def plan_command(options: argparse.Namespace) -> int:
     from orchestrator.run import Run
 
     run = Run(job)
+    job = run.job
     statuses = run.status(run.holder())
     plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
     console.print_json(job.model_dump_json())
+    chosen = ", ".join(f"{name} = {value}" for name, value in run.derived.items())
     about = "about " if plan.samples_are_estimated else ""
     rows = {
         "source": f"{plan.source_files:,} files, {plan.source_bytes / 1e6:,.1f} MB",
@@ -274,6 +277,7 @@ def plan_command(options: argparse.Namespace) -> int:
         + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
         "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
         "sweep": f"{plan.trials} trials" if plan.trials else "none",
+        "chosen for it": chosen or "nothing: the job says how large its model is",
         "storage": run.folder.uri,
     }
     table = Table(title="what follows from the job", title_justify="left", show_header=False)

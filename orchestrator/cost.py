@@ -11,17 +11,34 @@ FLOPS_A_SECOND = {"cpu": 6e10, "cuda": 1.5e14}  # of a core, of a GPU: what trai
 
 
 def train_seconds(job: Job) -> float:
-    """About how long the steps of a training take: 6 N + 12 L D T operations a token."""
-    config, model = job.train, job.model
+    """About how long the steps of a training take, were no row shorter than the context."""
+    config = job.train
     if config.steps is None:
         return 60.0 * config.budget_minutes
-    block = 4 * model.d_model**2 + 2 * model.d_model * model.feed_forward_width
-    parameters = model.num_layers * block + model.d_model * job.tokenizer.vocab_size
-    a_token = 6 * parameters + 12 * model.num_layers * model.d_model * model.max_seq_len
-    tokens = config.steps * config.global_batch_size * model.max_seq_len
+    tokens = config.steps * config.global_batch_size * job.model.max_seq_len
+    return tokens / tokens_a_second(job)
+
+
+def tokens_seen(job: Job) -> float:
+    """About how many tokens a training learns from."""
+    return train_seconds(job) * tokens_a_second(job)
+
+
+def tokens_a_second(job: Job) -> float:
+    """6 N + 12 L D T operations a token, on the fewest workers that the job may have."""
+    model = job.model
+    a_token = 6 * num_parameters(job) + 12 * model.num_layers * model.d_model * model.max_seq_len
     units = job.cluster.gpus_per_worker or job.cluster.cpus_per_worker
     kind = "cuda" if job.cluster.gpus_per_worker else "cpu"
-    return a_token * tokens / (FLOPS_A_SECOND[kind] * units * job.cluster.fewest_workers)
+    return FLOPS_A_SECOND[kind] * units * job.cluster.fewest_workers / a_token
+
+
+def num_parameters(job: Job) -> int:
+    """About how many numbers the model of a job has, a tied embedding once."""
+    model = job.model
+    block = 4 * model.d_model**2 + 2 * model.d_model * model.feed_forward_width
+    layers = model.num_layers + (model.layers_to_decode if model.family == "encoder_decoder" else 0)
+    return layers * block + model.d_model * job.tokenizer.vocab_size
 
 
 def compiles(job: Job) -> bool:

@@ -114,12 +114,14 @@ class TerminalDisplay:
 
 
 def figures(values: dict[str, Any]) -> str:
-    """The latest figures of a training or a sweep on one line."""
+    """The latest figures of a training or a sweep on one line; of validations the first alone."""
+    validated = [name for name in values if name.startswith("validation ")][:1]
+    speed = [name for name in values if name.endswith("/s")]
     formats = {
         "loss": "loss {:.3f}",
-        "throughput": "{:,.0f} tokens/s",
+        **{name: f"{{:,.0f}} {name}" for name in speed},
         "lr": "lr {:.1e}",
-        "validation loss": "validation {:.3f}",
-        "best loss": "best loss {:.3f}",
+        **{name: f"{name.replace(' loss', '')} {{:.3f}}" for name in validated},
+        **{name: f"{name} {{:.3f}}" for name in values if name.startswith("best ")},
     }
     return "  ".join(text.format(values[name]) for name, text in formats.items() if name in values)

@@ -43,7 +43,8 @@ def evaluate(
     # The baselines are counted beside the models, on a core of their own where there is one.
     baselines = _baselines.remote(job, prepared.folder.uri)
     try:
-        scores = task.score(_predict(job, prepared, training, progress))
+        predictions = _predict(job, prepared, training, progress)
+        scores = task.score(predictions)
         beside: dict[str, dict[str, float]] = ray.get(baselines)
     except RayError as error:
         raise raised_by_user_code(error) or error from error
@@ -55,6 +56,7 @@ def evaluate(
         summary=f"test {task.metric.name} {scores[task.metric.name]:.3f}",
         metrics=scores,
         baselines=beside,
+        counted=task.explain(predictions),
     )
     write_report(job, prepared, training, evaluation)
     return evaluation.commit()

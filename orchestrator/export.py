@@ -9,7 +9,6 @@ from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
-from orchestrator.processors.labels import LabelProcessor
 from orchestrator.processors.text import TextProcessor
 
 AUTO = {  # the class to load it with, by head and family
@@ -35,10 +34,10 @@ def export(
     """
     task = job.build_task()
     processor = load_processor(task, prepared)
-    text = processor.text if isinstance(processor, LabelProcessor) else processor
+    text = getattr(processor, "text", processor)
     if not isinstance(text, TextProcessor):
         raise UserError(f"task = {job.task}: only models of text can be exported")
-    labels = processor.labels if isinstance(processor, LabelProcessor) else None
+    labels = getattr(processor, "labels", None)
     model = task.build_model(processor.vocab_size, processor.num_outputs)
     load_weights(model, training.checkpoint())
 

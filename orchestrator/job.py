@@ -20,16 +20,19 @@ from pydantic import (
 )
 
 from orchestrator.errors import UserError
-from orchestrator.model.config import Family, ModelConfig
+from orchestrator.model.config import SIZES, Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.task import DataConfig, Task
 
 Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
 STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
 TASKS: dict[str, Family] = {  # and the family of each where a job names none
+    "extractive_question_answering": "encoder",
     "language_modelling": "decoder",
     "masked_language_modelling": "encoder",
+    "question_answering": "encoder_decoder",
     "text_classification": "encoder",
+    "text_regression": "encoder",
     "translation": "encoder_decoder",
 }
 NOT_SWEPT = ("train.steps", "train.minutes", "train.seed", "model.max_seq_len")
@@ -303,6 +306,8 @@ class Job(Section):
             UserError: naming the first value that is wrong.
         """
         data = self.model_dump()
+        if "model.size" in values:
+            data["model"] = {k: v for k, v in data["model"].items() if k not in SIZES["tiny"]}
         for name, value in values.items():
             override(data, name, value)
         try:
@@ -369,6 +374,8 @@ def _initialised(model: dict[str, Any]) -> dict[str, Any]:
         config, _ = read_config(Folder(model["init_from"]))
     except UserError as error:
         raise ValueError(f"model.init_from: {error}") from None
+    if "size" in model:
+        raise ValueError("model.size: model.init_from has sizes of its own")
     theirs = config.model_dump()
     for key, value in model.items():
         if key in theirs and key not in ("dropout", "init_from") and value != theirs[key]:

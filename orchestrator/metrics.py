@@ -1,10 +1,16 @@
 """How good a model is, and what a model without any learning would reach: pure functions."""
 
 import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+")  # or a character, without spaces
 
 Tokens = npt.NDArray[Any]
 Probabilities = npt.NDArray[np.float64]
@@ -37,6 +43,46 @@ def classification_metrics(probabilities: Any, labels: Any) -> dict[str, float]:
         "macro_f1": float(f1[there > 0].mean()) if known.any() else 0.0,
         "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()) if known.any() else 0.0,
     }
+
+
+def answer_metrics(said: Iterable[str], wanted: Iterable[str]) -> dict[str, float]:
+    """Exact match and F1 of the words in common, both means from 0 to 1. Rajpurkar et al. 2016."""
+    exact, f1 = [], []
+    for one, other in zip(map(answer_words, said), map(answer_words, wanted), strict=True):
+        common = sum((Counter(one) & Counter(other)).values())
+        exact.append(float(one == other))
+        f1.append(2 * common / (len(one) + len(other)) if one or other else 1.0)
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+def answer_words(text: str) -> list[str]:
+    """What counts of an answer: no capitals, punctuation or English articles; of scripts without
+    spaces each character, as XQuAD's and MLQA's scripts have it."""
+    kept = "".join(c for c in text.lower() if not unicodedata.category(c).startswith("P"))
+    return [word for word in WORD.findall(kept) if word not in ("a", "an", "the")]
+
+
+def regression_metrics(said: Any, wanted: Any) -> dict[str, float]:
+    """Errors in the numbers' own unit, and the rank correlation (Spearman), 0 where there is none.
+
+    `said` and `wanted` are (rows,).
+    """
+    errors = np.asarray(said, dtype=np.float64) - wanted
+    ranks = [_ranks(np.asarray(values)) for values in (said, wanted)]
+    varies = all(np.ptp(each) > 0 for each in ranks)
+    correlation: Any = np.corrcoef(np.stack(ranks)) if varies else np.zeros((2, 2))
+    return {
+        "rmse": math.sqrt(np.mean(np.square(errors))),
+        "mae": float(np.mean(np.abs(errors))),
+        "spearman": float(correlation[0, 1]),
+    }
+
+
+def _ranks(values: Any) -> Probabilities:
+    """The place of each among them all; equal ones share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[which]
 
 
 def ngram_nats(train: Tokens, test: Tokens, vocab_size: int) -> dict[str, float]:

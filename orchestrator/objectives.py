@@ -13,8 +13,18 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return losses.view(targets_BT.shape)
 
 
+def thinned(real_BT: Tensor, share: float) -> Tensor:
+    """`real_BT` without a share of its tokens, by chance, but never without all of a row's.
+
+    Words that are left out at random keep a few of them from deciding. Iyyer et al. 2015, word
+    dropout.
+    """
+    kept_BT = real_BT & (torch.rand(real_BT.shape, device=real_BT.device) >= share)
+    return torch.where(kept_BT.any(1, keepdim=True), kept_BT, real_BT)
+
+
 def trimmed(batch: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Tokens of `processors.text.padded`, int64 (B, T), T the longest of the batch, and which are
+    """Tokens of `TextProcessor.padded`, int64 (B, T), T the longest of the batch, and which are
     real, bool. A row without any has one, so that there is something to look at."""
     lengths_B = batch[f"{name}_length"]
     longest = max(int(lengths_B.max()), 1)

@@ -10,32 +10,37 @@ from torch import Tensor
 from orchestrator.model.generate import GREEDY, beam_search, generate_batch
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import next_token_loss, trimmed
-from orchestrator.processors.text import TextProcessor, padded
+from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
 
 Batch = dict[str, Tensor]
 
 
 def encode_pairs(
-    sources: list[str], targets: list[str], processor: TextProcessor, length: int
+    sources: list[list[int]], targets: list[str], processor: TextProcessor, length: int
 ) -> Arrays:
     """`source`, `target`, how many of their tokens are real, and the target's bytes of text."""
     end = processor.end_token
     target_tokens = [[end, *row[: length - 1], end] for row in processor.encode_batch(targets)]
     return {
-        **padded("source", processor.encode_batch(sources), length),
-        **padded("target", target_tokens, length + 1),
+        **processor.padded("source", sources, length),
+        **processor.padded("target", target_tokens, length + 1),
         "target_bytes": np.array([len(target.encode()) for target in targets], dtype=np.int32),
     }
 
 
-def pair_losses(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The nats of each target token (B, T), 0 where it is padding, and which are real."""
+def pair_logits(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits (B, T, V) of each target token, that token, and whether it is real."""
     source_BS, source_real_BS = trimmed(batch, "source")
     target_BT, real_BT = trimmed(batch, "target")
     logits_BTV = model(target_BT[:, :-1], source_BS=source_BS, source_real_BS=source_real_BS)
-    real_BT = real_BT[:, 1:]
-    return next_token_loss(logits_BTV, target_BT[:, 1:]) * real_BT, real_BT
+    return logits_BTV, target_BT[:, 1:], real_BT[:, 1:]
+
+
+def pair_losses(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The nats of each target token (B, T), 0 where it is padding, and which are real."""
+    logits_BTV, targets_BT, real_BT = pair_logits(model, batch)
+    return next_token_loss(logits_BTV, targets_BT) * real_BT, real_BT
 
 
 def predict_pairs(model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:

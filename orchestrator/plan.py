@@ -7,10 +7,9 @@ import torch
 
 from orchestrator.artifact import PreparedData
 from orchestrator.cost import compiles, train_seconds
+from orchestrator.defaults import BYTES_PER_TOKEN
 from orchestrator.job import Job
 from orchestrator.sources import SourceFile
-
-BYTES_PER_TOKEN = 3.0  # of prose and code under a small byte-pair vocabulary: an estimate
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
     with torch.device("meta"):
         model = job.build_task().build_model(job.tokenizer.vocab_size, num_outputs=1)
     config = job.train
-    source_bytes = sum(file.bytes for file in files)
+    source_bytes = sum(each.bytes for file in files for each in (file, *file.beside))
     if prepared is not None:
         samples = prepared.rows("train")
     else:

@@ -24,7 +24,7 @@ from orchestrator.errors import UserError
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
-from orchestrator.rows import BadRow, Reading, read_rows
+from orchestrator.rows import BadRow, read_cleaned
 from orchestrator.shards import Arrays, write_shard
 from orchestrator.sources import SourceFile
 from orchestrator.task import Row, Task
@@ -66,7 +66,7 @@ def prepare(job: Job, files: list[SourceFile], folder: Folder, progress: Progres
     started = time.monotonic()
     task = job.build_task()
     ray.data.DataContext.get_current().shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    source_bytes = sum(file.bytes for file in files)
+    source_bytes = sum(each.bytes for file in files for each in (file, *file.beside))
     num_buckets = _num_buckets(source_bytes)
 
     rows = _read(task, files, num_buckets, progress)
@@ -131,7 +131,7 @@ def _read_files(batch: Table, task: Task[Any], num_buckets: int) -> Iterator[Tab
     for text in batch["file"]:
         file = _file(json.loads(text))
         records = []
-        for number, row in enumerate(read_rows(file, Reading.of(task))):
+        for number, row in enumerate(read_cleaned(file, task)):
             # Of rows that were given as a split, none is a duplicate, and none is dropped.
             place = f"{number} {file.uri}" if file.split else ""
             code = file.split[0] if file.split else ""
@@ -149,14 +149,17 @@ def _file(content: dict[str, Any]) -> SourceFile:
 
 
 def _record(
-    row: Row | BadRow, task: Task[Any], num_buckets: int, place: str = "", code: str = ""
+    cleaned: Row | BadRow | None,
+    task: Task[Any],
+    num_buckets: int,
+    place: str = "",
+    code: str = "",
 ) -> dict[str, Any]:
     """A row with its key; `place` tells apart what may be equal, `code` is of GIVEN."""
     record: dict[str, Any] = dict.fromkeys(task.columns, "")
     record |= {"key": "", "bucket": -1, "bytes": 0, "bad": ""}
-    if isinstance(row, BadRow):
-        return record | {"bad": json.dumps(asdict(row))}
-    cleaned = task.clean(row)
+    if isinstance(cleaned, BadRow):
+        return record | {"bad": json.dumps(asdict(cleaned))}
     if cleaned is None:
         return record
     content = json.dumps(cleaned, sort_keys=True, ensure_ascii=False).encode()

@@ -43,15 +43,20 @@ class Reading:
     data: DataConfig
     columns: dict[str, Kind]  # the task's, and what they hold
     lines: bool = False  # a row of a txt file is a line, not a document
+    optional: tuple[str, ...] = ()  # of the columns
 
     @classmethod
     def of(cls, task: Task[Any]) -> "Reading":
         lines = task.lines if task.data.lines is None else task.data.lines
-        return cls(task.data, task.columns, lines)
+        return cls(task.data, task.columns, lines, task.optional)
 
     def name(self, column: str) -> str:
         """What the files call a column of the task's."""
         return str(self.data.columns.get(column, column))
+
+    @property
+    def may_lack(self) -> list[str]:
+        return [self.name(column) for column in self.optional]
 
     @property
     def names(self) -> list[str]:
@@ -75,15 +80,30 @@ def check_columns(files: list[SourceFile], reading: Reading) -> None:
         there = _column_names(file, reading)
         for column in reading.columns:
             name = reading.name(column)
-            if there is not None and name not in (*there, *PLACES):
+            needed = column not in reading.optional or column in reading.data.columns
+            if there is not None and needed and name not in (*there, *PLACES):
                 raise UserError(
                     f"{file.uri}: has no column {name!r}; its columns are "
                     f"{', '.join(there) or 'none'}: set data.columns.{column}"
                 )
 
 
+def read_cleaned(file: SourceFile, task: Task[Any]) -> Iterator[Row | BadRow | None]:
+    """What a task makes of a file's rows, in their order; None where nothing is in one."""
+    for number, row in _numbered(file, Reading.of(task)):
+        try:
+            yield row if isinstance(row, BadRow) else task.clean(row)
+        except ValueError as error:
+            yield BadRow(file.uri, number, str(error))
+
+
 def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow]:
     """The rows of a file in its order, bad ones in their places."""
+    for _, row in _numbered(file, reading):
+        yield row
+
+
+def _numbered(file: SourceFile, reading: Reading) -> Iterator[tuple[int, Row | BadRow]]:
     readers = {
         "txt": _read_lines if reading.lines else _read_documents,
         "py": _read_python,
@@ -96,11 +116,11 @@ def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow]:
     try:
         for number, found in (_read_parallel if file.beside else readers[file.kind])(file, reading):
             if isinstance(found, BadRow):
-                yield found
+                yield number, found
             else:
-                yield _checked(found, reading, file, number)
+                yield number, _checked(found, reading, file, number)
     except (OSError, EOFError, pa.ArrowException) as error:
-        yield BadRow(file.uri, 0, f"cannot be read: {first_line(error)}")
+        yield 0, BadRow(file.uri, 0, f"cannot be read: {first_line(error)}")
 
 
 Found = Iterator[tuple[int, Any]]  # each row's number and what stands there, or a BadRow
@@ -280,16 +300,18 @@ def _read_csv(file: SourceFile, reading: Reading) -> Found:
 def _read_parquet(file: SourceFile, reading: Reading) -> Found:
     with file.open_whole() as stream:
         table = pyarrow.parquet.ParquetFile(stream)
-        missing = [name for name in reading.names if name not in table.schema_arrow.names]
+        there = table.schema_arrow.names
+        missing = [name for name in reading.names if name not in (*there, *reading.may_lack)]
         if missing:
             yield 0, BadRow(file.uri, 0, f"has no column {missing[0]!r}")
             return
+        names = [name for name in reading.names if name in there]
         number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=reading.names):
+        for batch in table.iter_batches(batch_size=1024, columns=names):
             for i in range(batch.num_rows):
                 number += 1
                 try:
-                    yield number, {name: batch.column(name)[i].as_py() for name in reading.names}
+                    yield number, {name: batch.column(name)[i].as_py() for name in names}
                 except UnicodeDecodeError as error:
                     yield number, BadRow(file.uri, number, f"is not UTF-8: {error.reason}")
 
@@ -304,8 +326,12 @@ def _checked(row: object, reading: Reading, file: SourceFile, number: int) -> Ro
     for column, kind in reading.columns.items():
         name = reading.name(column)
         value = row.get(name)
+        if value is None and column in reading.optional:
+            value = ""
         if value is None:
             return BadRow(file.uri, number, f"has no {name!r}")
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = "\n".join(value)  # paragraphs, the lines of a poem
         if kind == "value" and isinstance(value, bool | int | float):
             value = json.dumps(value)
         if not isinstance(value, str):

@@ -20,6 +20,7 @@ import httpx
 
 from orchestrator import __version__, lease
 from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
+from orchestrator.defaults import derive, says_all
 from orchestrator.errors import OrchestratorError, UserError, last_line
 from orchestrator.events import EventLog
 from orchestrator.folder import Folder
@@ -45,20 +46,36 @@ class StageStatus:
 
 
 class Run:
-    """One job's artifacts under `<storage>/<job name>/`."""
+    """One job's artifacts under `<storage>/<job name>/`.
+
+    `job` is the given one with values for all that it left open, `derived` those values.
+    """
 
     def __init__(self, job: Job) -> None:
-        self.job = job
         self.folder = storage(job) / job.name
         self.events = EventLog(self.folder)
         self._files: list[SourceFile] | None = None
+        self._data = job.data
+        self.derived = {} if says_all(job) else derive(job, self._source_bytes())
+        self.job = job.override(self.derived)
 
     @property
     def files(self) -> list[SourceFile]:
         """The data's files, listed once. Raises UserError where there are none."""
         if self._files is None:
-            self._files = find_files(self.job.data)
+            self._files = find_files(self._data)
         return self._files
+
+    def _source_bytes(self) -> int:
+        """How much data there is; or was, where it is prepared and may have moved on since."""
+        try:
+            return sum(each.bytes for file in self.files for each in (file, *file.beside))
+        except UserError:
+            names = [name for name in self.folder.names() if name.startswith("prepare-")]
+            for name in reversed(names):
+                if (prepared := PreparedData.load(self.folder / name)) is not None:
+                    return prepared.source_bytes
+            raise
 
     def prepare_folder(self) -> Folder:
         fingerprint = self.job.fingerprint("prepare")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a job names its task without waiting for torch
 
     from orchestrator.model.transformer import Transformer
 
+UNKNOWN = "?"  # in place of what a request to the endpoint does not bring: the label, say
 Row = dict[str, Any]  # one raw sample: a value for each of the task's columns
 Batch: TypeAlias = "dict[str, Tensor]"  # Arrays on the model's device
 
@@ -108,8 +109,12 @@ class Task(ABC, Generic[P]):
     metric: ClassVar[Metric]
     columns: ClassVar[dict[str, Kind]]  # what a row holds; `data.columns` says what files call it
     inputs: ClassVar[tuple[str, ...]]  # those of them that a request to the endpoint brings
+    optional: ClassVar[tuple[str, ...]] = ()  # those that a row may lack: they are "" then
     serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
     families: ClassVar[tuple[Family, ...]]  # the first one where a job does not say
+    counts: ClassVar[str] = "samples"  # what a loss is counted over
+    context: ClassVar[int] = 128  # `model.max_seq_len` where nothing decides it
+    fewest_rows: ClassVar[int] = 64  # of a global batch, likewise
     lines: ClassVar[bool] = True  # a row of a txt file is a line, not a document
     split_by: ClassVar[str | None] = None  # rows that share this column come into one split
 
@@ -120,7 +125,11 @@ class Task(ABC, Generic[P]):
 
     @abstractmethod
     def clean(self, row: Row) -> Row | None:
-        """A row as it is to be learned from, or None where nothing is in it."""
+        """A row as it is to be learned from, or None where nothing is in it.
+
+        Raises:
+            ValueError: where it cannot be learned from; it is set aside, with this reason.
+        """
 
     @abstractmethod
     def fit_processor(self, rows: Iterable[Row]) -> P:
@@ -158,6 +167,10 @@ class Task(ABC, Generic[P]):
     def reply(self, answers: Arrays, row: int, processor: P) -> dict[str, Any]:
         """What the endpoint says of one row of what `predict` and `answer` found, as JSON."""
         return {name: values[row].tolist() for name, values in answers.items()}
+
+    def explain(self, predictions: Arrays) -> str:
+        """How `score` counted, for the report: the signature of a metric, say."""
+        return ""
 
     def baselines(self, train: Arrays, test: Arrays, processor: P) -> dict[str, dict[str, float]]:
         """What simple methods reach on the test split, by name; none unless a task knows some."""

@@ -76,11 +76,15 @@ def _until_it_ends(job: Job, prepared: PreparedData, folder: Folder, feed: Feed)
             "made_by": made_by(job, prepared),
             "attempt": attempt,
         }
-        controller: Any = (
-            # A thread of its own for `run`, beside what is told to the supervisor.
-            ray.remote(num_cpus=0, concurrency_groups={TRAINING: 1})(TrainController)
-            .options(scheduling_strategy=here(), runtime_env={"env_vars": spares.passed_on()})
-            .remote(job.cluster.max_failures, job.cluster.hang_seconds)
+        actor: dict[str, Any] = {
+            "num_cpus": 0,
+            "concurrency_groups": {TRAINING: 1},  # a thread of its own, beside the supervisor's
+            "scheduling_strategy": here(),
+            "runtime_env": {"env_vars": spares.passed_on()},
+        }
+        sizes = job.cluster
+        controller: Any = ray.remote(**actor)(TrainController).remote(
+            sizes.max_failures, sizes.hang_seconds
         )
         try:
             training = controller.run.options(concurrency_group=TRAINING).remote(settings)

@@ -22,7 +22,7 @@ from orchestrator.errors import DivergedError, StageError
 from orchestrator.failures import Decision, PreemptedError, decide, explain
 from orchestrator.fit import fit
 from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job import Job, find_task
 from orchestrator.pulse import Directive
 from orchestrator.supervisor import Beat, Event, Figures
 from orchestrator.world import World
@@ -42,7 +42,7 @@ def work(settings: dict[str, Any]) -> None:
     if not ray.get(supervisor.wants.remote()):
         return
     try:
-        with joined(job) as world, Line(supervisor, world, job.cluster.spares) as line:
+        with joined(job) as world, Line(supervisor, world, job) as line:
             _train(job, settings, world, line)
     except Exception as error:
         if decide(error) is Decision.RETRY:
@@ -131,10 +131,11 @@ class Line:
     silent, one that waits for another does not.
     """
 
-    def __init__(self, supervisor: Any, world: World, wants_spare: bool) -> None:
+    def __init__(self, supervisor: Any, world: World, job: Job) -> None:
         self.supervisor = supervisor
         self.world = world
-        self.wants_spare = wants_spare
+        self.wants_spare = job.cluster.spares
+        self.counts = find_task(job.task).counts
         self.group = 0
         self.step, self.seconds = 0, 0.0
         self.asked = Directive.GO_ON
@@ -156,7 +157,9 @@ class Line:
         self.step, self.seconds = step, self.seconds + seconds
 
     def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
-        self.supervisor.put.remote(Figures(step, total_steps, values))
+        speed = {f"{self.counts}/s": values["throughput"]}
+        others = {name: value for name, value in values.items() if name != "throughput"}
+        self.supervisor.put.remote(Figures(step, total_steps, others | speed))
 
     def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
         values = {f"validation {name}": value for name, value in metrics.items()}

@@ -21,6 +21,15 @@ STYLES: dict[str, dict[str, Any]] = {
     },
 }
 
+# One dial for what else takes three. `base` and `large` are BERT's and GPT-2's.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"num_layers": 4, "d_model": 128, "num_heads": 2},
+    "small": {"num_layers": 6, "d_model": 256, "num_heads": 4},
+    "medium": {"num_layers": 8, "d_model": 512, "num_heads": 8},
+    "base": {"num_layers": 12, "d_model": 768, "num_heads": 12},
+    "large": {"num_layers": 24, "d_model": 1024, "num_heads": 16},
+}
+
 
 class Patches(BaseModel):
     """Images as input in place of tokens: squares of pixels, a vector each."""
@@ -51,6 +60,11 @@ class ModelConfig(BaseModel):
 
     family: Family = Field(
         "decoder", description="which stacks of blocks; the norm, positions and so on follow it"
+    )
+    size: Literal["tiny", "small", "medium", "base", "large"] | None = Field(
+        None,
+        exclude=True,  # what it stands for is there
+        description="layers, width and heads at once; without any of them, data and time decide",
     )
     num_layers: int = Field(4, ge=1, description="number of Transformer blocks in each stack")
     num_decoder_layers: int | None = Field(
@@ -96,8 +110,9 @@ class ModelConfig(BaseModel):
     def _style_of_family(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        family = values.get("family", "decoder")
-        return {**STYLES.get(family if isinstance(family, str) else "", {}), **values}
+        family, size = values.get("family", "decoder"), values.get("size")
+        style = STYLES.get(family if isinstance(family, str) else "", {})
+        return {**style, **SIZES.get(size if isinstance(size, str) else "", {}), **values}
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 END, MASK = "<|endoftext|>", "<|mask|>"
 MASKS = (MASK, "[MASK]", "<mask>")  # what others call it
-MAX_VOCAB_SIZE = 65_536  # tokens are stored in 16 bits
+SMALL_VOCABULARY = 65_536  # whose tokens are stored in 16 bits
 
 
 class TokenizerConfig(BaseModel):
@@ -43,8 +44,7 @@ class TextProcessor:
         end_token = tokenizer.token_to_id(end)
         if end_token is None:
             raise ValueError(f"the tokenizer has no {end} token")
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise ValueError(f"a vocabulary of {self.vocab_size} is more than {MAX_VOCAB_SIZE}")
+        self.dtype = np.uint16 if self.vocab_size <= SMALL_VOCABULARY else np.int32
         self.end_token: int = end_token
         known = (mask for mask in MASKS if tokenizer.token_to_id(mask) is not None)
         self.mask: str | None = next(known, None)
@@ -97,18 +97,28 @@ class TextProcessor:
         self.tokenizer.encode_special_tokens = True
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
+    def encode_with_places(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Token ids of each text, and from which character to which each of them reaches."""
+        self.tokenizer.encode_special_tokens = True
+        return [(found.ids, found.offsets) for found in self.tokenizer.encode_batch(texts)]
+
+    def padded(self, name: str, rows: list[list[int]], length: int) -> dict[str, npt.NDArray[Any]]:
+        """Rows of tokens, cut to `length` and filled up with 0, and how many of each are real."""
+        tokens = np.zeros((len(rows), length), dtype=self.dtype)
+        lengths = np.array([min(len(row), length) for row in rows], dtype=np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : lengths[i]] = row[:length]
+        return {name: tokens, f"{name}_length": lengths}
+
     def decode(self, tokens: list[int]) -> str:
         """Text of token ids; bytes that are no UTF-8 (yet) become U+FFFD."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def padded(name: str, rows: list[list[int]], length: int) -> dict[str, npt.NDArray[Any]]:
-    """Rows of tokens, cut to `length` and filled up with 0, and how many of each are real."""
-    tokens = np.zeros((len(rows), length), dtype=np.uint16)  # the vocabulary ends at 65,536
-    lengths = np.array([min(len(row), length) for row in rows], dtype=np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : lengths[i]] = row[:length]
-    return {name: tokens, f"{name}_length": lengths}
+def commonest(texts: list[str]) -> str:
+    """The text that comes most often; of several, the first of them by name."""
+    counts = Counter(texts)
+    return min(counts, key=lambda text: (-counts[text], text))
 
 
 def _token_bytes(tokenizer: Tokenizer, end: str, size: int) -> npt.NDArray[np.int64]:

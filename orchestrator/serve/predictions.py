@@ -9,6 +9,7 @@ from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
+from orchestrator.task import UNKNOWN
 
 
 class Predictor:
@@ -21,6 +22,8 @@ class Predictor:
         sizes = self.processor.vocab_size, self.processor.num_outputs
         self.model = self.task.build_model(*sizes).eval()
         load_weights(self.model, training.checkpoint())
+        left_out = dict.fromkeys(self.task.optional, "")
+        self.nothing = dict.fromkeys(self.task.columns, UNKNOWN) | left_out
 
     @torch.inference_mode()
     def predict(self, request: PredictionRequest) -> PredictionResponse:
@@ -46,7 +49,7 @@ class Predictor:
     def _row(self, number: int, given: dict[str, str]) -> dict[str, str]:
         """A row as the task learns from it, with something where it would say what is wanted."""
         wanted = set(self.task.inputs)
-        if set(given) != wanted:
+        if not wanted - set(self.task.optional) <= set(given) <= wanted:
             names = ", ".join(sorted(wanted))
             raise UserError(
                 f"inputs[{number}]: must hold {names}, not {', '.join(given) or 'nothing'}"
@@ -55,7 +58,10 @@ class Predictor:
             "".join(given.values()).encode()
         except UnicodeEncodeError:
             raise UserError(f"inputs[{number}]: is not valid Unicode") from None
-        cleaned = self.task.clean({**dict.fromkeys(self.task.columns, "?"), **given})
+        try:
+            cleaned = self.task.clean({**self.nothing, **given})
+        except ValueError as error:
+            raise UserError(f"inputs[{number}]: {error}") from None
         if cleaned is None:
             raise UserError(f"inputs[{number}]: holds nothing")
         return cleaned

@@ -30,6 +30,9 @@ class LanguageModelling(Task[TextProcessor]):
     columns: ClassVar[dict[str, Kind]] = {"text": "text"}
     inputs = ("text",)
     serves = "completions"
+    context = 256
+    counts = "tokens"
+    fewest_rows = 8
     families = ("decoder",)
     lines = False
 
@@ -44,15 +47,15 @@ class LanguageModelling(Task[TextProcessor]):
         return TextProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
-        parts = [np.empty(0, dtype=np.uint16)]  # the vocabulary ends at 65,536
+        parts = [np.empty(0, dtype=processor.dtype)]
         for start in range(0, len(rows), ENCODED_AT_ONCE):
             texts = [row["text"] for row in rows[start : start + ENCODED_AT_ONCE]]
             for tokens in processor.encode_batch(texts):
-                parts.append(np.array([*tokens, processor.end_token], dtype=np.uint16))
+                parts.append(np.array([*tokens, processor.end_token], dtype=processor.dtype))
         stream = np.concatenate(parts)
         length = self.model.max_seq_len
         if len(stream) <= length:
-            return {"tokens": np.empty((0, length + 1), dtype=np.uint16)}
+            return {"tokens": np.empty((0, length + 1), dtype=processor.dtype)}
         windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)
         return {"tokens": windows[::length].copy()}
 

@@ -16,7 +16,7 @@ from orchestrator.metrics import language_metrics
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import next_token_loss, trimmed
 from orchestrator.pretrained import fit_text
-from orchestrator.processors.text import MASK, TextProcessor, padded
+from orchestrator.processors.text import MASK, TextProcessor
 from orchestrator.shards import Arrays
 from orchestrator.task import Batch, Kind, Metric, Row, Task
 
@@ -31,6 +31,8 @@ class MaskedLanguageModelling(Task[TextProcessor]):
     metric = Metric("loss", "min")
     columns: ClassVar[dict[str, Kind]] = {"text": "text"}
     inputs = ("text",)
+    counts = "tokens"
+    fewest_rows = 16
     families = ("encoder",)
     lines = False
 
@@ -52,8 +54,8 @@ class MaskedLanguageModelling(Task[TextProcessor]):
             for tokens in processor.encode_batch([row["text"] for row in rows])
             for start in range(0, len(tokens), length)
         ]
-        mask = np.full(len(pieces), processor.mask_token, dtype=np.uint16)
-        return {**padded("tokens", pieces, length), "mask": mask}
+        mask = np.full(len(pieces), processor.mask_token, dtype=processor.dtype)
+        return {**processor.padded("tokens", pieces, length), "mask": mask}
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from orchestrator.metrics import classification_metrics
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import trimmed
+from orchestrator.objectives import thinned, trimmed
 from orchestrator.pretrained import fit_text
 from orchestrator.processors.labels import LabelProcessor
-from orchestrator.processors.text import padded
 from orchestrator.shards import Arrays
 from orchestrator.task import Batch, Kind, Metric, Row, Task
 
@@ -44,7 +43,7 @@ class TextClassification(Task[LabelProcessor]):
         tokens = processor.text.encode_batch([row["text"] for row in rows])
         labels = [processor.number(row["label"]) for row in rows]
         return {
-            **padded("tokens", tokens, self.model.max_seq_len),
+            **processor.text.padded("tokens", tokens, self.model.max_seq_len),
             "label": np.array(labels, dtype=np.int32),
         }
 
@@ -85,5 +84,7 @@ class TextClassification(Task[LabelProcessor]):
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         tokens_BT, real_BT = trimmed(batch, "tokens")
+        if model.training and self.model.dropout:
+            real_BT = thinned(real_BT, self.model.dropout)
         logits_BC: Tensor = model(tokens_BT, real_BT)
         return logits_BC.float()

@@ -24,6 +24,7 @@ class Translation(Task[TextProcessor]):
     metric = Metric("loss", "min")
     columns: ClassVar[dict[str, Kind]] = {"source": "text", "target": "text"}
     inputs = ("source",)
+    counts = "tokens"
     families = ("encoder_decoder",)
     split_by = "source"
 
@@ -39,8 +40,10 @@ class Translation(Task[TextProcessor]):
         return TextProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
-        sources, targets = ([row[c] for row in rows] for c in self.columns)
-        return encode_pairs(sources, targets, processor, self.model.max_seq_len)
+        sources = processor.encode_batch([row["source"] for row in rows])
+        return encode_pairs(
+            sources, [row["target"] for row in rows], processor, self.model.max_seq_len
+        )
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
@@ -62,8 +65,11 @@ class Translation(Task[TextProcessor]):
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
         metrics = language_metrics(float(nats), int(tokens), int(text_bytes))
         if "said" in predictions:
-            metrics |= _translation_metrics(predictions["said"], predictions["wanted"])
+            metrics |= _translation_metrics(predictions["said"], predictions["wanted"])[0]
         return metrics
+
+    def explain(self, predictions: Arrays) -> str:
+        return " · ".join(_translation_metrics(predictions["said"], predictions["wanted"])[1])
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
@@ -73,22 +79,20 @@ class Translation(Task[TextProcessor]):
         sources, wanted = (texts_of(test, name, processor) for name in ("source", "target"))
         known, targets = (texts_of(train, name, processor) for name in ("source", "target"))
         return {
-            "copy of the source": _translation_metrics(sources, wanted),
-            "word by word": _translation_metrics(dictionary(known, targets, sources), wanted),
+            "copy of the source": _translation_metrics(sources, wanted)[0],
+            "word by word": _translation_metrics(dictionary(known, targets, sources), wanted)[0],
         }
 
 
-def _translation_metrics(said: Any, wanted: Any) -> dict[str, float]:
-    """Corpus BLEU and chrF by sacreBLEU. Post 2018."""
+def _translation_metrics(said: Any, wanted: Any) -> tuple[dict[str, float], list[str]]:
+    """Corpus BLEU and chrF by sacreBLEU, and the signatures of both. Post 2018."""
     from sacrebleu.metrics.bleu import BLEU  # of use after a training only
     from sacrebleu.metrics.chrf import CHRF
 
     references = [list(wanted)]
-    bleu = BLEU(tokenize=_tokenizer(references[0]))
-    return {
-        "bleu": bleu.corpus_score(list(said), references).score,
-        "chrf": CHRF().corpus_score(list(said), references).score,
-    }
+    kinds = {"bleu": BLEU(tokenize=_tokenizer(references[0])), "chrf": CHRF()}
+    scores = {name: kind.corpus_score(list(said), references).score for name, kind in kinds.items()}
+    return scores, [f"{name}: {kind.get_signature()}" for name, kind in kinds.items()]
 
 
 def _tokenizer(texts: list[str]) -> str:

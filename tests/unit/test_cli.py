@@ -393,6 +393,31 @@ def test_plan_prints_the_job_what_follows_and_the_stages(
     assert cells["tune"][0] == "skipped"
 
 
+def test_plan_tells_what_it_chose_for_a_job_of_task_and_data_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("job.yaml").write_text("name: a\ntask: language_modelling\ndata: {source: texts}\n")
+    assert run("plan", "job.yaml", "train.lr=0.5") == 0
+    told = capsys.readouterr().out
+    job, _ = json.JSONDecoder().raw_decode(told)
+    assert job["model"]["num_layers"] == 4 and job["tokenizer"]["vocab_size"] == 1024
+    chosen = "".join(line.split("│")[2] for line in told.splitlines() if "│" in line)
+    assert "model.size = tiny" in " ".join(chosen.split())
+    assert job["train"]["lr"] == 0.5 and "train.lr" not in told
+    (Path("texts") / "a.txt").unlink()
+    (problem,) = mistakes(capsys, "status", "job.yaml")
+    assert "data.source = texts" in problem
+
+
+def test_a_size_does_not_go_with_other_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path("config.json").write_text('{"model_type": "gpt2", "vocab_size": 300, "n_layer": 1}')
+    (problem,) = mistakes(capsys, "plan", "job.yaml", "model={init_from: ., size: tiny}")
+    assert "job.yaml" in problem or "command line" in problem
+    assert "model" in problem
+
+
 def test_plan_and_status_leave_no_trace() -> None:
     before = sorted(Path().rglob("*"))
     assert run("plan", "job.yaml") == run("status", "job.yaml") == 0

@@ -107,6 +107,7 @@ def test_no_documents_give_no_blocks_of_the_right_shape(
 def test_the_largest_token_ids_fit_into_the_blocks(task: LanguageModelling) -> None:
     class Largest:
         end_token = 65_535
+        dtype = np.uint16
 
         def encode_batch(self, texts: list[str]) -> list[list[int]]:
             return [[65_534] * 10 for _ in texts]

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from orchestrator.metrics import language_metrics, ngram_nats
+from orchestrator.metrics import (
+    answer_metrics,
+    answer_words,
+    language_metrics,
+    ngram_nats,
+    regression_metrics,
+)
 
 VOCAB_SIZE = 5
 ORDERS = ("unigram", "bigram", "trigram")
@@ -101,3 +107,46 @@ def test_bits_per_byte_divide_by_bytes_and_the_loss_by_tokens() -> None:
 def test_language_metrics_of_hopeless_models_and_empty_texts_are_finite() -> None:
     found = language_metrics(nats=1e9, tokens=1, text_bytes=0)
     assert all(math.isfinite(value) for value in found.values())
+
+
+# Answers and numbers
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1, 1),
+        ("in Paris, France", "Paris", 0, 0.5),
+        ("", "Paris", 0, 0),
+        ("the", "a", 1, 1),  # nothing is left of either
+        ("北京市", "北京", 0, 0.8),
+        ("红 楼 梦", "红楼梦。", 1, 1),
+    ],
+)
+def test_answers_are_compared_as_squad_does(
+    said: str, wanted: str, exact: float, f1: float
+) -> None:
+    found = answer_metrics([said], [wanted])
+    assert found == {"exact_match": exact, "f1": pytest.approx(f1)}
+
+
+def test_words_that_come_twice_count_twice() -> None:
+    assert answer_metrics(["no no no"], ["no yes"])["f1"] == pytest.approx(2 * 1 / 5)
+    assert answer_words("An Apple, a day") == ["apple", "day"]
+
+
+def test_errors_of_numbers() -> None:
+    found = regression_metrics([1.0, 2.0, 5.0], np.array([1.0, 4.0, 3.0]))
+    assert found["rmse"] == pytest.approx(math.sqrt(8 / 3))
+    assert found["mae"] == pytest.approx(4 / 3)
+    assert found["spearman"] == pytest.approx(0.5)
+
+
+def test_the_rank_correlation_is_scipys() -> None:
+    from scipy.stats import spearmanr
+
+    chance = np.random.default_rng(0)
+    said, wanted = chance.integers(0, 9, 50), chance.integers(0, 9, 50)
+    expected = spearmanr(said, wanted).statistic
+    assert regression_metrics(said, wanted)["spearman"] == pytest.approx(expected)
+    assert regression_metrics(np.ones(5), np.arange(5))["spearman"] == 0

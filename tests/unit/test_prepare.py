@@ -98,7 +98,8 @@ def test_a_row_is_in_the_split_where_the_second_half_of_its_key_lies() -> None:
 
 def test_a_row_becomes_a_record_with_a_key_of_its_cleaned_content() -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    records = [_record({"text": text}, TASK, 8) for text in (composed, decomposed, "other")]
+    texts = composed, decomposed, "other"
+    records = [_record(TASK.clean({"text": text}), TASK, 8) for text in texts]
     assert records[0] == records[1]
     assert records[0]["text"] == composed
     assert records[0]["key"] != records[2]["key"]
@@ -119,7 +120,7 @@ def test_rows_are_spread_over_all_buckets() -> None:
 def test_empty_and_bad_rows_have_no_key_and_no_content() -> None:
     bad = BadRow("a.csv", 3, "is bad")
     for row, kept in (
-        ({"text": " \n"}, ""),
+        (TASK.clean({"text": " \n"}), ""),
         (bad, {"file": "a.csv", "row": 3, "reason": "is bad"}),
     ):
         record = _record(row, TASK, 8)

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.rows import BadRow, Reading, check_columns, read_rows
+from orchestrator.job import Job
+from orchestrator.rows import BadRow, Reading, check_columns, read_cleaned, read_rows
 from orchestrator.sources import SourceFile, find_files
 from orchestrator.task import DataConfig, Kind
 
@@ -194,7 +195,7 @@ def test_a_line_that_is_no_utf_8_is_set_aside_alone(tmp_path: Path) -> None:
         (b'{"text": null}', "has no 'text'"),
         (b'{"other": "a"}', "has no 'text'"),
         (b'{"text": 3}', "int, not text"),
-        (b'{"text": ["a"]}', "list, not text"),
+        (b'{"text": [1]}', "list, not text"),
         (b'{"text": NaN}', "float, not text"),
     ],
     ids=lambda value: value[:20] if isinstance(value, bytes) else "",
@@ -273,7 +274,7 @@ def test_parquet_text_that_is_no_utf_8_is_set_aside_alone(tmp_path: Path) -> Non
     assert "UTF-8" in bad[0].reason
 
 
-@pytest.mark.parametrize("values", [[1, 2], [b"a", b"b"], [["a"], ["b"]], [{"a": "b"}] * 2])
+@pytest.mark.parametrize("values", [[1, 2], [b"a", b"b"], [[1], [2]], [{"a": "b"}] * 2])
 def test_parquet_values_of_another_type_are_bad_rows(values: list[Any], tmp_path: Path) -> None:
     good, bad = read(write(tmp_path / "a.parquet", parquet(text=values)))
     assert (good, [row.row for row in bad]) == ([], [1, 2])
@@ -582,3 +583,76 @@ def test_every_split_may_have_files_of_its_own(tmp_path: Path) -> None:
     assert [file.split for file in find_files(data)] == [None, "validation", "test"]
     with pytest.raises(UserError, match="is given to two splits"):
         find_files(DataConfig(source=paths[0], test_source=paths[0]))
+
+
+# What a task makes of the rows
+
+
+def job_of(path: Path, task: str, **columns: str) -> Job:
+    data = {"source": str(path), "columns": columns}
+    return Job.model_validate({"name": "a", "task": task, "data": data})
+
+
+def cleaned(path: Path, task: str, **columns: str) -> list[Any]:
+    job = job_of(path, task, **columns)
+    files, built = find_files(job.data), job.build_task()
+    check_columns(files, Reading.of(built))
+    return [row for file in files for row in read_cleaned(file, built)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_row_that_a_task_cannot_learn_from_is_set_aside_alone(kind: str, tmp_path: Path) -> None:
+    rows = {"text": ["good", "bad", "fine"], "stars": ["5", "many", "-1e3"]}
+    if kind == "parquet":
+        content = parquet(**rows)
+    elif kind == "csv":
+        content = b"text,stars\ngood,5\nbad,many\nfine,-1e3\n"
+    else:
+        pairs = zip(*rows.values(), strict=True)
+        lines = [json.dumps(dict(zip(rows, pair, strict=True))) + "\n" for pair in pairs]
+        content = "".join(lines).encode()
+    path = write(tmp_path / f"a.{kind}", content)
+    one, bad, other = cleaned(path, "text_regression", number="stars")
+    assert (one, other) == ({"text": "good", "number": "5"}, {"text": "fine", "number": "-1e3"})
+    assert bad == BadRow(str(path), 3 if kind == "csv" else 2, "'many' is not a number")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_row_may_lack_what_is_optional(kind: str, tmp_path: Path) -> None:
+    row = {"context": "Ann came late.", "question": "Who?", "answer": "Ann"}
+    content = {
+        "jsonl": json.dumps(row).encode(),
+        "csv": b"context,question,answer\nAnn came late.,Who?,Ann\n",
+        "parquet": parquet(**{name: [value] for name, value in row.items()}),
+    }[kind]
+    path = write(tmp_path / f"a.{kind}", content)
+    (found,) = cleaned(path, "extractive_question_answering")
+    assert found == {**row, "answer_start": "0"}
+    with pytest.raises(UserError, match="has no column 'at'"):  # it was asked for
+        cleaned(path, "extractive_question_answering", answer_start="at")
+
+
+def test_a_list_of_texts_is_a_text_of_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps([{"lines": ["秦川", "雄帝宅"]}, {"lines": [1]}]))
+    data = DataConfig(source=str(path), columns={"text": "lines"})
+    good, bad = rows_of(data, COLUMNS)
+    assert good == {"text": "秦川\n雄帝宅"} and isinstance(bad, BadRow)
+
+
+@pytest.mark.parametrize(
+    ("said", "start"), [("0", 0), ("5", 8), ("8", 8), ("99", 8), ("", 0), ("3.0", 0)]
+)
+def test_an_answer_is_where_it_occurs_nearest_to_what_is_said(
+    said: str, start: int, tmp_path: Path
+) -> None:
+    row = {"context": "Ann met Ann.", "question": "Who?", "answer": "Ann", "answer_start": said}
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    (found,) = cleaned(path, "extractive_question_answering")
+    assert found["answer_start"] == str(start)
+
+
+def test_an_answer_that_does_not_occur_is_set_aside(tmp_path: Path) -> None:
+    row = {"context": "Ann came.", "question": "Who?", "answer": "Bob"}
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    (bad,) = cleaned(path, "extractive_question_answering")
+    assert bad == BadRow(str(path), 1, "the answer 'Bob' does not occur in the context")

@@ -106,3 +106,18 @@ def test_a_character_cut_in_half_is_marked_and_does_not_raise(processor: TextPro
     tokens = processor.encode("🎉")
     assert len(tokens) > 1
     assert "\ufffd" in processor.decode(tokens[:-1])
+
+
+# Vocabularies that do not fit 16 bits
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "int32")])
+def test_tokens_are_stored_as_wide_as_the_vocabulary_asks(vocab_size: int, dtype: str) -> None:
+    tokenizer = TextProcessor.fit(TRAINING, TokenizerConfig(vocab_size=300)).tokenizer
+    processor = TextProcessor(tokenizer, vocab_size=vocab_size)
+    arrays = processor.padded("tokens", [[vocab_size - 1, 7], []], 3)
+    assert arrays["tokens"].dtype == dtype
+    assert arrays["tokens"].tolist() == [[vocab_size - 1, 7, 0], [0, 0, 0]]
+    assert arrays["tokens_length"].tolist() == [2, 0]
+    again = TextProcessor.from_bytes(processor.to_bytes())
+    assert again.vocab_size == vocab_size and again.dtype == processor.dtype

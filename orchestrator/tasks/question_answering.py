@@ -1,0 +1,110 @@
+"""Question answering in words of its own: an encoder reads the question and the text, a decoder
+writes the answer."""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.metrics import answer_metrics
+from orchestrator.model.transformer import Transformer
+from orchestrator.objectives import next_token_loss
+from orchestrator.pairs import answer_pairs, encode_pairs, pair_logits, pair_losses, texts_of
+from orchestrator.pretrained import fit_text
+from orchestrator.processors.text import TextProcessor, commonest
+from orchestrator.shards import Arrays
+from orchestrator.task import Batch, Kind, Metric, Row, Task
+
+
+class QuestionAnswering(Task[TextProcessor]):
+    """The source is the question, an end token, and the context, whose end is cut where it is long.
+
+    A question may come without a context.
+    """
+
+    metric = Metric("exact_match", "max")
+    columns: ClassVar[dict[str, Kind]] = {"context": "text", "question": "text", "answer": "value"}
+    inputs = ("context", "question")
+    optional = ("context",)
+    context = 512
+    counts = "tokens"
+    families = ("encoder_decoder",)
+
+    def clean(self, row: Row) -> Row | None:
+        found = {c: unicodedata.normalize("NFC", row[c]).strip() for c in self.columns}
+        return found if found["question"] and found["answer"] else None
+
+    def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
+        texts = (row[c] for row in rows for c in self.columns)
+        return fit_text(texts, self.tokenizer, self.model)
+
+    def load_processor(self, content: bytes) -> TextProcessor:
+        return TextProcessor.from_bytes(content)
+
+    def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
+        questions, contexts = (
+            processor.encode_batch([row[c] for row in rows]) for c in ("question", "context")
+        )
+        sources = [[*q, processor.end_token, *c] for q, c in zip(questions, contexts, strict=True)]
+        answers = [row["answer"] for row in rows]
+        return encode_pairs(sources, answers, processor, self.model.max_seq_len)
+
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        return Transformer(self.model, vocab_size)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        losses_BT, real_BT = pair_losses(model, batch)
+        return losses_BT.sum(), real_BT.sum().float()
+
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
+        """Whether every token is the most probable one after those before it: then, and only then,
+        greedy generation says the whole answer."""
+        logits_BTV, targets_BT, real_BT = pair_logits(model, batch)
+        right_BT = (logits_BTV.argmax(-1) == targets_BT) | ~real_BT
+        losses_BT = next_token_loss(logits_BTV, targets_BT) * real_BT
+        return {
+            "right": right_BT.all(1).cpu().numpy(),
+            "nats": losses_BT.double().sum(1).cpu().numpy(),
+            "tokens": real_BT.sum(1).cpu().numpy(),
+        }
+
+    def answer(self, model: Transformer, batch: Batch, processor: TextProcessor) -> Arrays:
+        return answer_pairs(model, batch, processor, num_beams=1)
+
+    def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
+        return {"answer": answers["said"][row]}
+
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        if "said" in predictions:
+            found = answer_metrics(predictions["said"], predictions["wanted"])
+        else:
+            found = {"exact_match": float(predictions["right"].mean())}
+        return found | {"loss": float(predictions["nats"].sum() / predictions["tokens"].sum())}
+
+    def baselines(
+        self, train: Arrays, test: Arrays, processor: TextProcessor
+    ) -> dict[str, dict[str, float]]:
+        """The commonest answer of all, and of the same question."""
+        known, wanted = (texts_of(arrays, "target", processor) for arrays in (train, test))
+        asked, questions = (_questions(arrays, processor.end_token) for arrays in (train, test))
+        usual = commonest(known)
+        by_question: dict[bytes, list[str]] = {}
+        for question, answer in zip(asked, known, strict=True):
+            by_question.setdefault(question, []).append(answer)
+        said = [commonest(by_question[q]) if q in by_question else usual for q in questions]
+        return {
+            "commonest answer": answer_metrics([usual] * len(wanted), wanted),
+            "commonest to the question": answer_metrics(said, wanted),
+        }
+
+
+def _questions(arrays: Arrays, end: int) -> list[bytes]:
+    """What stands before the end token of each source."""
+    stops = (arrays["source"] == end).argmax(1)
+    return [
+        np.ascontiguousarray(row[:stop]).tobytes()
+        for row, stop in zip(arrays["source"], stops, strict=True)
+    ]

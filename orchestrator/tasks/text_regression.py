@@ -1,0 +1,100 @@
+"""Text regression: a number for each text, such as a rating."""
+
+import math
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.metrics import regression_metrics
+from orchestrator.model.transformer import Transformer
+from orchestrator.objectives import thinned, trimmed
+from orchestrator.pretrained import fit_text
+from orchestrator.processors.numbers import NumberProcessor
+from orchestrator.shards import Arrays
+from orchestrator.task import UNKNOWN, Batch, Kind, Metric, Row, Task
+
+
+class TextRegression(Task[NumberProcessor]):
+    """A text is cut to max_seq_len tokens. The model learns how many standard deviations of the
+    training rows' numbers it lies from their mean."""
+
+    metric = Metric("rmse", "min")
+    columns: ClassVar[dict[str, Kind]] = {"text": "text", "number": "value"}
+    inputs = ("text",)
+    families = ("encoder",)
+
+    def clean(self, row: Row) -> Row | None:
+        text = unicodedata.normalize("NFC", row["text"]).strip()
+        number = row["number"].strip()
+        if not text or not number:
+            return None
+        if number != UNKNOWN and not _is_number(number):
+            raise ValueError(f"{number[:80]!r} is not a number")
+        return {"text": text, "number": number}
+
+    def fit_processor(self, rows: Iterable[Row]) -> NumberProcessor:
+        found = list(rows)
+        text = fit_text((row["text"] for row in found), self.tokenizer, self.model)
+        return NumberProcessor.fit(text, [float(row["number"]) for row in found])
+
+    def load_processor(self, content: bytes) -> NumberProcessor:
+        return NumberProcessor.from_bytes(content)
+
+    def encode(self, rows: list[Row], processor: NumberProcessor) -> Arrays:
+        tokens = processor.text.encode_batch([row["text"] for row in rows])
+        numbers = [math.nan if row["number"] == UNKNOWN else float(row["number"]) for row in rows]
+        scaled = (np.array(numbers, dtype=np.float64) - processor.mean) / processor.spread
+        return {
+            **processor.text.padded("tokens", tokens, self.model.max_seq_len),
+            "number": scaled.astype(np.float32),
+        }
+
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        return Transformer(self.model, vocab_size, "label", 1)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        errors_B = self._said(model, batch) - batch["number"]
+        return errors_B.square().sum(), errors_B.new_tensor(float(len(errors_B)))
+
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: NumberProcessor) -> Arrays:
+        said_B, wanted_B = self._said(model, batch), batch["number"]
+        return {
+            "said": said_B.double().cpu().numpy() * processor.spread + processor.mean,
+            "wanted": wanted_B.double().cpu().numpy() * processor.spread + processor.mean,
+        }
+
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        return regression_metrics(predictions["said"], predictions["wanted"])
+
+    def reply(self, answers: Arrays, row: int, processor: NumberProcessor) -> dict[str, Any]:
+        return {"number": float(answers["said"][row])}
+
+    def baselines(
+        self, train: Arrays, test: Arrays, processor: NumberProcessor
+    ) -> dict[str, dict[str, float]]:
+        from orchestrator.baselines import number_baselines  # scikit-learn takes its time
+
+        found = number_baselines(train, test)
+        wanted = test["number"] * processor.spread + processor.mean
+        return {
+            name: regression_metrics(said * processor.spread + processor.mean, wanted)
+            for name, said in found.items()
+        }
+
+    def _said(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        tokens_BT, real_BT = trimmed(batch, "tokens")
+        if model.training and self.model.dropout:
+            real_BT = thinned(real_BT, self.model.dropout)
+        said_B: Tensor = model(tokens_BT, real_BT)[:, 0].float()
+        return said_B
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,68 @@
+"""Text of every script, from the file through all stages to the client, byte for byte."""
+
+import json
+from pathlib import Path
+
+import httpx
+import yaml
+
+from orchestrator.artifact import PreparedData
+from orchestrator.cluster import Cluster
+from orchestrator.folder import Folder
+from orchestrator.job_file import load_job
+from orchestrator.pairs import texts_of
+from orchestrator.run import Run
+from orchestrator.serve.deploy import deploy
+from orchestrator.shards import ShardReader
+from tests.integration.conftest import Silent, orchestrate, stages
+from tests.ray_head import Head, free_port
+
+ANSWERS = [
+    "机器学习,很有趣。",
+    "繁體字「引號」",
+    "مرحبا بالعالم",
+    "שלום, עולם!",
+    "👩‍👩‍👧‍👦 and 🏳️‍🌈",
+    "naïve café",
+    "ひらがなとカタカナ",
+    "नमस्ते दुनिया",
+]
+
+
+def test_answers_of_every_script_reach_the_client(
+    tmp_path: Path, head: Head, connected: Cluster
+) -> None:
+    """A job of task and data alone learns a few answers by heart, and says them."""
+    rows = [
+        {"question": f"{number}: {answer[:2]}?", "answer": answer}
+        for number, answer in enumerate(ANSWERS)
+    ]
+    for split in ("train", "validation", "test"):
+        lines = (json.dumps(row, ensure_ascii=split == "test") + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    data = {"source": str(tmp_path / "train.jsonl")}
+    data |= {f"{s}_source": str(tmp_path / f"{s}.jsonl") for s in ("validation", "test")}
+    content = {"name": "scripts", "task": "question_answering", "data": data}
+    content |= {"train": {"steps": 120}, "serve": {"port": free_port(), "route_prefix": "/scripts"}}
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump({**content, "storage": str(tmp_path / "runs")}))
+    done = orchestrate("run", job, "--until", "evaluate", environment=head.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    found = stages(job, head.environment)
+    report = json.loads((Path(found["evaluate"]["path"]) / "report.json").read_text())
+    assert report["metrics"]["exact_match"] == 1.0
+    prepared = PreparedData.load(Folder(found["prepare"]["path"]))
+    assert prepared is not None
+    run = Run(load_job(str(job)))
+    processor = run.job.build_task().load_processor(prepared.folder.read(prepared.processor))
+    test = ShardReader(prepared, "test").read(range(len(ANSWERS)))
+    assert sorted(texts_of(test, "target", processor)) == sorted(ANSWERS)
+
+    finished = run.finished(run.job)
+    assert finished is not None
+    url = deploy(run.job, *finished[:2], Silent())
+    asked = [{"question": row["question"]} for row in rows]
+    answer = httpx.post(f"{url}/v1/predict", json={"inputs": asked}, timeout=60)
+    assert [one["answer"] for one in answer.json()["outputs"]] == ANSWERS
+    assert ANSWERS[0].encode() in answer.content

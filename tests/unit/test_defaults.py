@@ -1,0 +1,90 @@
+"""What a job leaves open is chosen by its data and its time, and only that."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator.defaults import derive
+from orchestrator.errors import UserError
+from orchestrator.job import TASKS, Job
+from orchestrator.model.config import SIZES, ModelConfig
+
+MEGABYTE = 1 << 20
+
+
+def make(task: str = "language_modelling", **sections: Any) -> Job:
+    job = {"name": "a", "task": task, "data": {"source": "x"}, **sections}
+    return Job.model_validate(job)
+
+
+def chosen(job: Job, source_bytes: int) -> Job:
+    return job.override(derive(job, source_bytes))
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("source_bytes", [1, 1000, MEGABYTE, 10**9, 10**13])
+def test_a_job_of_task_and_data_alone_becomes_whole(task: str, source_bytes: int) -> None:
+    job = chosen(make(task), source_bytes)
+    assert not job.problems()
+    assert job.train.global_batch_size >= 8 and 1e-4 < job.train.lr < 0.1
+    assert chosen(make(task), source_bytes) == job  # a function of these
+
+
+def test_more_data_and_more_time_make_a_larger_model() -> None:
+    gpu = {"workers": 8, "gpus_per_worker": 1}
+    jobs = [
+        chosen(make(train={"minutes": 5}), 10**8),
+        chosen(make(train={"minutes": 120}, cluster={"workers": 2}), 10**8),
+        chosen(make(train={"minutes": 600}, cluster=gpu), 10**11),
+    ]
+    widths = [job.model.d_model for job in jobs]
+    assert widths == sorted(set(widths))
+    short_of_data = make(train={"minutes": 600}, cluster=gpu)
+    assert chosen(short_of_data, 10**5).model.d_model == SIZES["tiny"]["d_model"]
+    vocabularies = [chosen(make(), 10**power).tokenizer.vocab_size for power in (5, 7, 8, 10)]
+    assert vocabularies == sorted(set(vocabularies))
+
+
+def test_what_is_repeated_often_is_dropped_out() -> None:
+    dropouts = [chosen(make(), size).model.dropout for size in (10**9, MEGABYTE, 10**4)]
+    assert dropouts == sorted(dropouts) and dropouts[0] == 0 < dropouts[-1]
+
+
+def test_what_a_job_says_stays() -> None:
+    said = {
+        "model": {"size": "small", "d_model": 128, "dropout": 0.3, "max_seq_len": 32},
+        "train": {"lr": 0.5, "global_batch_size": 24},
+        "tokenizer": {"vocab_size": 999},
+    }
+    job = chosen(make(**said), 10**8)
+    assert (job.model.num_layers, job.model.d_model, job.model.num_heads) == (6, 128, 4)
+    assert (job.model.dropout, job.model.max_seq_len) == (0.3, 32)
+    assert (job.train.lr, job.train.global_batch_size) == (0.5, 24)
+    assert job.tokenizer.vocab_size == 999
+
+
+def test_batches_can_be_dealt_to_the_workers() -> None:
+    for workers in (3, 7, 600):
+        assert not chosen(make(cluster={"workers": workers}), 10**8).problems()
+
+
+@pytest.mark.parametrize("said", [{"num_layers": 6}, {"d_model": 96}, {"num_heads": 2}])
+def test_a_job_that_says_how_large_its_model_is_keeps_the_fixed_defaults(
+    said: dict[str, int],
+) -> None:
+    assert derive(make(model=said), 10**8) == {}
+
+
+def test_a_size_stands_for_its_numbers_and_leaves_no_other_trace() -> None:
+    by_size = make(model={"size": "small", "max_seq_len": 64})
+    by_hand = make(model={**SIZES["small"], "max_seq_len": 64})
+    assert by_size.fingerprint("train") == by_hand.fingerprint("train")
+    larger = by_size.override({"model.size": "medium"})
+    assert larger.model.d_model == SIZES["medium"]["d_model"]
+
+
+def test_no_size_of_another_name() -> None:
+    with pytest.raises(ValueError, match="huge"):
+        ModelConfig.model_validate({"size": "huge"})
+    with pytest.raises(UserError, match=r"model\.size"):
+        make().override({"model.size": "huge"})
