@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test drills check format schema clean
+.PHONY: demo test drills check format schema quality clean
 
 demo: .venv/.installed  ## install, then run a whole job: about five minutes, stays up until Ctrl-C
 	$(BIN)/orchestrator run jobs/language_modelling.yaml
@@ -33,6 +33,9 @@ bench-train: .venv/.installed-bench  ## training beside torchrun, transformers a
 NANOGPT ?= nanoGPT
 bench-time-to-loss: .venv/.installed-bench  ## beside nanoGPT, whose checkout is NANOGPT=path
 	$(BIN)/python -m benchmarks.time_to_loss --nanogpt $(NANOGPT)
+
+quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours
+	$(BIN)/python -m benchmarks.quality
 
 clean:  ## remove the virtual environment and caches, never runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
