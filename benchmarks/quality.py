@@ -238,7 +238,7 @@ def babi(data: Path, folder: Path) -> dict[str, Any]:
             "max_seq_len": 512,
         },
         "train": {
-            "minutes": 11,
+            "minutes": 9,
             "global_batch_size": 128,
             "micro_batch_size": 64,
             "lr": 3e-3,

@@ -12,9 +12,10 @@ from orchestrator.artifact import PreparedData
 from orchestrator.job import TrainConfig
 from orchestrator.shards import Arrays, Rows, SampleOrder, ShardReader
 from orchestrator.task import Batch
-from orchestrator.world import World
+from orchestrator.world import World, deal
 
 ENOUGH_ROWS = 32  # of a worker, to be cut by their lengths in two; in four where there are 128
+ROW_TOKENS = 4  # that a row costs besides its own
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,42 @@ class Batches:
         """This worker's micro-batches of the rows of all workers, each with a number of its own.
 
         Rows of about one length come together, since the longest of a micro-batch says how much of
-        it is padding, and short micro-batches are dealt with long ones. With `deterministic` they
-        are cut in the same places for every number of workers.
+        it is padding, and every worker gets about as much to do. With `deterministic` they are cut
+        in the same places for every number of workers.
         """
         size, count = self.config.micro_batch_size, len(rows)
         lengths = _lengths(rows, reader)
         if lengths is not None:
-            rows = rows[np.argsort(lengths, kind="stable")]
+            order = np.argsort(lengths, kind="stable")
+            rows, lengths = rows[order], lengths[order]
         if self.config.deterministic:
-            starts = np.arange(0, count, size)
+            pieces = np.split(rows, np.arange(size, count, size))
+            mine = self.world.share(np.arange(len(pieces))).tolist()
         elif lengths is not None:
-            enough = count // (self.world.size * ENOUGH_ROWS)
-            lengths_apart = min(max(enough, 2), 4) if enough else 1
-            each = max(-(-count // (self.world.size * size)), lengths_apart)
-            starts = np.linspace(0, count, self.world.size * each, False).astype(np.int64)
+            starts = self._starts(lengths)
+            pieces = np.split(rows, starts[1:])
+            longest = lengths[np.append(starts[1:], count) - 1]
+            costs = [
+                len(piece) * (int(most) + ROW_TOKENS)
+                for piece, most in zip(pieces, longest, strict=True)
+            ]
+            mine = deal(costs, self.world.size)[self.world.rank]
         else:
             return self._side_by_side(rows)
-        pieces = list(enumerate(np.split(rows, starts[1:])))
-        if lengths is not None:
-            pieces = _interleaved(pieces)
-        return [pieces[i] for i in self.world.share(np.arange(len(pieces))) if len(pieces[i][1])]
+        return [(i, pieces[i]) for i in mine if len(pieces[i])]
+
+    def _starts(self, lengths: Rows) -> Rows:
+        """Where to cut rows, sorted by their lengths, into pieces of about as many tokens each."""
+        workers, size = self.world.size, self.config.micro_batch_size
+        enough = len(lengths) // (workers * ENOUGH_ROWS)
+        pieces = workers * (min(max(enough, 2), 4) if enough else 1)
+        tokens = np.cumsum(lengths + ROW_TOKENS)
+        starts = np.searchsorted(tokens, tokens[-1] * np.arange(pieces) / pieces)
+        further = [
+            np.arange(start, stop, size)
+            for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)
+        ]
+        return np.concatenate(further)
 
     def _side_by_side(self, rows: Rows) -> list[tuple[int, Rows]]:
         size, mine = self.config.micro_batch_size, self.world.share(np.arange(len(rows)))
@@ -117,12 +134,6 @@ def _lengths(rows: Rows, reader: ShardReader) -> Rows | None:
     if not names:
         return None
     return np.sum([reader.read(rows, names)[name] for name in names], axis=0, dtype=np.int64)
-
-
-def _interleaved(pieces: list[tuple[int, Rows]]) -> list[tuple[int, Rows]]:
-    """The first, the last, the second, the last but one, ...: neighbours are about equal work."""
-    count = len(pieces)
-    return [pieces[i // 2 if i % 2 == 0 else count - 1 - i // 2] for i in range(count)]
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Batch:

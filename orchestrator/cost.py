@@ -2,7 +2,7 @@
 
 import shutil
 
-from orchestrator.job import Job
+from orchestrator.job import Job, find_task
 
 # What torch.compile gains of a step's time, and the seconds that it takes before the first one.
 COMPILE_ON_GPU = (0.17, 40.0)  # torchtitan's and nanoGPT's ladders
@@ -45,9 +45,12 @@ def compiles(job: Job) -> bool:
     """Whether the training is to be compiled: it gains more than it waits for.
 
     A function of the job alone: compiled kernels round otherwise, and a resumed run does the same.
+    Where samples differ in length, each length would be compiled anew, for minutes.
     """
     if job.train.compile != "auto":
         return job.train.compile
+    if not find_task(job.task).one_shape:
+        return False
     if not job.cluster.gpus_per_worker and shutil.which("c++") is None:
         return False
     gain, wait = COMPILE_ON_GPU if job.cluster.gpus_per_worker else COMPILE_ON_CPU

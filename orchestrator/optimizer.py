@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw
 
 from orchestrator.job import TrainConfig
 from orchestrator.snapshot import Tensors, copied
-from orchestrator.world import World
+from orchestrator.world import World, deal
 
 ITERATION = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: quick, and good enough within 0.7 .. 1.2
 
@@ -137,7 +137,7 @@ class Muon:
         self.weight_decay = weight_decay
         self.world = world
         self.momentum = momentum
-        self._owned = _deal(matrices, world.size)
+        self._owned = deal([m.numel() * min(m.shape) for m in matrices], world.size)
 
     @torch.no_grad()
     def step(self, lr: float, taken: Tensor) -> None:
@@ -192,21 +192,6 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-def _deal(matrices: list[nn.Parameter], workers: int) -> list[list[int]]:
-    """Which worker orthogonalises which matrices, in their order.
-
-    The costliest is dealt first, and each to who has least to do.
-    """
-    cost = [m.numel() * min(m.shape) for m in matrices]
-    owned: list[list[int]] = [[] for _ in range(workers)]
-    load = [0] * workers
-    for i in sorted(range(len(matrices)), key=lambda i: (-cost[i], i)):
-        worker = load.index(min(load))
-        owned[worker].append(i)
-        load[worker] += cost[i]
-    return [sorted(indices) for indices in owned]
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int | None) -> float:

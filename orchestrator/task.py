@@ -112,6 +112,7 @@ class Task(ABC, Generic[P]):
     optional: ClassVar[tuple[str, ...]] = ()  # those that a row may lack: they are "" then
     serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
     families: ClassVar[tuple[Family, ...]]  # the first one where a job does not say
+    one_shape: ClassVar[bool] = False  # of all samples, so that none is padded: see `cost.compiles`
     counts: ClassVar[str] = "samples"  # what a loss is counted over
     context: ClassVar[int] = 128  # `model.max_seq_len` where nothing decides it
     fewest_rows: ClassVar[int] = 64  # of a global batch, likewise

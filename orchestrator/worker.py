@@ -31,6 +31,7 @@ BEAT_SECONDS = 1.0
 SPARE_SECONDS = 4.0  # of training before a spare is started: the start itself is busy enough
 MEETING_SECONDS = 10.0
 PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
+COMPILING = 300.0  # seconds, instead, where one worker's compiler may be done before another's
 GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
 
 
@@ -71,7 +72,8 @@ def joined(job: Job) -> Iterator[World]:
         _wait_for_first_worker()
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
     # Within a step nobody waits long for anybody, unless somebody hangs.
-    hang = timedelta(seconds=job.cluster.hang_seconds + GRACE)
+    grace = COMPILING if compiles(job) else GRACE
+    hang = timedelta(seconds=job.cluster.hang_seconds + grace)
     yield World(rank, size, device, dist.new_group(timeout=hang))
     dist.destroy_process_group()
 

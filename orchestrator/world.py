@@ -1,5 +1,6 @@
 """This process among the workers of a training, and what they tell one another."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,20 @@ class World:
         boxes: list[Any] = [None] * self.size
         dist.all_gather_object(boxes, arrays, self.group)
         return join(boxes)
+
+
+def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
+    """Which worker gets which of some pieces of work, in their order.
+
+    The costliest is dealt first, and each to who has least to do.
+    """
+    dealt: list[list[int]] = [[] for _ in range(workers)]
+    load = [0] * workers
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        worker = load.index(min(load))
+        dealt[worker].append(i)
+        load[worker] += costs[i]
+    return [sorted(indices) for indices in dealt]
 
 
 def join(parts: list[Arrays]) -> Arrays:

@@ -31,6 +31,7 @@ class LanguageModelling(Task[TextProcessor]):
     inputs = ("text",)
     serves = "completions"
     context = 256
+    one_shape = True
     counts = "tokens"
     fewest_rows = 8
     families = ("decoder",)

@@ -238,7 +238,7 @@ def test_little_of_a_step_is_padding_and_the_workers_have_as_much_to_do(
     one, other = micros(uneven, config, 2)
     real = sum(sum(lengths) for lengths in [*one, *other])
     assert cost(one) + cost(other) < 1.3 * real < 0.75 * 128 * LONG
-    assert abs(cost(one) - cost(other)) < 0.1 * cost(one)
+    assert abs(cost(one) - cost(other)) < 0.2 * cost(one)
 
 
 def test_deterministic_cuts_of_uneven_rows_are_the_same_for_any_number_of_workers(
