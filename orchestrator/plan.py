@@ -9,7 +9,7 @@ from orchestrator.artifact import PreparedData
 from orchestrator.cost import compiles, train_seconds
 from orchestrator.defaults import BYTES_PER_TOKEN
 from orchestrator.job import Job
-from orchestrator.sources import SourceFile
+from orchestrator.sources import SourceFile, total_bytes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
     with torch.device("meta"):
         model = job.build_task().build_model(job.tokenizer.vocab_size, num_outputs=1)
     config = job.train
-    source_bytes = sum(each.bytes for file in files for each in (file, *file.beside))
+    source_bytes = total_bytes(files)
     if prepared is not None:
         samples = prepared.rows("train")
     else:

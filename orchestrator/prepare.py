@@ -26,7 +26,7 @@ from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.rows import BadRow, read_cleaned
 from orchestrator.shards import Arrays, write_shard
-from orchestrator.sources import SourceFile
+from orchestrator.sources import SourceFile, total_bytes
 from orchestrator.task import Row, Task
 
 MIN_BUCKET_BYTES = 2 << 20  # below this a bucket is not worth a task
@@ -66,7 +66,7 @@ def prepare(job: Job, files: list[SourceFile], folder: Folder, progress: Progres
     started = time.monotonic()
     task = job.build_task()
     ray.data.DataContext.get_current().shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    source_bytes = sum(each.bytes for file in files for each in (file, *file.beside))
+    source_bytes = total_bytes(files)
     num_buckets = _num_buckets(source_bytes)
 
     rows = _read(task, files, num_buckets, progress)

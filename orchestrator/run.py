@@ -25,7 +25,7 @@ from orchestrator.errors import OrchestratorError, UserError, last_line
 from orchestrator.events import EventLog
 from orchestrator.folder import Folder
 from orchestrator.job import Job, Stage
-from orchestrator.sources import SourceFile, find_files
+from orchestrator.sources import SourceFile, find_files, total_bytes
 
 if TYPE_CHECKING:
     from orchestrator.pipeline import Display
@@ -69,7 +69,7 @@ class Run:
     def _source_bytes(self) -> int:
         """How much data there is; or was, where it is prepared and may have moved on since."""
         try:
-            return sum(each.bytes for file in self.files for each in (file, *file.beside))
+            return total_bytes(self.files)
         except UserError:
             names = [name for name in self.folder.names() if name.startswith("prepare-")]
             for name in reversed(names):

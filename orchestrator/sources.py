@@ -67,6 +67,11 @@ def find_files(data: DataConfig) -> list[SourceFile]:
     return found
 
 
+def total_bytes(files: list[SourceFile]) -> int:
+    """Of all files, those that are read beside another too."""
+    return sum(each.bytes for file in files for each in (file, *file.beside))
+
+
 def _of(key: str, sources: Sources, data: DataConfig) -> list[SourceFile]:
     if isinstance(sources, dict):
         return [_side_by_side(key, sources)]

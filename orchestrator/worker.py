@@ -31,8 +31,8 @@ BEAT_SECONDS = 1.0
 SPARE_SECONDS = 4.0  # of training before a spare is started: the start itself is busy enough
 MEETING_SECONDS = 10.0
 PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
-COMPILING = 300.0  # seconds, instead, where one worker's compiler may be done before another's
 GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
+COMPILING = 300.0  # in place of them where one worker's compiler may be done before another's
 
 
 def work(settings: dict[str, Any]) -> None:
