@@ -38,13 +38,13 @@ class Machine:
         os.nice(max(0, NICENESS - os.nice(0)))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
         os.environ.update({"RAY_worker_niceness": "0"})  # which is added to the benchmark's own
-        self.load: list[float] = []
+        self.load = [os.getloadavg()[0]]  # what comes later is the benchmark's own
+        if self.load[0] > QUIET_LOAD:
+            warn(f"the load average is {self.load[0]:.1f}: void above {QUIET_LOAD}")
         self.busy: list[float] = []
 
     def round_begins(self) -> None:
         self.load.append(os.getloadavg()[0])
-        if len(self.load) == 1 and self.load[0] > QUIET_LOAD:  # later it is the benchmark's own
-            warn(f"the load average is {self.load[0]:.1f}: void above {QUIET_LOAD}")
 
     def wait_until_quiet(self) -> None:
         """Ray's daemons, too, are busy for some seconds after their start."""
@@ -59,7 +59,7 @@ class Machine:
             warn(f"{busy:.1f} of {cores} cores are busy with something else")
 
     def summary(self) -> dict[str, Any]:
-        return {"cores": os.cpu_count(), "load_before_rounds": self.load, "busy_before": self.busy}
+        return {"cores": os.cpu_count(), "load_at_start_and_before_rounds": self.load, "busy_before": self.busy}
 
 
 @dataclass(frozen=True)
