@@ -59,7 +59,11 @@ class Machine:
             warn(f"{busy:.1f} of {cores} cores are busy with something else")
 
     def summary(self) -> dict[str, Any]:
-        return {"cores": os.cpu_count(), "load_at_start_and_before_rounds": self.load, "busy_before": self.busy}
+        return {
+            "cores": os.cpu_count(),
+            "load_at_start_and_before_rounds": self.load,
+            "busy_before": self.busy,
+        }
 
 
 @dataclass(frozen=True)

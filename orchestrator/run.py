@@ -176,6 +176,7 @@ class Run:
             version=__version__,
             process=os.getpid(),
             host=socket.gethostname(),
+            directory=str(Path.cwd()),  # which the command's relative paths mean
         )
         try:
             with held:
