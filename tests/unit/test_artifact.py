@@ -123,10 +123,10 @@ def test_a_renamed_folder_keeps_what_is_in_it(folder: Folder) -> None:
 def test_a_folder_is_made_whole_from_its_files_one_at_a_time(folder: Folder) -> None:
     seen = []
 
-    def files() -> Iterator[tuple[str, bytes]]:
+    def files() -> Iterator[tuple[str, list[bytes]]]:
         for name in ("b.bin", "a.bin", MANIFEST):
             seen.append(name)
-            yield name, name.encode()
+            yield name, [name.encode()]
 
     (folder / "step").write_whole(files())
     assert seen == ["b.bin", "a.bin", MANIFEST]
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_made_whole_is_not_made(
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(StageError, match=rf"cannot write {tmp_path}/step/b\.bin: No space left"):
-        (folder / "step").write_whole([("a.bin", b"abcd"), ("b.bin", b"efgh")])
+        (folder / "step").write_whole([("a.bin", [b"abcd"]), ("b.bin", [b"ef", b"gh"])])
     assert written == [b"ab", b"cd", b"ef"]
     assert files_under(tmp_path) == set() and folder.names() == []
 
@@ -157,7 +157,7 @@ def test_a_folder_made_whole_replaces_no_other(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     (folder / "step").write("a.bin", b"first")
     with pytest.raises(StageError, match=f"cannot write {tmp_path}/step: "):
-        (folder / "step").write_whole([("a.bin", b"second")])
+        (folder / "step").write_whole([("a.bin", [b"second"])])
     assert (folder / "step").read("a.bin") == b"first"
     assert folder.names() == ["step"]
 
