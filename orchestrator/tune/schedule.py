@@ -1,0 +1,125 @@
+"""Which trials go on: Ray Tune's schedulers, and what they had seen before a sweep was killed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from orchestrator.space import Domain, TuneConfig
+from orchestrator.task import Metric
+from orchestrator.trials import Trial
+from orchestrator.tune.search import sample
+from orchestrator.tune.trial import VALIDATIONS
+
+REDUCTION = (
+    4  # ASHA lets one trial of four on, first at a sixteenth of the steps, then at a quarter
+)
+PERTURBATIONS = 8  # of a population's trial, at most
+QUANTILE = 0.25  # of a population: so many give up for so many
+
+
+def scheduler(config: TuneConfig, metric: Metric) -> TrialScheduler:
+    """The scheduler that a job names."""
+    if config.scheduler == "asha":
+        return ASHAScheduler(
+            time_attr="step",
+            metric=metric.name,
+            mode=metric.mode,
+            max_t=config.steps + 1,  # a trial ends by itself, and is then no stopped one
+            grace_period=_validated_at(config, 1),
+            reduction_factor=REDUCTION,
+        )
+    if config.scheduler == "median":
+        return MedianStoppingRule(
+            time_attr="step",
+            metric=metric.name,
+            mode=metric.mode,
+            grace_period=_validated_at(config, VALIDATIONS // 4),
+        )
+    if config.scheduler == "pbt":
+        return _Population(config, metric)
+    return FIFOScheduler()
+
+
+def _validated_at(config: TuneConfig, number: int) -> int:
+    """The step of a trial's n-th validation."""
+    return min(config.steps, number * -(-config.steps // VALIDATIONS))
+
+
+class _Population(PopulationBasedTraining):
+    """Ray's, whose trial that goes on from another one's weights stays itself."""
+
+    def __init__(self, config: TuneConfig, metric: Metric) -> None:
+        self._space = config.space
+
+        def drawn(name: str) -> Any:
+            def draw() -> Any:
+                self._draws += 1
+                return sample(config, 10**6 + self._draws)[name]
+
+            return draw
+
+        self._draws = 0
+        super().__init__(
+            time_attr="step",
+            metric=metric.name,
+            mode=metric.mode,
+            perturbation_interval=_validated_at(config, VALIDATIONS // PERTURBATIONS),
+            quantile_fraction=QUANTILE,
+            hyperparam_mutations={
+                "overrides": {
+                    name: domain.choice if domain.choice is not None else drawn(name)
+                    for name, domain in config.space.items()
+                }
+            },
+        )
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        config["donor"], config["number"] = config["number"], trial.config["number"]
+        config["overrides"] = {
+            name: _within(self._space[name], value) for name, value in config["overrides"].items()
+        }
+        return config, operations
+
+
+def _within(domain: Domain, value: Any) -> Any:
+    """A perturbed value, not beyond the ends of what was to be tried."""
+    ends = domain.uniform or domain.loguniform
+    if ends is not None:
+        return min(max(float(value), ends[0]), ends[1])
+    if domain.randint is not None:
+        return min(max(round(value), domain.randint[0]), domain.randint[1] - 1)
+    return value
+
+
+@dataclass(eq=False)
+class _Past:
+    """A trial that ended before, in the place of one of Ray's."""
+
+    trial_id: str
+
+    def get_live_trials(self) -> list[Any]:
+        """And in the place of Tune's controller: nobody waits."""
+        return []
+
+
+def replay(chosen: TrialScheduler, trials: Iterable[Trial]) -> None:
+    """Show a new scheduler what trials had come to that ended before it was made."""
+    if not isinstance(chosen, ASHAScheduler | MedianStoppingRule):
+        return
+    for trial in trials:
+        if trial.state == "running" or not trial.curve:
+            continue
+        past: Any = _Past(f"past-{trial.number}")
+        chosen.on_trial_add(past, past)
+        for point in trial.curve:
+            chosen.on_trial_result(past, past, dict(point))
+        chosen.on_trial_complete(past, past, dict(trial.curve[-1]))
