@@ -220,7 +220,7 @@ class Job(Section):
         for name, domain in self.tune.space.items():
             if problem := self._space_problem(name, domain):
                 found.append((("tune", "space", name), f": {problem}"))
-        for name, problem in self.tune.problems(self.cluster.most_workers):
+        for name, problem in self.tune.problems():
             found.append((("tune", *name.split(".", 1)), problem))
         return found
 
@@ -243,6 +243,8 @@ class Job(Section):
             return f"cannot be dealt evenly to cluster.workers = {workers}"
         if batch < self.cluster.most_workers:
             return f"leaves some of {self.cluster.most_workers} workers without a sample"
+        if self.tune is not None and batch % self.tune.workers:
+            return f"cannot be dealt evenly to tune.workers = {self.tune.workers}"
         return None
 
     def override(self, values: dict[str, Any]) -> "Job":

@@ -47,6 +47,10 @@ def check_room(job: Job, cluster: Cluster) -> None:
     cluster.check_room(
         "cluster.workers", sizes.fewest_workers, sizes.cpus_per_worker, sizes.gpus_per_worker
     )
+    if job.tune is not None:
+        cluster.check_room(
+            "tune.workers", job.tune.workers, sizes.cpus_per_worker, sizes.gpus_per_worker
+        )
     cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
 
 

@@ -81,6 +81,9 @@ class TuneConfig(Section):
     repeats: int = Field(
         1, ge=1, le=100, description="seeds of each configuration that is not stopped early"
     )
+    workers: int = Field(
+        1, ge=1, description="of each trial: one runs in a process that the next trial takes over"
+    )
     space: dict[str, Domain] = Field(
         {}, description="the keys that are tried, train.lr say, and their values"
     )
@@ -115,7 +118,7 @@ class TuneConfig(Section):
             return None
         return len(grid(self.space))
 
-    def problems(self, workers: int) -> list[tuple[str, str]]:
+    def problems(self) -> list[tuple[str, str]]:
         """What does not go together: the key, and the rest of the sentence."""
         found = []
         for name, domain in self.space.items():
@@ -129,12 +132,12 @@ class TuneConfig(Section):
         elif self.search == "grid" and size is not None and size > self.trials:
             found.append(("trials", f" = {self.trials}: the grid has {size} configurations"))
         if self.scheduler == "pbt":
-            found += self._pbt_problems(workers)
+            found += self._pbt_problems()
         if self.deploy_best_trial and self.repeats > 1:
             found.append(("repeats", f" = {self.repeats}: tune.deploy_best_trial takes one trial"))
         return found
 
-    def _pbt_problems(self, workers: int) -> list[tuple[str, str]]:
+    def _pbt_problems(self) -> list[tuple[str, str]]:
         found = []
         if self.search in ("grid", "tpe"):
             found.append(("search", f" = {self.search}: pbt samples its population at random"))
@@ -142,8 +145,8 @@ class TuneConfig(Section):
             found.append(("repeats", f" = {self.repeats}: with pbt, no configuration stays itself"))
         if self.trials < 4:
             found.append(("trials", f" = {self.trials}: pbt needs a population of 4 or more"))
-        if workers > 1:
-            found.append(("scheduler", " = pbt: needs cluster.workers = 1"))
+        if self.workers > 1:
+            found.append(("workers", f" = {self.workers}: pbt needs trials of one worker"))
         for name, domain in self.space.items():
             if name not in (*CHANGED_ON_THE_WAY, "model.dropout"):
                 found.append((f"space.{name}", ": cannot change while a trial of pbt goes on"))

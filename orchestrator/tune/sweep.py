@@ -87,18 +87,19 @@ def _new_record(job: Job, cluster: Cluster) -> SweepRecord:
         repeats=config.repeats,
         steps=config.steps,
         minutes=config.minutes,
-        cpus=job.cluster.most_workers * job.cluster.cpus_per_worker,
-        gpus=job.cluster.most_workers * job.cluster.gpus_per_worker,
+        cpus=config.workers * job.cluster.cpus_per_worker,
+        gpus=config.workers * job.cluster.gpus_per_worker,
         started=time.time(),
     )
 
 
 def _concurrent(job: Job, cluster: Cluster) -> int:
     """How many trials the cluster has room for at the same time; others wait."""
-    sizes = job.cluster
-    room = cluster.cpus // (sizes.most_workers * sizes.cpus_per_worker)
+    assert job.tune is not None
+    sizes, workers = job.cluster, job.tune.workers
+    room = cluster.cpus // (workers * sizes.cpus_per_worker)
     if sizes.gpus_per_worker:
-        room = min(room, (cluster.gpus + 1e-6) // (sizes.most_workers * sizes.gpus_per_worker))
+        room = min(room, (cluster.gpus + 1e-6) // (workers * sizes.gpus_per_worker))
     return max(1, int(room))
 
 
@@ -139,7 +140,7 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
 
 
 def _resources(job: Job) -> dict[str, float]:
-    if job.cluster.most_workers > 1:
+    if job.tune is not None and job.tune.workers > 1:
         return NO_RESOURCES  # its workers take theirs through Ray Train
     resources = {"CPU": float(job.cluster.cpus_per_worker)}
     if job.cluster.gpus_per_worker:

@@ -31,8 +31,7 @@ def config(**tune: Any) -> TuneConfig:
 
 
 def problems(**tune: Any) -> list[str]:
-    workers = tune.pop("workers", 1)
-    job = Job.model_validate(JOB | {"tune": tune, "cluster": {"workers": workers}})
+    job = Job.model_validate(JOB | {"tune": tune})
     return [".".join(key) + text for key, text in job.problems()]
 
 
@@ -85,11 +84,12 @@ def test_a_key_stands_behind_those_that_its_condition_looks_at(names: list[str])
         ({"scheduler": "pbt", "search": "tpe"}, "tune.search = tpe: pbt samples"),
         ({"scheduler": "pbt", "repeats": 2}, "tune.repeats = 2: with pbt"),
         ({"scheduler": "pbt", "trials": 3}, "tune.trials = 3: pbt needs a population"),
-        ({"scheduler": "pbt", "workers": 2}, "tune.scheduler = pbt: needs cluster.workers = 1"),
+        ({"scheduler": "pbt", "workers": 2}, "tune.workers = 2: pbt needs trials of one worker"),
         (
             {"scheduler": "pbt", "space": CHOICES},
             "tune.space.model.num_layers: cannot change while",
         ),
+        ({"workers": 3}, "train.global_batch_size = 32: cannot be dealt evenly to tune.workers"),
         ({"deploy_best_trial": True, "repeats": 2}, "tune.repeats = 2: tune.deploy_best_trial"),
         (
             {"space": {**RATE, "train.betas": {"choice": [[0.9, 0.9]], "when": {"train.x": 1}}}},
