@@ -217,11 +217,11 @@ class Job(Section):
             found.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
         if self.tune is None:
             return found
-        for name, domain in self.tune.space.items():
-            if problem := self._space_problem(name, domain):
-                found.append((("tune", "space", name), f": {problem}"))
         for name, problem in self.tune.problems():
             found.append((("tune", *name.split(".", 1)), problem))
+        for name, domain in self.tune.space.items() if not found else ():
+            if problem := self._space_problem(name, domain):
+                found.append((("tune", "space", name), f": {problem}"))
         return found
 
     def _space_problem(self, name: str, domain: Domain) -> str | None:
