@@ -22,8 +22,8 @@ from orchestrator.task import Batch, Kind, Metric, Row, Task
 class QuestionAnswering(Task[TextProcessor]):
     """The source is the context, an end token, and the question.
 
-    Where both are too long, the context's end is cut. A question may come without a context. It
-    stands last, near what was said last: of facts that change, that is the one that counts.
+    A question may come without a context. It stands last, near what was said last: of facts that
+    change, that is what counts. So where both are too long, the context's beginning is cut.
     """
 
     metric = Metric("exact_match", "max")
@@ -53,7 +53,7 @@ class QuestionAnswering(Task[TextProcessor]):
         for question, context in zip(questions, contexts, strict=True):
             asked = [processor.end_token, *question]
             room = max(self.model.max_seq_len - len(asked), 0)
-            sources.append([*context[:room], *asked])
+            sources.append([*context[max(len(context) - room, 0) :], *asked])
         answers = [row["answer"] for row in rows]
         return encode_pairs(sources, answers, processor, self.model.max_seq_len)
 

@@ -27,6 +27,7 @@ from orchestrator.job import Job
 from orchestrator.pulse import Directive
 from orchestrator.snapshot import Snapshot
 from orchestrator.train import train_group
+from orchestrator.tune.log import logged
 from orchestrator.world import World
 
 VALIDATIONS = 16  # of a trial that is not stopped: what the scheduler decides by
@@ -50,6 +51,11 @@ def run_trial(config: dict[str, Any], sweeping: Sweeping) -> None:
     A failure is reported, not raised: it is a row of the sweep, not its end.
     """
     job, folder = _job_of(config, sweeping), trial_folder(Folder(sweeping.folder), config["number"])
+    with logged(folder):
+        _train_or_tell(job, folder, sweeping)
+
+
+def _train_or_tell(job: Job, folder: Folder, sweeping: Sweeping) -> None:
     try:
         data = PreparedData.load(Folder(sweeping.prepared))
         if data is None:
