@@ -36,7 +36,8 @@ class Recorder(ray.tune.Callback):
         self.progress = progress
         self.asked: set[int] = set()  # trials that a user wants to stop
         self.stop_asked = False
-        self._began = time.monotonic() - record.seconds
+        self._before = record.seconds  # that earlier starts of the sweep ran
+        self._began: float | None = None  # with its first trial: until then, processes start
         self._running: dict[int, Trial] = {}
         self._since: dict[int, float] = {}  # when each that runs was started, less what it ran
         self._written: dict[int, float] = {}
@@ -48,8 +49,9 @@ class Recorder(ray.tune.Callback):
 
     @property
     def seconds(self) -> float:
-        """That the sweep ran, over all of its starts."""
-        return time.monotonic() - self._began
+        """That trials ran, over all starts of the sweep."""
+        since = time.monotonic() - self._began if self._began is not None else 0.0
+        return self._before + since
 
     @property
     def out_of_time(self) -> bool:
@@ -79,6 +81,7 @@ class Recorder(ray.tune.Callback):
         number = trial.config["number"]
         record = self._running[number]
         now = time.monotonic()
+        self._began = self._began or now
         if record.started == 0.0:
             record.started = time.time()
         self._since[number] = now - record.seconds

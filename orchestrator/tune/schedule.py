@@ -81,6 +81,12 @@ class _Population(PopulationBasedTraining):
             },
         )
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # Ray refuses searchers here, which would not learn of changed values. This sweep's samples
+        # at random, and the trials are its own records.
+        nobody: Any = _Past(trial.trial_id)
+        super().on_trial_add(nobody, trial)
+
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         config["donor"], config["number"] = config["number"], trial.config["number"]
@@ -105,6 +111,7 @@ class _Past:
     """A trial that ended before, in the place of one of Ray's."""
 
     trial_id: str
+    search_alg: None = None
 
     def get_live_trials(self) -> list[Any]:
         """And in the place of Tune's controller: nobody waits."""

@@ -175,7 +175,7 @@ def test_what_a_user_asks_for_is_done(
 ) -> None:
     """One trial is stopped for good; then the sweep, which goes on afterwards."""
     folder = Folder(str(tmp_path / "sweep"))
-    settings = {"trials": 5, "steps": 600, "scheduler": "none", "search": "random"}
+    settings = {"trials": 5, "steps": 300, "scheduler": "none", "search": "random"}
 
     def ask() -> None:
         wait_for(lambda: any(t.step for t in read_trials(folder).values() if t.number == 1))
