@@ -7,12 +7,13 @@ from typing import Any
 import ray.tune
 from ray.tune.experiment import Trial as RayTrial
 
-from orchestrator.errors import StageError, last_line
+from orchestrator.errors import last_line
 from orchestrator.folder import Folder
 from orchestrator.progress import Progress
 from orchestrator.task import Metric
-from orchestrator.trials import REQUESTS, Exploit, SweepRecord, Trial
+from orchestrator.trials import REQUESTS, SWEEP_FILE, Exploit, SweepRecord, Trial
 from orchestrator.tune.search import Search
+from orchestrator.tune.writer import Writer
 
 WRITE_SECONDS = 1.0  # between writes of one trial that runs
 LOOK_SECONDS = 0.5  # between looks for requests
@@ -43,6 +44,7 @@ class Recorder(ray.tune.Callback):
         self._written: dict[int, float] = {}
         self._looked = 0.0
         self._requests = folder / REQUESTS
+        self._writer = Writer(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore of its own, which is never done
@@ -143,6 +145,10 @@ class Recorder(ray.tune.Callback):
         record.reason, record.traceback = last_line(text) if text else "its process was lost", text
         self._end(record, "failed")
 
+    def flush(self) -> None:
+        """Return when all that has ended is on disk."""
+        self._writer.flush()
+
     def close(self, state: str, error: str = "") -> None:
         """Write down how the sweep ended; trials that were cut off end with its time."""
         for record in list(self._running.values()):
@@ -151,6 +157,7 @@ class Recorder(ray.tune.Callback):
                 self._end(record, "stopped")
         self.record.state, self.record.error = state, error  # type: ignore[assignment]
         self.record.seconds = self.seconds
+        self._writer.close()
         self.record.save(self.folder)
 
     def _end(self, record: Trial, state: str) -> None:
@@ -161,8 +168,7 @@ class Recorder(ray.tune.Callback):
         self._write(record)
         self.search.ended(record)
         self.record.seconds = self.seconds
-        with contextlib.suppress(StageError):
-            self.record.save(self.folder)
+        self._writer.put(SWEEP_FILE, self.record.model_dump_json(indent=1).encode())
         self.progress.advance(1)
         self._show()
 
@@ -178,8 +184,7 @@ class Recorder(ray.tune.Callback):
 
     def _write(self, record: Trial) -> None:
         self._written[record.number] = time.monotonic()
-        with contextlib.suppress(StageError):  # a storage that refuses now may take the next one
-            self.folder.write(record.file, record.model_dump_json().encode())
+        self._writer.put(record.file, record.model_dump_json().encode())
 
     def _show(self) -> None:
         """The best so far, on the terminal."""

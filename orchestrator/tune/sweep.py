@@ -57,6 +57,7 @@ def tune(
         if recorder.stop_asked:
             state, error = "stopped", ""
             raise StoppedError("the sweep was stopped: the same command goes on with it")
+        recorder.flush()
         sweep = _result(job, folder, recorder.seconds, list(search.trials.values()))
         state, error = "finished", ""
         return sweep.commit()
