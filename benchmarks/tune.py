@@ -29,7 +29,6 @@ from benchmarks.sides import (
 )
 from orchestrator.folder import Folder
 from orchestrator.trials import Trial, read_trials
-from orchestrator.tune.trial import VALIDATIONS
 
 STEPS = 160
 SPACE = {
@@ -48,10 +47,13 @@ JOB: dict[str, Any] = {
 GRID = {
     "train.lr": {"choice": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
     "train.optimizer": {"choice": ["adamw", "muon"]},
+    "train.weight_decay": {"choice": [0.01, 0.3]},
     "model.num_layers": {"choice": [1, 2]},
 }
-TRIALS = {"ours": 40, "optuna": 20, "nested": 4}  # some 30 seconds of work each; nested ones more
-SKIPPED = 2  # trials, before the pace is looked at
+GRID_SIZE, GRID_STEPS = 48, 64
+TRIALS = {"ours": 32, "optuna": 16, "nested": 4}  # about a minute of work each; nested ones more
+SHORT = 64  # trials of one step, where what is beside the work is looked for
+SKIPPED = 4  # trials, before the pace is looked at
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Ended:
     @property
     def seconds_a_trial(self) -> float:
         """From one end to the next, on all cores that the side uses."""
-        return (self.ends[-1] - self.ends[SKIPPED - 1]) / (len(self.ends) - SKIPPED)
+        skipped = min(SKIPPED, len(self.ends) // 2)
+        return (self.ends[-1] - self.ends[skipped - 1]) / (len(self.ends) - skipped)
 
     def seconds_to(self, value: float) -> float:
         """From the command until a trial came to a value as good; infinite where none did."""
@@ -84,9 +87,11 @@ def main() -> None:
             machine.round_begins()
             found = {}
             for name in rotated(list(TRIALS), number):
-                found[name] = run(name, engine, machine, folder)
+                found[name] = run(name, engine, machine, folder, TRIALS[name])
                 pace = 60 / found[name].seconds_a_trial
                 print(f"round {number + 1}, {name}: {pace:.1f} trials a minute", file=sys.stderr)
+            for name in ("ours", "optuna"):
+                found[f"{name}, short"] = run(name, engine, machine, folder, SHORT, steps=1)
             rounds.append(found)
         asha = [compare_asha(seed, engine, machine) for seed in range(options.seeds)]
     report(rounds, asha, machine)
@@ -106,10 +111,9 @@ def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
     ):
         started.output()
     (path,) = engine.storage.glob("*/prepare-*")
-    train = {**JOB["train"], "steps": STEPS, "eval_every": STEPS // VALIDATIONS}
     plain = {k: v for k, v in JOB.items() if k != "tune"}
     work = {
-        "job": {**plain, "task": "language_modelling", "train": train},
+        "job": {**plain, "task": "language_modelling"},
         "prepared": str(path),
         "space": SPACE,
         "metric": "loss",
@@ -117,13 +121,15 @@ def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
     (folder / "tune.json").write_text(json.dumps(work))
 
 
-def run(name: str, engine: Engine, machine: Machine, folder: Path) -> Ended:
+def run(
+    name: str, engine: Engine, machine: Machine, folder: Path, trials: int, steps: int = STEPS
+) -> Ended:
     os.environ["OMP_NUM_THREADS"] = "1"
-    trials = TRIALS[name]
     if name == "ours":
-        return run_ours(engine, machine, [f"tune.trials={trials}"])[0]
+        overrides = [f"tune.trials={trials}", f"tune.steps={steps}"]
+        return run_ours(engine, machine, overrides)[0]
     module = f"benchmarks.peers.tune_{name}"
-    command = [sys.executable, "-m", module, str(folder), str(trials)]
+    command = [sys.executable, "-m", module, str(folder), str(trials), str(steps)]
     if name == "optuna":
         machine.wait_until_quiet()
         with Started(command, dict(os.environ), folder / "peer.log") as started:
@@ -156,8 +162,9 @@ def run_ours(engine: Engine, machine: Machine, overrides: list[str]) -> tuple[En
 
 def compare_asha(seed: int, engine: Engine, machine: Machine) -> dict[str, float]:
     """The whole grid, and ASHA over it: the best of each, and the seconds of their trials."""
-    common = [f"train.seed={seed}", f"tune.seed={seed}", "tune.search=grid", "tune.trials=24"]
-    common.append(f"tune.space={json.dumps(GRID)}")
+    common = [f"train.seed={seed}", f"tune.seed={seed}", "tune.search=grid"]
+    common += [f"tune.space={json.dumps(GRID)}", f"tune.trials={GRID_SIZE}"]
+    common += [f"tune.steps={GRID_STEPS}", "train.warmup_steps=4"]
     found = {}
     for scheduler in ("none", "asha"):
         _, trials = run_ours(engine, machine, [*common, f"tune.scheduler={scheduler}"])

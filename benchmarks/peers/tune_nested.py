@@ -1,4 +1,4 @@
-"""Ray Tune with a Ray Train group for each trial, as its documentation has it: ... FOLDER TRIALS.
+"""Ray Tune with a Ray Train group a trial, as its documentation has it: ... FOLDER TRIALS STEPS.
 
 The loop inside is this engine's own `fit()`, with the same job, space and number of steps.
 """
@@ -20,7 +20,7 @@ from benchmarks.peers.tune_work import fit_once, load_work
 
 
 def loop(config: dict[str, Any]) -> None:
-    fit_once(config["folder"], config["overrides"], ray.train.report)
+    fit_once(config["folder"], config["overrides"], config["steps"], ray.train.report)
 
 
 def trial(config: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Ends(ray.tune.Callback):
 
 
 def main() -> None:
-    folder, trials = sys.argv[1], int(sys.argv[2])
+    folder, trials, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     work = load_work(folder)
     ray.init(log_to_driver=False)
     ends = Ends(work["metric"])
@@ -58,6 +58,7 @@ def main() -> None:
         ray.tune.with_resources(trial, {"CPU": 0.01}),
         param_space={
             "folder": folder,
+            "steps": steps,
             "overrides": {
                 key: ray.tune.loguniform(*domain["loguniform"])
                 for key, domain in work["space"].items()

@@ -1,4 +1,4 @@
-"""Optuna alone, in one process of one core, around this engine's own `fit()`: ... FOLDER TRIALS."""
+"""Optuna alone, in one process, around this engine's own `fit()`: ... FOLDER TRIALS STEPS."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from benchmarks.peers.tune_work import fit_once, load_work
 
 
 def main() -> None:
-    folder, trials = sys.argv[1], int(sys.argv[2])
+    folder, trials, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     work = load_work(folder)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -23,7 +23,7 @@ def main() -> None:
             key: trial.suggest_float(key, *domain["loguniform"], log=True)
             for key, domain in work["space"].items()
         }
-        reached = fit_once(folder, overrides, lambda metrics: None)
+        reached = fit_once(folder, overrides, steps, lambda metrics: None)
         ends.append(time.time())
         values.append(reached)
         return reached

@@ -12,6 +12,8 @@ from orchestrator.job import Job
 from orchestrator.pulse import Directive
 from orchestrator.world import World
 
+VALIDATIONS = 16  # as `orchestrator.tune.trial` has them, whose import brings Ray
+
 
 def load_work(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(folder) / "tune.json").read_text())
@@ -19,11 +21,13 @@ def load_work(folder: str) -> dict[str, Any]:
 
 
 def fit_once(
-    folder: str, overrides: dict[str, Any], report: Callable[[dict[str, float]], Any]
+    folder: str, overrides: dict[str, Any], steps: int, report: Callable[[dict[str, float]], Any]
 ) -> float:
     """Train the job with other values; returns the last validation's metric."""
     work = load_work(folder)
-    job = Job.model_validate(work["job"]).override(overrides)
+    job = Job.model_validate(work["job"]).override(
+        overrides | {"train.steps": steps, "train.eval_every": -(-steps // VALIDATIONS)}
+    )
     prepared = PreparedData.load(Folder(work["prepared"]))
     assert prepared is not None
     metrics = fit(job.build_task(), prepared, job.train, World(), _Reporter(report))

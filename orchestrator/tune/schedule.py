@@ -28,14 +28,7 @@ QUANTILE = 0.25  # of a population: so many give up for so many
 def scheduler(config: TuneConfig, metric: Metric) -> TrialScheduler:
     """The scheduler that a job names."""
     if config.scheduler == "asha":
-        return ASHAScheduler(
-            time_attr="step",
-            metric=metric.name,
-            mode=metric.mode,
-            max_t=config.steps + 1,  # a trial ends by itself, and is then no stopped one
-            grace_period=_validated_at(config, 1),
-            reduction_factor=REDUCTION,
-        )
+        return _Halving(config, metric)
     if config.scheduler == "median":
         return MedianStoppingRule(
             time_attr="step",
@@ -51,6 +44,27 @@ def scheduler(config: TuneConfig, metric: Metric) -> TrialScheduler:
 def _validated_at(config: TuneConfig, number: int) -> int:
     """The step of a trial's n-th validation."""
     return min(config.steps, number * -(-config.steps // VALIDATIONS))
+
+
+class _Halving(ASHAScheduler):
+    """Ray's, with more rungs: its own are as far apart as it reduces.
+
+    Of few trials the first ones always go on, there being nothing to compare them with. Where they
+    are looked at more often, that costs less: of 48 trials 19 % of all steps in place of 24 %, the
+    best or its next found as surely (docs/log.md). Li et al. 2018, arXiv 1810.05934.
+    """
+
+    def __init__(self, config: TuneConfig, metric: Metric) -> None:
+        super().__init__(
+            time_attr="step",
+            metric=metric.name,
+            mode=metric.mode,
+            max_t=config.steps + 1,  # a trial ends by itself, and is then no stopped one
+            reduction_factor=REDUCTION,
+        )
+        rungs = {_validated_at(config, number) for number in RUNGS} - {config.steps}
+        (bracket,) = self._brackets
+        bracket._rungs = [(step, {}) for step in sorted(rungs, reverse=True)]
 
 
 class _Population(PopulationBasedTraining):

@@ -61,7 +61,7 @@ class Search:
         for trial in sorted(self.trials.values(), key=lambda trial: trial.number):
             if trial.state == "finished":
                 self._plan_repeats(trial)
-        self._grid = grid(config.space) if config.searched_by == "grid" else []
+        self._grid = _shuffled_grid(config) if config.searched_by == "grid" else []
         known = [t for t in earlier if t.overrides.keys() <= config.space.keys()]
         self._earlier = [t for t in known if t.state in ("finished", "stopped early")]
         self._next = 1 + max((t.configuration for t in self.trials.values()), default=-1)
@@ -169,6 +169,12 @@ class Search:
     def _memory(self) -> list[Trial]:
         inside = [trial for trial in self._earlier if self._inside(trial.overrides)]
         return [*inside, *merged(self.trials.values(), self.metric)]
+
+
+def _shuffled_grid(config: TuneConfig) -> list[dict[str, Any]]:
+    """In an order of no meaning: ASHA, shown ever better trials, would stop none."""
+    found = grid(config.space)
+    return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
 
 
 def sample(config: TuneConfig, number: int) -> dict[str, Any]:

@@ -224,7 +224,14 @@ def test_a_file_in_place_of_the_folder_holds_no_artifact(tmp_path: Path) -> None
 def test_a_committed_artifact_is_loaded_as_it_was(folder: Folder) -> None:
     artifacts = [
         prepared_in(folder),
-        Sweep(folder=folder, seconds=0.1, summary="", best={"train.lr": 0.1}, trials=[{"a": [1]}]),
+        Sweep(
+            folder=folder,
+            seconds=0.1,
+            summary="",
+            best={"train.lr": 0.1},
+            best_trial=0,
+            trials=[{"a": [1]}],
+        ),
         Evaluation(
             folder=folder, seconds=1e-9, summary="é", metrics={"x": 0.1 + 0.2}, baselines={}
         ),
