@@ -18,9 +18,8 @@ from orchestrator.trials import Trial
 from orchestrator.tune.search import sample
 from orchestrator.tune.trial import VALIDATIONS
 
-REDUCTION = (
-    4  # ASHA lets one trial of four on, first at a sixteenth of the steps, then at a quarter
-)
+REDUCTION = 4  # at each rung, ASHA lets a trial on that is among the best quarter so far
+RUNGS = (1, 2, 4, 8)  # after which of a trial's validations
 PERTURBATIONS = 8  # of a population's trial, at most
 QUANTILE = 0.25  # of a population: so many give up for so many
 
