@@ -1,0 +1,279 @@
+// A pair of axes with a canvas over it.
+//
+// Plotly draws axes, grids, contours, and zooms; the marks of trials are painted on two canvases of
+// our own, one for all of them and one for those that stand out. A thousand curves take some
+// milliseconds so, need no WebGL, which not every browser has, and light up without being redrawn.
+
+import { el } from "./dom.js";
+import { css } from "./palette.js";
+import { hover, isPicked, select, store } from "./store.js";
+import { showTip, hideTip } from "./tip.js";
+
+const CLICK = 5; // pixels that a click may move
+const TOUCH = matchMedia("(pointer: coarse)").matches;
+const CONFIG = { displayModeBar: false, doubleClick: "autosize", responsive: false };
+
+const plotly = new Promise((resolve) => {
+  if (window.Plotly) resolve(window.Plotly);
+  else document.getElementById("plotly").addEventListener("load", () => resolve(window.Plotly));
+});
+
+/**
+ * `chart` has `axes()`: `{x, y, key}`, each axis `{title, low, high, log, ticks}`, a zoom is kept
+ * while the key stays; also `traces()` for Plotly, made anew where `content` is another one;
+ * `paint(context, map)` for all marks, `overlay(context, map)` for those that stand out, and
+ * `find(map, x, y)`: the number of the trial under a pixel, or null.
+ */
+export class Plane {
+  constructor(root, chart) {
+    this.chart = chart;
+    this.plot = el("div", { class: "plot" });
+    this.base = el("canvas", { class: "marks" });
+    this.over = el("canvas", { class: "marks" });
+    root.replaceChildren(this.plot, this.base, this.over);
+    this.root = root;
+    this.signature = null;
+    this.visible = false;
+    this.stale = true;
+    this.frame = null;
+    this.watch();
+  }
+
+  watch() {
+    this.seen = new IntersectionObserver((entries) => {
+      this.visible = entries.at(-1).isIntersecting;
+      if (this.visible && this.stale) this.draw();
+    }, { rootMargin: "100px" });
+    this.seen.observe(this.root);
+    this.sized = new ResizeObserver(() => this.resize());
+    this.sized.observe(this.root);
+    this.plot.addEventListener("pointermove", (event) => this.moved(event));
+    this.plot.addEventListener("pointerleave", () => this.left());
+    this.plot.addEventListener("pointerdown", (event) => this.pressed(event));
+  }
+
+  /** Draw what changed: all, or with `highlight` alone what stands out. */
+  draw(kinds = null) {
+    if (!this.visible) {
+      this.stale = true;
+      return;
+    }
+    if (kinds !== null && kinds.size === 1 && kinds.has("highlight")) {
+      this.repaint(true);
+      return;
+    }
+    plotly.then((Plotly) => {
+      if (this.closed) return;
+      this.stale = false;
+      const axes = this.chart.axes();
+      const signature = JSON.stringify([axes.x, axes.y, axes.key, axes.content, css("--ink")]);
+      if (signature !== this.signature) this.react(Plotly, axes, signature);
+      this.repaint();
+    });
+  }
+
+  react(Plotly, axes, signature) {
+    const first = this.signature === null;
+    this.signature = signature;
+    Plotly.react(this.plot, [corners(axes), ...(axes.traces?.() ?? [])], layout(axes), CONFIG);
+    if (!first) return;
+    for (const event of ["afterplot", "relayout", "relayouting"]) {
+      this.plot.on(`plotly_${event}`, () => this.repaint());
+    }
+  }
+
+  resize() {
+    if (!this.visible || this.signature === null) return;
+    requestAnimationFrame(() => {
+      if (this.closed || this.root.clientWidth === 0) return;
+      window.Plotly.Plots.resize(this.plot);
+      this.repaint();
+    });
+  }
+
+  repaint(overlayAlone = false) {
+    this.baseToo = this.baseToo || !overlayAlone;
+    if (this.frame !== null || !this.plot._fullLayout) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = null;
+      if (this.closed) return;
+      const map = this.map();
+      if (this.baseToo) this.on(this.base, map, (context) => this.chart.paint(context, map));
+      this.baseToo = false;
+      this.on(this.over, map, (context) => this.chart.overlay(context, map));
+      this.base.classList.toggle("back", isPicked());
+    });
+  }
+
+  /** Paint on a cleared canvas, within the axes. */
+  on(canvas, map, paint) {
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [this.root.clientWidth, this.root.clientHeight];
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      canvas.width = Math.round(width * ratio);
+      canvas.height = Math.round(height * ratio);
+    }
+    const context = canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
+    context.save();
+    context.beginPath();
+    context.rect(map.left, map.top, map.width, map.height);
+    context.clip();
+    paint(context);
+    context.restore();
+  }
+
+  /** From data to pixels; not a number where a log axis has no place for it. */
+  map() {
+    const { xaxis, yaxis } = this.plot._fullLayout;
+    const [toX, fromX] = along(xaxis, xaxis._offset, xaxis._length);
+    const [toY] = along(yaxis, yaxis._offset + yaxis._length, -yaxis._length);
+    return {
+      x: toX, y: toY, dataX: fromX, left: xaxis._offset, top: yaxis._offset,
+      width: xaxis._length, height: yaxis._length,
+    };
+  }
+
+  at(event) {
+    const box = this.root.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  }
+
+  under(event) {
+    if (!this.plot._fullLayout) return null;
+    const map = this.map();
+    const [x, y] = this.at(event);
+    const inside = x >= map.left - 8 && x <= map.left + map.width + 8
+      && y >= map.top - 8 && y <= map.top + map.height + 8;
+    return inside ? this.chart.find(map, x, y) : null;
+  }
+
+  moved(event) {
+    if (event.pointerType === "touch" || event.buttons !== 0) return;
+    const number = this.under(event);
+    this.plot.classList.toggle("pointing", number !== null);
+    hover(number);
+    const trial = store.trials.get(number);
+    if (trial) showTip(trial, event.clientX, event.clientY, this.chart.note?.(trial));
+    else hideTip();
+  }
+
+  left() {
+    hover(null);
+    hideTip();
+  }
+
+  pressed(event) {
+    const [x, y] = [event.clientX, event.clientY];
+    // Plotly lays a cover over the page while a button is down: the release is heard there.
+    window.addEventListener("pointerup", (release) => {
+      const moved = Math.hypot(release.clientX - x, release.clientY - y);
+      const number = moved <= CLICK ? this.under(event) : null;
+      if (number !== null) select(number);
+    }, { once: true });
+  }
+
+  close() {
+    this.closed = true;
+    this.seen.disconnect();
+    this.sized.disconnect();
+    if (this.signature !== null) window.Plotly.purge(this.plot);
+  }
+}
+
+function along(axis, start, length) {
+  const [low, high] = axis.range.map(Number);
+  const scale = length / (high - low);
+  if (axis.type === "log") {
+    return [(v) => start + (Math.log10(v) - low) * scale, (px) => 10 ** (low + (px - start) / scale)];
+  }
+  return [(v) => start + (v - low) * scale, (px) => low + (px - start) / scale];
+}
+
+/** An invisible trace that spans the data, by which Plotly finds the range of its axes. */
+function corners({ x, y }) {
+  return {
+    type: "scatter", mode: "markers", hoverinfo: "skip", marker: { opacity: 0, size: 8 },
+    x: [x.low, x.high], y: [y.low, y.high],
+  };
+}
+
+function layout({ x, y, key }) {
+  return {
+    autosize: true,
+    margin: { l: 48, r: 10, t: 6, b: 34 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 11, color: css("--muted") },
+    showlegend: false,
+    hovermode: false,
+    dragmode: TOUCH ? false : "zoom", // else a finger on a chart could not scroll the page
+    uirevision: key ?? "same", // a zoom outlives new data
+    xaxis: axis(x),
+    yaxis: axis(y),
+  };
+}
+
+function axis({ title, log, ticks, hidden, unit }) {
+  const line = css("--line");
+  return {
+    type: log ? "log" : "linear",
+    title: { text: escaped(title ?? ""), standoff: 6, font: { size: 11 } },
+    autorange: true,
+    automargin: true,
+    visible: !hidden,
+    zeroline: false,
+    showline: true,
+    linecolor: line,
+    gridcolor: line,
+    gridwidth: 0.5,
+    tickcolor: line,
+    ticks: "outside",
+    ticklen: 3,
+    nticks: 7,
+    exponentformat: "power",
+    ticksuffix: unit ?? "",
+    ...(ticks ? { tickmode: "array", tickvals: ticks.map(([v]) => v), ticktext: ticks.map(([, t]) => escaped(t)) } : {}),
+  };
+}
+
+/** Plotly reads some tags in its texts: a name with brackets in it is to be shown as it is. */
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+/** An axis over the values of a scale. */
+export function axisOf(scale, title) {
+  if (scale.categories) {
+    const ticks = scale.categories.map((text, place) => [place, text.length > 14 ? `${text.slice(0, 13)}…` : text]);
+    return { title, low: -0.4, high: scale.high + 0.4, log: false, ticks };
+  }
+  const spread = Number.isFinite(scale.low) && Number.isFinite(scale.high);
+  return { title, low: spread ? scale.low : 0, high: spread ? scale.high : 1, log: scale.log };
+}
+
+/** A ring or a filled dot. */
+export function dot(context, x, y, radius, colour, edge = null) {
+  if (!Number.isFinite(x) || !Number.isFinite(y)) return;
+  context.beginPath();
+  context.arc(x, y, radius, 0, 2 * Math.PI);
+  context.fillStyle = colour;
+  context.fill();
+  if (edge === null) return;
+  context.lineWidth = 1.5;
+  context.strokeStyle = edge;
+  context.stroke();
+}
+
+/** The number of the trial whose point is nearest to a pixel, or null where none is near. */
+export function nearest(points, x, y, reach = 14) {
+  let best = null;
+  let least = reach * reach;
+  for (const [number, px, py] of points) {
+    const distance = (px - x) ** 2 + (py - y) ** 2;
+    if (distance <= least) {
+      least = distance;
+      best = number;
+    }
+  }
+  return best;
+}

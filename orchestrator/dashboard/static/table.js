@@ -1,0 +1,274 @@
+// The trials as rows: sorted, filtered, and only those in sight made.
+
+import { $, el, setText } from "./dom.js";
+import { DASH, duration, number, shortNames, value } from "./format.js";
+import {
+  STATES, better, changed, clearFilter, hover, isFiltered, select, store, toggleCompared,
+} from "./store.js";
+import { hideTip } from "./tip.js";
+
+const ROW = 28; // pixels: as in the style sheet
+const SPARE = 8; // rows above and below those in sight
+
+export class Table {
+  constructor(root, openTrial) {
+    this.root = root;
+    this.openTrial = openTrial;
+    this.sort = { key: "value", down: false };
+    this.rows = [];
+    this.head = el("thead");
+    this.body = el("tbody");
+    this.columns = el("colgroup");
+    this.box = $("#table", root);
+    this.box.replaceChildren(el("table", { role: "grid" }, this.columns, this.head, this.body));
+    this.listen();
+  }
+
+  listen() {
+    const { box, root } = this;
+    box.addEventListener("scroll", () => this.rowsSoon(), { passive: true });
+    this.sized = new ResizeObserver(() => this.rowsSoon());
+    this.sized.observe(box);
+    box.addEventListener("pointerover", (event) => {
+      if (event.pointerType !== "touch") hover(numberOf(event));
+    });
+    box.addEventListener("pointerleave", () => hover(null));
+    box.addEventListener("click", (event) => this.clicked(event));
+    box.addEventListener("dblclick", (event) => {
+      const chosen = numberOf(event);
+      if (chosen !== null) this.openTrial(chosen);
+    });
+    box.addEventListener("keydown", (event) => this.pressed(event));
+    $("#filter", root).addEventListener("input", (event) => {
+      store.query = event.target.value;
+      changed("filter");
+    });
+    $("#clear", root).addEventListener("click", () => {
+      clearFilter();
+      $("#filter", root).value = "";
+    });
+    for (const id of ["only-differing", "all-metrics"]) {
+      $(`#${id}`, root).addEventListener("change", () => this.draw(new Set(["trials"])));
+    }
+  }
+
+  clicked(event) {
+    const key = event.target.closest("th button")?.dataset.key;
+    if (key !== undefined) {
+      this.sortBy(key);
+      return;
+    }
+    const chosen = numberOf(event);
+    if (chosen === null) return;
+    hideTip();
+    if (event.target.closest(".tick")) toggleCompared(chosen);
+    else select(chosen);
+  }
+
+  sortBy(key) {
+    this.sort = { key, down: this.sort.key === key ? !this.sort.down : false };
+    this.draw(new Set(["trials"]));
+  }
+
+  pressed(event) {
+    if (event.target !== this.box || this.rows.length === 0) return;
+    const at = this.rows.findIndex((trial) => trial.number === store.selected);
+    const page = Math.max(1, Math.floor(this.box.clientHeight / ROW) - 2);
+    const moves = {
+      ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0,
+      End: this.rows.length - 1,
+    };
+    if (event.key in moves) {
+      const to = Math.max(0, Math.min(this.rows.length - 1, moves[event.key]));
+      select(this.rows[to].number);
+    } else if (event.key === "Enter" && at >= 0) this.openTrial(store.selected);
+    else if (event.key === " " && at >= 0) toggleCompared(store.selected);
+    else return;
+    event.preventDefault();
+  }
+
+  draw(kinds) {
+    if (kinds.has("trials") || kinds.has("filter")) {
+      this.layOut();
+      this.arrange();
+    }
+    if (kinds.has("highlight")) {
+      if (store.selected !== this.shownSelection) this.reveal(store.selected);
+      this.shownSelection = store.selected;
+    }
+    if (kinds.size === 1 && kinds.has("summary")) return;
+    this.fillRows();
+  }
+
+  /** The columns, by what there is to see. */
+  layOut() {
+    const { summary } = store;
+    const onlyDiffering = $("#only-differing", this.root).checked;
+    const keys = onlyDiffering && store.list.length > 1 ? store.differing : store.parameters;
+    const names = shortNames(keys);
+    const others = $("#all-metrics", this.root).checked
+      ? store.metrics.filter((metric) => metric !== summary.metric) : [];
+    const numeric = (read, write) => ({ read, write: (t) => write(read(t)), right: true });
+    this.shown = [
+      { key: "number", name: "#", ...numeric((t) => t.number, String) },
+      { key: "state", name: "state", read: (t) => STATES.indexOf(t.shown), pill: true },
+      { key: "value", name: summary.metric, strong: true, ...numeric((t) => t.value, number) },
+      { key: "step", name: "step", ...numeric((t) => t.step, String) },
+      ...keys.map((key) => ({
+        key: `o ${key}`, name: names[key], title: key, read: (t) => t.overrides[key],
+        write: (t) => value(t.overrides[key]),
+        right: store.list.every((t) => typeof (t.overrides[key] ?? 0) === "number"),
+      })),
+      ...others.map((metric) => ({
+        key: `m ${metric}`, name: metric, ...numeric((t) => t.metrics[metric] ?? null, number),
+      })),
+      { key: "seconds", name: "time", ...numeric((t) => t.seconds, duration) },
+      ...(summary.repeats > 1 ? [{ key: "repeat", name: "repeat", ...numeric((t) => t.repeat, String) }] : []),
+      { key: "reason", name: "note", read: (t) => t.reason, write: (t) => t.reason, wide: true },
+    ];
+    this.headings();
+  }
+
+  headings() {
+    const key = JSON.stringify([this.shown.map((c) => [c.key, c.name]), this.sort]);
+    if (this.head.dataset.key === key) return;
+    this.head.dataset.key = key;
+    const cells = this.shown.map((column) => {
+      const sorted = this.sort.key === column.key;
+      const order = sorted ? (this.sort.down ? "descending" : "ascending") : null;
+      return el("th", { "aria-sort": order, class: column.right ? "right" : null, scope: "col" },
+        el("button", { "data-key": column.key, title: column.title ?? column.name }, column.name));
+    });
+    const tick = el("th", { class: "tick", scope: "col" }, el("span", { class: "offscreen" }, "compare"));
+    this.head.replaceChildren(el("tr", {}, tick, ...cells));
+  }
+
+  arrange() {
+    const { key, down } = this.sort;
+    const column = this.shown.find((c) => c.key === key) ?? this.shown[2];
+    const sign = down ? -1 : 1;
+    const order = key === "value" ? byValue(sign) : byColumn(column.read, sign);
+    this.rows = store.list.filter((trial) => trial.passes).sort(order);
+    this.widths();
+    const all = store.list.length;
+    setText($("#shown", this.root), this.rows.length === all ? "" : `${this.rows.length} of ${all}`);
+    $("#clear", this.root).hidden = !isFiltered();
+    if (store.query === "" && document.activeElement?.id !== "filter") $("#filter", this.root).value = "";
+  }
+
+  /** Fixed widths, by the longest text of a column, since only some rows are there to be measured. */
+  widths() {
+    const wide = this.shown.map((column) => {
+      let most = column.name.length + 2;
+      for (const trial of this.rows) {
+        const text = column.pill ? trial.shown : column.write(trial) ?? "";
+        if (text.length > most) most = text.length;
+      }
+      return Math.round(Math.max(48, Math.min(column.wide ? 420 : 170, most * 7.1 + 18)));
+    });
+    const key = wide.join();
+    if (this.columns.dataset.key === key) return;
+    this.columns.dataset.key = key;
+    this.columns.replaceChildren(...[28, ...wide].map((w) => el("col", { style: `width:${w}px` })));
+    this.columns.parentElement.style.width = `${28 + wide.reduce((sum, w) => sum + w, 0)}px`;
+  }
+
+  rowsSoon() {
+    if (this.soon) return;
+    this.soon = true;
+    requestAnimationFrame(() => {
+      this.soon = false;
+      if (this.shown) this.fillRows();
+    });
+  }
+
+  fillRows() {
+    const first = Math.max(0, Math.floor(this.box.scrollTop / ROW) - SPARE);
+    const count = Math.ceil(this.box.clientHeight / ROW) + 2 * SPARE;
+    const last = Math.min(this.rows.length, first + count);
+    const rows = this.rows.slice(first, last).map((trial) => this.row(trial));
+    const space = (height) => el("tr", { class: "space", "aria-hidden": "true", style: `height:${height}px` });
+    this.body.replaceChildren(space(first * ROW), ...rows, space((this.rows.length - last) * ROW));
+  }
+
+  row(trial) {
+    const compared = store.compared.includes(trial.number);
+    const classes = [
+      trial.number === store.hovered && "hovered", trial.number === store.selected && "selected",
+      trial.number === store.summary.best?.number && "best", trial.shown === "failed" && "broken",
+    ].filter(Boolean);
+    const box = el("input", { type: "checkbox", checked: compared, tabindex: "-1", "aria-label": `compare trial ${trial.number}` });
+    return el("tr",
+      { "data-number": trial.number, class: classes.join(" "), "aria-selected": String(trial.number === store.selected) },
+      el("td", { class: "tick" }, box),
+      ...this.shown.map((column) => this.cell(column, trial)));
+  }
+
+  cell(column, trial) {
+    if (column.pill) return el("td", {}, statePill(trial));
+    const text = column.write(trial) || (column.right ? DASH : "");
+    const classes = [column.right && "right", column.strong && "strong", column.wide && "wide"].filter(Boolean);
+    return el("td", { class: classes.join(" ") || null, title: text.length > 18 ? text : null }, text);
+  }
+
+  /** Scroll a trial that was selected elsewhere into sight. */
+  reveal(chosen) {
+    const at = this.rows.findIndex((trial) => trial.number === chosen);
+    if (at < 0) return;
+    const head = this.head.offsetHeight;
+    const [top, bottom] = [at * ROW, (at + 1) * ROW + head];
+    if (top < this.box.scrollTop) this.box.scrollTop = top;
+    else if (bottom > this.box.scrollTop + this.box.clientHeight) {
+      this.box.scrollTop = bottom - this.box.clientHeight;
+    }
+  }
+
+  close() {
+    this.sized.disconnect();
+  }
+}
+
+function statePill(trial) {
+  const asked = store.summary.stopping_trials.includes(trial.number) && trial.shown === "running";
+  const text = asked ? "stopping" : trial.shown;
+  return el("span", { class: `pill ${trial.shown.replaceAll(" ", "-")}` }, text);
+}
+
+const byValue = (sign) => (a, b) => {
+  if (a.value === b.value) return a.number - b.number;
+  if (a.value === null || b.value === null) return a.value === null ? 1 : -1;
+  return sign * (better(a.value, b.value) ? -1 : 1);
+};
+
+const byColumn = (read, sign) => (a, b) => {
+  const [left, right] = [read(a), read(b)];
+  const [lacksLeft, lacksRight] = [left, right].map((v) => v === null || v === undefined || v === "");
+  if (lacksLeft || lacksRight) return lacksLeft - lacksRight || a.number - b.number;
+  const bothNumbers = typeof left === "number" && typeof right === "number";
+  const order = bothNumbers ? left - right : compareTexts(left, right);
+  return sign * order || a.number - b.number;
+};
+
+const collator = new Intl.Collator(undefined, { numeric: true });
+const compareTexts = (a, b) => collator.compare(value(a), value(b));
+
+function numberOf(event) {
+  const row = event.target.closest("tr[data-number]");
+  return row ? Number(row.dataset.number) : null;
+}
+
+/** Buttons that show the trials of one state, with how many there are. */
+export function stateChips(root) {
+  const { counts } = store.summary;
+  const there = STATES.filter((state) => counts[state] || store.states.has(state));
+  const key = JSON.stringify([there.map((s) => [s, counts[s]]), [...store.states]]);
+  if (root.dataset.key === key) return;
+  root.dataset.key = key;
+  root.replaceChildren(...there.map((state) => el("button", {
+    class: `chip ${state.replaceAll(" ", "-")}`, "aria-pressed": String(store.states.has(state)),
+    onclick: () => {
+      if (!store.states.delete(state)) store.states.add(state);
+      changed("filter");
+    },
+  }, el("i"), `${state} `, el("b", {}, counts[state] ?? 0))));
+}
