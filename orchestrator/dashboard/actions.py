@@ -170,7 +170,7 @@ def overrides_text(overrides: dict[str, Any]) -> str:
 def value_text(value: Any) -> str:
     """A value as a job's command line reads it: plain where that says the same."""
     if isinstance(value, str):
-        return value if _reads_as(value, value) else json.dumps(value, ensure_ascii=False)
+        return value if _reads_as(value, value) else _quoted(value)
     return _flow(value)
 
 
@@ -186,10 +186,16 @@ def _flow(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{json.dumps(str(k))}: {_flow(v)}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{_quoted(str(k))}: {_flow(v)}' for k, v in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_flow, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """As JSON has it, but for characters that YAML takes in no other way than by their number."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in quoted)
 
 
 def training_command(start: Start, overrides: dict[str, Any]) -> str:
