@@ -122,6 +122,7 @@ export class Plane {
     context.clip();
     paint(context);
     context.restore();
+    canvas.classList.add("painted");
   }
 
   /** From data to pixels; not a number where a log axis has no place for it. */
