@@ -8,7 +8,9 @@ export function number(value, digits = 4) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(Math.max(0, digits - 2)).replace("e+", "e");
+  if (size >= 1e6 || size < 1e-4) {
+    return value.toExponential(Math.max(0, digits - 2)).replace(/\.?0*e\+?/, "e");
+  }
   if (Number.isInteger(value)) return String(value);
   return String(Number(value.toPrecision(Math.max(digits, Math.ceil(Math.log10(size))))));
 }
