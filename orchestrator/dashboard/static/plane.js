@@ -47,14 +47,14 @@ export class Plane {
     this.seen.observe(this.root);
     this.sized = new ResizeObserver(() => this.resize());
     this.sized.observe(this.root);
-    this.plot.addEventListener("pointermove", (event) => this.moved(event));
-    this.plot.addEventListener("pointerleave", () => this.left());
-    this.plot.addEventListener("pointerdown", (event) => this.pressed(event));
+    this.root.addEventListener("pointermove", (event) => this.moved(event));
+    this.root.addEventListener("pointerleave", () => this.left());
+    this.root.addEventListener("pointerdown", (event) => this.pressed(event));
   }
 
   /** Draw what changed: all, or with `highlight` alone what stands out. */
   draw(kinds = null) {
-    if (!this.visible) {
+    if (!this.visible || store.summary === null) {
       this.stale = true;
       return;
     }
@@ -209,7 +209,7 @@ function layout({ x, y, key }) {
     font: { family: "system-ui, sans-serif", size: 11, color: css("--muted") },
     showlegend: false,
     hovermode: false,
-    dragmode: TOUCH ? false : "zoom", // else a finger on a chart could not scroll the page
+    dragmode: TOUCH ? false : "zoom",
     uirevision: key ?? "same", // a zoom outlives new data
     xaxis: axis(x),
     yaxis: axis(y),
@@ -248,8 +248,9 @@ export function axisOf(scale, title) {
     const ticks = scale.categories.map((text, place) => [place, text.length > 14 ? `${text.slice(0, 13)}…` : text]);
     return { title, low: -0.4, high: scale.high + 0.4, log: false, ticks };
   }
-  const spread = Number.isFinite(scale.low) && Number.isFinite(scale.high);
-  return { title, low: spread ? scale.low : 0, high: spread ? scale.high : 1, log: scale.log };
+  const { low, high, log } = scale;
+  const known = Number.isFinite(low) && Number.isFinite(high) && (!log || low > 0);
+  return known ? { title, low, high, log } : { title, low: log ? 1 : 0, high: log ? 10 : 1, log };
 }
 
 /** A ring or a filled dot. */

@@ -15,7 +15,8 @@ export class Table {
     this.root = root;
     this.openTrial = openTrial;
     this.sort = { key: "value", down: false };
-    this.rows = [];
+    this.rows = []; // trials, as sorted
+    this.made = new Map(); // by number: the row in sight, and what it says
     this.head = el("thead");
     this.body = el("tbody");
     this.columns = el("colgroup");
@@ -61,6 +62,7 @@ export class Table {
     const chosen = numberOf(event);
     if (chosen === null) return;
     hideTip();
+    this.box.focus({ preventScroll: true }); // not the box in the row: arrow keys are to go on
     if (event.target.closest(".tick")) toggleCompared(chosen);
     else select(chosen);
   }
@@ -96,7 +98,6 @@ export class Table {
       if (store.selected !== this.shownSelection) this.reveal(store.selected);
       this.shownSelection = store.selected;
     }
-    if (kinds.size === 1 && kinds.has("summary")) return;
     this.fillRows();
   }
 
@@ -161,7 +162,7 @@ export class Table {
     const wide = this.shown.map((column) => {
       let most = column.name.length + 2;
       for (const trial of this.rows) {
-        const text = column.pill ? trial.shown : column.write(trial) ?? "";
+        const text = this.text(column, trial);
         if (text.length > most) most = text.length;
       }
       return Math.round(Math.max(48, Math.min(column.wide ? 420 : 170, most * 7.1 + 18)));
@@ -182,33 +183,50 @@ export class Table {
     });
   }
 
+  /** Rows that say what they said stay the same elements: a click may be under way on them. */
   fillRows() {
     const first = Math.max(0, Math.floor(this.box.scrollTop / ROW) - SPARE);
     const count = Math.ceil(this.box.clientHeight / ROW) + 2 * SPARE;
     const last = Math.min(this.rows.length, first + count);
-    const rows = this.rows.slice(first, last).map((trial) => this.row(trial));
-    const space = (height) => el("tr", { class: "space", "aria-hidden": "true", style: `height:${height}px` });
-    this.body.replaceChildren(space(first * ROW), ...rows, space((this.rows.length - last) * ROW));
+    const before = this.made;
+    this.made = new Map();
+    for (const trial of this.rows.slice(first, last)) {
+      const texts = this.shown.map((column) => this.text(column, trial));
+      const key = texts.join("\n") + this.head.dataset.key;
+      const old = before.get(trial.number);
+      const row = old?.key === key ? old.row : this.row(trial, texts);
+      this.made.set(trial.number, { key, row });
+      this.mark(row, trial);
+    }
+    const rows = [...this.made.values()].map(({ row }) => row);
+    const there = [...this.body.children].slice(1, -1);
+    if (rows.length !== there.length || rows.some((row, place) => row !== there[place])) {
+      this.body.replaceChildren(el("tr", { class: "space" }), ...rows, el("tr", { class: "space" }));
+    }
+    this.body.firstChild.style.height = `${first * ROW}px`;
+    this.body.lastChild.style.height = `${(this.rows.length - last) * ROW}px`;
   }
 
-  row(trial) {
-    const compared = store.compared.includes(trial.number);
-    const classes = [
-      trial.number === store.hovered && "hovered", trial.number === store.selected && "selected",
-      trial.number === store.summary.best?.number && "best", trial.shown === "failed" && "broken",
-    ].filter(Boolean);
-    const box = el("input", { type: "checkbox", checked: compared, tabindex: "-1", "aria-label": `compare trial ${trial.number}` });
-    return el("tr",
-      { "data-number": trial.number, class: classes.join(" "), "aria-selected": String(trial.number === store.selected) },
+  row(trial, texts) {
+    const box = el("input", { type: "checkbox", tabindex: "-1", "aria-label": `compare trial ${trial.number}` });
+    return el("tr", { "data-number": trial.number },
       el("td", { class: "tick" }, box),
-      ...this.shown.map((column) => this.cell(column, trial)));
+      ...this.shown.map((column, place) => cell(column, trial, texts[place])));
   }
 
-  cell(column, trial) {
-    if (column.pill) return el("td", {}, statePill(trial));
-    const text = column.write(trial) || (column.right ? DASH : "");
-    const classes = [column.right && "right", column.strong && "strong", column.wide && "wide"].filter(Boolean);
-    return el("td", { class: classes.join(" ") || null, title: text.length > 18 ? text : null }, text);
+  mark(row, trial) {
+    const { hovered, selected, compared, summary } = store;
+    row.classList.toggle("hovered", trial.number === hovered);
+    row.classList.toggle("selected", trial.number === selected);
+    row.classList.toggle("best", trial.number === summary.best?.number);
+    row.setAttribute("aria-selected", String(trial.number === selected));
+    $("input", row).checked = compared.includes(trial.number);
+  }
+
+  text(column, trial) {
+    if (!column.pill) return column.write(trial) || (column.right ? DASH : "");
+    const asked = store.summary.stopping_trials.includes(trial.number);
+    return asked && trial.shown === "running" ? "stopping" : trial.shown;
   }
 
   /** Scroll a trial that was selected elsewhere into sight. */
@@ -228,10 +246,15 @@ export class Table {
   }
 }
 
-function statePill(trial) {
-  const asked = store.summary.stopping_trials.includes(trial.number) && trial.shown === "running";
-  const text = asked ? "stopping" : trial.shown;
-  return el("span", { class: `pill ${trial.shown.replaceAll(" ", "-")}` }, text);
+function cell(column, trial, text) {
+  if (column.pill) {
+    return el("td", {}, el("span", { class: `pill ${trial.shown.replaceAll(" ", "-")}` }, text));
+  }
+  const broken = column.wide && trial.shown === "failed";
+  const classes = [
+    column.right && "right", column.strong && "strong", column.wide && "wide", broken && "broken",
+  ].filter(Boolean);
+  return el("td", { class: classes.join(" ") || null, title: text.length > 18 ? text : null }, text);
 }
 
 const byValue = (sign) => (a, b) => {
