@@ -10,7 +10,11 @@ let first = true; // the page was just opened, and nothing chosen
 
 function show() {
   page?.close();
-  const parts = location.hash.replace(/^#\//, "").split("/").filter(Boolean).map(decodeURIComponent);
+  const parts = location.hash
+    .replace(/^#\//, "")
+    .split("/")
+    .filter(Boolean)
+    .map(decodeURIComponent);
   if (parts.length === 2) page = new SweepPage($("#main"), ...parts);
   else page = new Overview($("#main"), first && parts.length === 0);
   first = false;

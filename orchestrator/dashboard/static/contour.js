@@ -52,7 +52,9 @@ export class Contour {
     const [x, y] = [axisOf(this.x, names[this.keys[0]]), axisOf(this.y, names[this.keys[1]])];
     const known = store.list.filter((t) => t.passes && t.value !== null && t.state !== "failed");
     return {
-      x, y, key: this.keys.join(" "),
+      x,
+      y,
+      key: this.keys.join(" "),
       content: known.map((t) => [t.number, t.value, t.rank]),
       traces: () => [this.surface(known)].filter(Boolean),
     };
@@ -61,7 +63,10 @@ export class Contour {
   /** Means of the trials' ranks, weighted by nearness: a diverged trial tilts no mean of ranks. */
   surface(trials) {
     if (trials.length < FEWEST) return null;
-    const some = trials.length > MOST ? trials.filter((_, n) => n % Math.ceil(trials.length / MOST) === 0) : trials;
+    const some =
+      trials.length > MOST
+        ? trials.filter((_, n) => n % Math.ceil(trials.length / MOST) === 0)
+        : trials;
     const points = some
       .map((t) => [this.x.share(this.x.at(t)), this.y.share(this.y.at(t)), t.rank])
       .filter(([x, y]) => x !== null && y !== null);
@@ -69,10 +74,19 @@ export class Contour {
     const heights = shares.map((y) => shares.map((x) => heightAt(points, x, y)));
     const colours = shades();
     return {
-      type: "contour", x: shares.map(this.x.from), y: shares.map(this.y.from), z: heights,
-      zmin: 0, zmax: 1, ncontours: 12, showscale: false, hoverinfo: "skip", opacity: 0.55,
+      type: "contour",
+      x: shares.map(this.x.from),
+      y: shares.map(this.y.from),
+      z: heights,
+      zmin: 0,
+      zmax: 1,
+      ncontours: 12,
+      showscale: false,
+      hoverinfo: "skip",
+      opacity: 0.55,
       colorscale: colours.map((colour, n) => [n / (colours.length - 1), colour]),
-      line: { width: 0.4 }, contours: { coloring: "fill" },
+      line: { width: 0.4 },
+      contours: { coloring: "fill" },
     };
   }
 
@@ -82,7 +96,8 @@ export class Contour {
       if (x === null || y === null) return [NaN, NaN];
       const spread = jitter(trial);
       return [
-        map.x(x + (this.x.categories ? spread : 0)), map.y(y + (this.y.categories ? spread : 0)),
+        map.x(x + (this.x.categories ? spread : 0)),
+        map.y(y + (this.y.categories ? spread : 0)),
       ];
     };
   }

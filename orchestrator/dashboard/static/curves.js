@@ -42,11 +42,20 @@ class Curves {
   controls() {
     const names = shortNames(store.differing);
     const metrics = store.metrics.length > 0 ? store.metrics : [store.summary.metric];
-    fillSelect($("#metric", this.root), metrics.map((m) => [m, m]), store.metric);
-    fillSelect($("#colour-by", this.root), [
-      ["value", store.summary.metric], ["state", "state"],
-      ...store.differing.map((key) => [key, names[key]]),
-    ], store.colourBy);
+    fillSelect(
+      $("#metric", this.root),
+      metrics.map((m) => [m, m]),
+      store.metric,
+    );
+    fillSelect(
+      $("#colour-by", this.root),
+      [
+        ["value", store.summary.metric],
+        ["state", "state"],
+        ...store.differing.map((key) => [key, names[key]]),
+      ],
+      store.colourBy,
+    );
     fillScale($("#colour-scale", this.root));
   }
 
@@ -142,7 +151,14 @@ class Curves {
     let last = ys.length - 1;
     while (last >= 0 && ys[last] === null) last -= 1;
     if (last < 0) return;
-    dot(context, map.x(trial.curve[this.over][last]), map.y(ys[last]), radius, colour, css("--panel"));
+    dot(
+      context,
+      map.x(trial.curve[this.over][last]),
+      map.y(ys[last]),
+      radius,
+      colour,
+      css("--panel"),
+    );
   }
 
   /** Diamonds where the trial went on from another one's weights. */
@@ -242,7 +258,8 @@ export function diamond(context, x, y, size, colour, edge) {
 /** What the colours of the curves mean. */
 function fillScale(root) {
   const by = store.colourBy;
-  const swatch = (colour, text) => el("span", { class: "key" }, el("i", { style: `background:${colour}` }), text);
+  const swatch = (colour, text) =>
+    el("span", { class: "key" }, el("i", { style: `background:${colour}` }), text);
   if (by === "state") {
     const there = STATES.filter((state) => store.summary.counts[state]);
     root.replaceChildren(...there.map((state) => swatch(stateColour(state), state)));
@@ -254,7 +271,14 @@ function fillScale(root) {
     return;
   }
   const ramp = by === "value" ? shades() : [...shades()].reverse();
-  const ends = by === "value" ? ["best", "worst, by rank"] : [number(scale.low), number(scale.high)];
-  const gradient = el("i", { class: "ramp", style: `background:linear-gradient(90deg,${ramp.join(",")})` });
-  root.replaceChildren(el("span", { class: "key" }, ends[0], gradient, ends[1]), swatch(css("--failed"), "failed"));
+  const ends =
+    by === "value" ? ["best", "worst, by rank"] : [number(scale.low), number(scale.high)];
+  const gradient = el("i", {
+    class: "ramp",
+    style: `background:linear-gradient(90deg,${ramp.join(",")})`,
+  });
+  root.replaceChildren(
+    el("span", { class: "key" }, ends[0], gradient, ends[1]),
+    swatch(css("--failed"), "failed"),
+  );
 }

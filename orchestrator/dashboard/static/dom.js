@@ -2,7 +2,7 @@
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element with attributes (`on...`: listeners) and children; null, undefined and false are left out. */
+/** An element with attributes (`on...`: listeners) and children, without those that are null. */
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -15,6 +15,11 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+export const button = (text, onclick, kind = null) => el("button", { class: kind, onclick }, text);
+
+export const closer = (onclick) =>
+  el("button", { class: "close quiet", "aria-label": "close", onclick }, "×");
+
 /** Set an element's text, and touch it only where that changes something. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
@@ -23,7 +28,8 @@ export function setText(node, text) {
 /** Rows of a `dl`: pairs of a name and a text or an element. */
 export function fillList(list, pairs) {
   list.replaceChildren(
-    ...pairs.filter(([, value]) => value !== null && value !== undefined && value !== "")
+    ...pairs
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
       .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]),
   );
 }
@@ -40,7 +46,7 @@ export function fillSelect(select, options, value = select.value) {
 
 export function toast(text, isError = false) {
   const note = el("p", { class: isError ? "toast error" : "toast" }, text);
-  note.append(el("button", { class: "quiet", onclick: () => note.remove(), "aria-label": "close" }, "×"));
+  note.append(closer(() => note.remove()));
   $("#toasts").append(note);
   setTimeout(() => note.remove(), isError ? 15_000 : 4_000);
 }

@@ -1,6 +1,6 @@
 // One trial in full: values, metrics, curves, log, and what it failed with.
 
-import { $, confirmed, copy, el, fillList, setText, toast } from "./dom.js";
+import { $, button, closer, confirmed, copy, el, fillList, setText, toast } from "./dom.js";
 import { get, post } from "./api.js";
 import { clock, duration, number, value } from "./format.js";
 import { markColour } from "./palette.js";
@@ -37,24 +37,42 @@ export class Drawer {
 
   build() {
     const { number: chosen } = this;
-    const part = (title, name, ...children) => el("section", { class: name }, el("h3", {}, title), ...children);
+    const part = (title, name, ...children) =>
+      el("section", { class: name }, el("h3", {}, title), ...children);
     const stop = el("button", { class: "danger stop", hidden: true }, "Stop trial");
     confirmed(stop, () => this.stop());
     this.root.replaceChildren(
-      el("header", {},
+      el(
+        "header",
+        {},
         el("h2", {}, `Trial ${chosen} `, el("span", { class: "pill state" })),
-        el("button", { class: "close quiet", "aria-label": "close", onclick: () => this.close() }, "×")),
-      el("div", { class: "toolbar" },
-        el("button", { class: "as-overrides", onclick: () => copy(this.trial.overrides_text, "overrides") }, "Copy overrides"),
-        el("button", { class: "as-command", onclick: () => copy(this.trial.command, "command") }, "Copy command"),
-        el("button", { class: "beside", onclick: () => toggleCompared(chosen) }, "Compare"),
-        stop),
-      el("section", { class: "failure", hidden: true }, el("h3", {}, "Why it ended"), el("p", { class: "reason" }), el("pre", { class: "traceback", hidden: true })),
+        closer(() => this.close()),
+      ),
+      el(
+        "div",
+        { class: "toolbar" },
+        button("Copy overrides", () => copy(this.trial.overrides_text, "overrides")),
+        button("Copy command", () => copy(this.trial.command, "command"), "as-command"),
+        button("Compare", () => toggleCompared(chosen), "beside"),
+        stop,
+      ),
+      el(
+        "section",
+        { class: "failure", hidden: true },
+        el("h3", {}, "Why it ended"),
+        el("p", { class: "reason" }),
+        el("pre", { class: "traceback", hidden: true }),
+      ),
       el("dl", { class: "facts" }),
       part("Parameters", "parameters", el("dl", {})),
       part("Metrics, at its last validation", "metrics", el("dl", {})),
       part("Curve", "curve", el("div", {})),
-      el("section", { class: "exploits", hidden: true }, el("h3", {}, "Went on from other trials"), el("ol", {})),
+      el(
+        "section",
+        { class: "exploits", hidden: true },
+        el("h3", {}, "Went on from other trials"),
+        el("ol", {}),
+      ),
       part("Log", "log", el("pre", { class: "log" })),
     );
     this.series = new Series($(".curve > div", this.root), store.metric);
@@ -91,7 +109,10 @@ export class Drawer {
     setText(pill, asked && seen.shown === "running" ? "stopping" : seen.shown);
     pill.className = `pill state ${seen.shown.replaceAll(" ", "-")}`;
     $(".stop", this.root).hidden = seen.shown !== "running" || asked;
-    setText($(".beside", this.root), store.compared.includes(trial.number) ? "Do not compare" : "Compare");
+    setText(
+      $(".beside", this.root),
+      store.compared.includes(trial.number) ? "Do not compare" : "Compare",
+    );
   }
 
   fill(trial) {
@@ -104,18 +125,32 @@ export class Drawer {
     $(".traceback", failure).hidden = !trial.traceback;
     setText($(".traceback", failure), trial.traceback);
     fillList($(".facts", root), [
-      ["step", `${trial.step} of ${store.summary.steps}`], ["time", duration(trial.seconds)],
-      ["started", clock(trial.started)], ["ended", trial.ended ? clock(trial.ended) : null],
-      ["host", trial.host], ["configuration", store.summary.repeats > 1 ? `${trial.configuration}, repeat ${trial.repeat}` : null],
+      ["step", `${trial.step} of ${store.summary.steps}`],
+      ["time", duration(trial.seconds)],
+      ["started", clock(trial.started)],
+      ["ended", trial.ended ? clock(trial.ended) : null],
+      ["host", trial.host],
+      [
+        "configuration",
+        store.summary.repeats > 1 ? `${trial.configuration}, repeat ${trial.repeat}` : null,
+      ],
     ]);
-    fillList($(".parameters dl", root), Object.entries(trial.current).map(([key, now]) => {
-      const before = trial.overrides[key];
-      const same = JSON.stringify(before) === JSON.stringify(now);
-      return [key, same ? exact(now) : `${exact(now)} (at first ${exact(before)})`];
-    }));
-    fillList($(".metrics dl", root), Object.entries(trial.metrics).map(([name, v]) => [name, number(v, 6)]));
+    fillList(
+      $(".parameters dl", root),
+      Object.entries(trial.current).map(([key, now]) => {
+        const before = trial.overrides[key];
+        const same = JSON.stringify(before) === JSON.stringify(now);
+        return [key, same ? exact(now) : `${exact(now)} (at first ${exact(before)})`];
+      }),
+    );
+    fillList(
+      $(".metrics dl", root),
+      Object.entries(trial.metrics).map(([name, v]) => [name, number(v, 6)]),
+    );
     $(".as-command", root).disabled = !trial.command;
-    this.series.show([{ curve: trial.curve, colour: markColour("selected"), exploits: trial.exploits }]);
+    this.series.show([
+      { curve: trial.curve, colour: markColour("selected"), exploits: trial.exploits },
+    ]);
     this.exploits(trial);
     this.log(trial.log);
   }
@@ -123,9 +158,18 @@ export class Drawer {
   exploits(trial) {
     const section = $(".exploits", this.root);
     section.hidden = trial.exploits.length === 0;
-    $("ol", section).replaceChildren(...trial.exploits.map(({ step, donor, overrides }) => el("li", {},
-      `step ${step}: the weights of trial ${donor}, then `,
-      Object.entries(overrides).map(([key, v]) => `${key}=${value(v)}`).join(" "))));
+    $("ol", section).replaceChildren(
+      ...trial.exploits.map(({ step, donor, overrides }) =>
+        el(
+          "li",
+          {},
+          `step ${step}: the weights of trial ${donor}, then `,
+          Object.entries(overrides)
+            .map(([key, v]) => `${key}=${value(v)}`)
+            .join(" "),
+        ),
+      ),
+    );
   }
 
   log(text) {

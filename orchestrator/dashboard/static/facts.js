@@ -26,7 +26,10 @@ export function fillFacts(summary) {
   fillTrials(summary);
   fillTime(summary);
   fillSearch(summary);
-  const told = [summary.error, ...summary.unreadable.map((name) => `${name}: cannot be read`)].filter(Boolean);
+  const told = [
+    summary.error,
+    ...summary.unreadable.map((name) => `${name}: cannot be read`),
+  ].filter(Boolean);
   $("#sweep-error").hidden = told.length === 0;
   setText($("#sweep-error"), told.slice(0, 3).join(" · "));
 }
@@ -55,17 +58,32 @@ function fillTrials({ counts, trials, repeats }) {
   box.dataset.key = key;
   setText($("#trials-figure"), `${begun} of ${total}`);
   const kind = (state) => state.replaceAll(" ", "-");
-  box.replaceChildren(...there.map((state) => el("i", {
-    class: kind(state), style: `flex:${counts[state]}`, title: `${counts[state]} ${state}`,
-  })), el("i", { class: "rest", style: `flex:${total - begun}` }));
-  $("#trials-legend").replaceChildren(...there.map((state) =>
-    el("li", {}, el("i", { class: kind(state) }), `${counts[state]} ${state}`)));
+  box.replaceChildren(
+    ...there.map((state) =>
+      el("i", {
+        class: kind(state),
+        style: `flex:${counts[state]}`,
+        title: `${counts[state]} ${state}`,
+      }),
+    ),
+    el("i", { class: "rest", style: `flex:${total - begun}` }),
+  );
+  $("#trials-legend").replaceChildren(
+    ...there.map((state) =>
+      el("li", {}, el("i", { class: kind(state) }), `${counts[state]} ${state}`),
+    ),
+  );
 }
 
 function fillTime({ live, elapsed, eta, started, minutes, concurrent, resources, cpus, gpus }) {
   const hosts = Object.entries(resources.hosts);
   const each = [plural(cpus, "CPU"), gpus ? plural(gpus, "GPU") : null].filter(Boolean).join(", ");
-  const used = [plural(resources.cpus, "CPU"), resources.gpus ? plural(resources.gpus, "GPU") : null].filter(Boolean).join(", ");
+  const used = [
+    plural(resources.cpus, "CPU"),
+    resources.gpus ? plural(resources.gpus, "GPU") : null,
+  ]
+    .filter(Boolean)
+    .join(", ");
   fillList($("#time-list"), [
     [live ? "running for" : "ran for", duration(elapsed)],
     ["left", live ? `about ${duration(eta)}` : null],
@@ -73,7 +91,10 @@ function fillTime({ live, elapsed, eta, started, minutes, concurrent, resources,
     ["started", clock(started)],
     ["in use", live ? `${used} by ${plural(resources.trials, "trial")}` : "nothing"],
     ["at once", `${plural(concurrent, "trial")} of ${each}`],
-    ["hosts", hosts.map(([host, count]) => (hosts.length > 1 ? `${host} (${count})` : host)).join(", ")],
+    [
+      "hosts",
+      hosts.map(([host, count]) => (hosts.length > 1 ? `${host} (${count})` : host)).join(", "),
+    ],
   ]);
 }
 
@@ -86,6 +107,13 @@ function fillSearch({ task, metric, mode, search, scheduler, trials, repeats, st
     ["scheduler", scheduler],
     ["steps", steps],
   ]);
-  fillList($("#space-list"), Object.entries(space).map(([key, domain]) =>
-    [key, Object.entries(domain).map(([kind, limits]) => `${kind} ${value(limits)}`).join(", ")]));
+  fillList(
+    $("#space-list"),
+    Object.entries(space).map(([key, domain]) => [
+      key,
+      Object.entries(domain)
+        .map(([kind, limits]) => `${kind} ${value(limits)}`)
+        .join(", "),
+    ]),
+  );
 }

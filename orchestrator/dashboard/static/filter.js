@@ -24,14 +24,22 @@ function compile(term, store) {
 /** Reads a column of a trial by its name, or by the end of a parameter's name. */
 function reader(name, store) {
   const own = {
-    number: (t) => t.number, trial: (t) => t.number, state: (t) => t.shown, step: (t) => t.step,
-    seconds: (t) => t.seconds, host: (t) => t.host, value: (t) => t.value, repeat: (t) => t.repeat,
-    configuration: (t) => t.configuration, reason: (t) => t.reason,
+    number: (t) => t.number,
+    trial: (t) => t.number,
+    state: (t) => t.shown,
+    step: (t) => t.step,
+    seconds: (t) => t.seconds,
+    host: (t) => t.host,
+    value: (t) => t.value,
+    repeat: (t) => t.repeat,
+    configuration: (t) => t.configuration,
+    reason: (t) => t.reason,
   }[name];
   if (own) return own;
   if (store.metrics.includes(name)) return (t) => t.metrics[name];
-  const key = store.parameters.find((k) => k === name)
-    ?? store.parameters.find((k) => k.endsWith(`.${name}`));
+  const key =
+    store.parameters.find((k) => k === name) ??
+    store.parameters.find((k) => k.endsWith(`.${name}`));
   return key === undefined ? null : (t) => t.overrides[key];
 }
 
@@ -42,21 +50,31 @@ function comparison(read, sign, right) {
   const equal = (given) =>
     isNumber && typeof given === "number" ? given === limit : asText(given) === text;
   switch (sign) {
-    case "=": return (trial) => equal(read(trial));
-    case "!=": return (trial) => !equal(read(trial));
-    case ":": return (trial) => asText(read(trial)).includes(text);
-    case "<": return (trial) => known(read(trial)) && read(trial) < limit;
-    case "<=": return (trial) => known(read(trial)) && read(trial) <= limit;
-    case ">": return (trial) => known(read(trial)) && read(trial) > limit;
-    default: return (trial) => known(read(trial)) && read(trial) >= limit;
+    case "=":
+      return (trial) => equal(read(trial));
+    case "!=":
+      return (trial) => !equal(read(trial));
+    case ":":
+      return (trial) => asText(read(trial)).includes(text);
+    case "<":
+      return (trial) => known(read(trial)) && read(trial) < limit;
+    case "<=":
+      return (trial) => known(read(trial)) && read(trial) <= limit;
+    case ">":
+      return (trial) => known(read(trial)) && read(trial) > limit;
+    default:
+      return (trial) => known(read(trial)) && read(trial) >= limit;
   }
 }
 
 const known = (given) => typeof given === "number";
 const unquoted = (text) => text.replaceAll('"', "");
-const asText = (given) => (typeof given === "string" ? given : JSON.stringify(given) ?? "").toLowerCase();
+const asText = (given) =>
+  (typeof given === "string" ? given : (JSON.stringify(given) ?? "")).toLowerCase();
 
 function everything(trial) {
   const values = Object.entries(trial.overrides).map(([key, given]) => `${key} ${written(given)}`);
-  return [`#${trial.number}`, trial.shown, trial.host, trial.reason, ...values].join(" ").toLowerCase();
+  return [`#${trial.number}`, trial.shown, trial.host, trial.reason, ...values]
+    .join(" ")
+    .toLowerCase();
 }

@@ -51,7 +51,11 @@ export class History {
   }
 
   find(map, x, y) {
-    return nearest(shownPoints((t) => [map.x(t.number), map.y(t.value ?? NaN)]), x, y);
+    return nearest(
+      shownPoints((t) => [map.x(t.number), map.y(t.value ?? NaN)]),
+      x,
+      y,
+    );
   }
 
   close() {

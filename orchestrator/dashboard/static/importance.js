@@ -22,13 +22,21 @@ export class Importance {
     const entries = Object.entries(shares);
     const names = shortNames(store.parameters);
     const most = Math.max(...entries.map(([, share]) => share), 1e-9);
-    $("#importance-note", this.root).textContent = entries.length > 0
-      ? `PED-ANOVA over ${plural(trials, "trial")}` : "needs ten ended trials or more";
-    $("#importance-bars", this.root).replaceChildren(...entries.map(([key, share]) => el("li",
-      { title: key },
-      el("span", { class: "name" }, names[key] ?? key),
-      el("span", { class: "track" }, el("i", { style: `width:${(100 * share) / most}%` })),
-      el("span", { class: "share" }, `${Math.round(100 * share)}%`))));
+    $("#importance-note", this.root).textContent =
+      entries.length > 0
+        ? `PED-ANOVA over ${plural(trials, "trial")}`
+        : "needs ten ended trials or more";
+    $("#importance-bars", this.root).replaceChildren(
+      ...entries.map(([key, share]) =>
+        el(
+          "li",
+          { title: key },
+          el("span", { class: "name" }, names[key] ?? key),
+          el("span", { class: "track" }, el("i", { style: `width:${(100 * share) / most}%` })),
+          el("span", { class: "share" }, `${Math.round(100 * share)}%`),
+        ),
+      ),
+    );
   }
 
   async ask() {

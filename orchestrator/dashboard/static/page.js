@@ -95,7 +95,9 @@ export class SweepPage {
     stop.replaceWith(fresh);
     confirmed(fresh, () => this.ask("stop"));
     window.addEventListener("themechange", () => changed("style"), { signal: this.off.signal });
-    document.addEventListener("keydown", (event) => this.pressed(event), { signal: this.off.signal });
+    document.addEventListener("keydown", (event) => this.pressed(event), {
+      signal: this.off.signal,
+    });
   }
 
   pressed(event) {

@@ -31,12 +31,17 @@ export const markColour = (mark) => css(`--${mark}`);
 export function shades() {
   if (!known.has("shades")) {
     const stops = [0, 1, 2, 3].map((n) => channels(css(`--shade-${n}`)));
-    known.set("shades", Array.from({ length: SHADES }, (_, n) => {
-      const at = (n / (SHADES - 1)) * (stops.length - 1);
-      const left = Math.min(Math.floor(at), stops.length - 2);
-      const mixed = stops[left].map((c, i) => Math.round(c + (stops[left + 1][i] - c) * (at - left)));
-      return `rgb(${mixed.join(",")})`;
-    }));
+    known.set(
+      "shades",
+      Array.from({ length: SHADES }, (_, n) => {
+        const at = (n / (SHADES - 1)) * (stops.length - 1);
+        const left = Math.min(Math.floor(at), stops.length - 2);
+        const mixed = stops[left].map((c, i) =>
+          Math.round(c + (stops[left + 1][i] - c) * (at - left)),
+        );
+        return `rgb(${mixed.join(",")})`;
+      }),
+    );
   }
   return known.get("shades");
 }
@@ -44,7 +49,11 @@ export function shades() {
 export const shade = (share) =>
   shades()[Math.max(0, Math.min(SHADES - 1, Math.round(share * (SHADES - 1))))];
 
-const channels = (colour) => colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+const channels = (colour) =>
+  colour
+    .match(/[\d.]+/g)
+    .slice(0, 3)
+    .map(Number);
 
 /** The same colour, let through by `alpha`. */
 export const faint = (colour, alpha) => `rgba(${channels(colour).join(",")},${alpha})`;
@@ -52,7 +61,8 @@ export const faint = (colour, alpha) => `rgba(${channels(colour).join(",")},${al
 /** Give each trial its colour, and its place from the best (0) to the worst (1). */
 export function assignColours(store) {
   const sign = store.summary?.mode === "max" ? -1 : 1;
-  const ranked = store.list.filter((t) => t.value !== null && t.state !== "failed")
+  const ranked = store.list
+    .filter((t) => t.value !== null && t.state !== "failed")
     .sort((a, b) => sign * (a.value - b.value));
   for (const trial of store.list) trial.rank = null;
   ranked.forEach((trial, place) => {
@@ -60,7 +70,7 @@ export function assignColours(store) {
   });
   const colour = colouring(store);
   for (const trial of store.list) {
-    trial.colour = trial.state === "failed" ? css("--failed") : colour(trial) ?? css("--unknown");
+    trial.colour = trial.state === "failed" ? css("--failed") : (colour(trial) ?? css("--unknown"));
   }
 }
 

@@ -17,7 +17,11 @@ export function splitPanes(splitter, panes) {
       set((100 * (e.clientX - box.left)) / box.width);
     };
     splitter.addEventListener("pointermove", move);
-    splitter.addEventListener("pointerup", () => splitter.removeEventListener("pointermove", move), { once: true });
+    splitter.addEventListener(
+      "pointerup",
+      () => splitter.removeEventListener("pointermove", move),
+      { once: true },
+    );
   });
   splitter.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") set(now() - 3);

@@ -50,10 +50,13 @@ export class Parallel {
     const width = this.root.clientWidth - 2 * SIDE;
     this.bottom = this.root.clientHeight - BOTTOM;
     this.axes = keys.map((key, place) => ({
-      key, name: names[key], scale: scaleOf(key),
+      key,
+      name: names[key],
+      scale: scaleOf(key),
       x: SIDE + (keys.length > 1 ? (width * place) / (keys.length - 1) : width / 2),
     }));
-    for (const trial of store.list) trial.shares = this.axes.map(({ scale }) => scale.share(scale.at(trial)));
+    for (const trial of store.list)
+      trial.shares = this.axes.map(({ scale }) => scale.share(scale.at(trial)));
   }
 
   y(share) {
@@ -218,7 +221,8 @@ export class Parallel {
     event.preventDefault();
     hideTip();
     this.root.setPointerCapture(event.pointerId);
-    const share = (e) => Math.max(0, Math.min(1, (this.bottom - this.at(e)[1]) / (this.bottom - TOP)));
+    const share = (e) =>
+      Math.max(0, Math.min(1, (this.bottom - this.at(e)[1]) / (this.bottom - TOP)));
     const start = share(event);
     const drag = (e) => {
       if (Math.abs(this.at(e)[1] - y) <= CLICK) return;
@@ -280,6 +284,7 @@ function numericTicks({ low, high, from }) {
 function fitted(context, text, width) {
   if (context.measureText(text).width <= width) return text;
   let shown = text;
-  while (shown.length > 1 && context.measureText(`${shown}…`).width > width) shown = shown.slice(0, -1);
+  while (shown.length > 1 && context.measureText(`${shown}…`).width > width)
+    shown = shown.slice(0, -1);
   return `${shown}…`;
 }

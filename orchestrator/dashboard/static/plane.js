@@ -40,10 +40,13 @@ export class Plane {
   }
 
   watch() {
-    this.seen = new IntersectionObserver((entries) => {
-      this.visible = entries.at(-1).isIntersecting;
-      if (this.visible && this.stale) this.draw();
-    }, { rootMargin: "100px" });
+    this.seen = new IntersectionObserver(
+      (entries) => {
+        this.visible = entries.at(-1).isIntersecting;
+        if (this.visible && this.stale) this.draw();
+      },
+      { rootMargin: "100px" },
+    );
     this.seen.observe(this.root);
     this.sized = new ResizeObserver(() => this.resize());
     this.sized.observe(this.root);
@@ -109,7 +112,10 @@ export class Plane {
   on(canvas, map, paint) {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [this.root.clientWidth, this.root.clientHeight];
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+    if (
+      canvas.width !== Math.round(width * ratio) ||
+      canvas.height !== Math.round(height * ratio)
+    ) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
     }
@@ -131,8 +137,13 @@ export class Plane {
     const [toX, fromX] = along(xaxis, xaxis._offset, xaxis._length);
     const [toY] = along(yaxis, yaxis._offset + yaxis._length, -yaxis._length);
     return {
-      x: toX, y: toY, dataX: fromX, left: xaxis._offset, top: yaxis._offset,
-      width: xaxis._length, height: yaxis._length,
+      x: toX,
+      y: toY,
+      dataX: fromX,
+      left: xaxis._offset,
+      top: yaxis._offset,
+      width: xaxis._length,
+      height: yaxis._length,
     };
   }
 
@@ -145,8 +156,11 @@ export class Plane {
     if (!this.plot._fullLayout) return null;
     const map = this.map();
     const [x, y] = this.at(event);
-    const inside = x >= map.left - 8 && x <= map.left + map.width + 8
-      && y >= map.top - 8 && y <= map.top + map.height + 8;
+    const inside =
+      x >= map.left - 8 &&
+      x <= map.left + map.width + 8 &&
+      y >= map.top - 8 &&
+      y <= map.top + map.height + 8;
     return inside ? this.chart.find(map, x, y) : null;
   }
 
@@ -168,11 +182,15 @@ export class Plane {
   pressed(event) {
     const [x, y] = [event.clientX, event.clientY];
     // Plotly lays a cover over the page while a button is down: the release is heard there.
-    window.addEventListener("pointerup", (release) => {
-      const moved = Math.hypot(release.clientX - x, release.clientY - y);
-      const number = moved <= CLICK ? this.under(event) : null;
-      if (number !== null) select(number);
-    }, { once: true });
+    window.addEventListener(
+      "pointerup",
+      (release) => {
+        const moved = Math.hypot(release.clientX - x, release.clientY - y);
+        const number = moved <= CLICK ? this.under(event) : null;
+        if (number !== null) select(number);
+      },
+      { once: true },
+    );
   }
 
   close() {
@@ -187,7 +205,10 @@ function along(axis, start, length) {
   const [low, high] = axis.range.map(Number);
   const scale = length / (high - low);
   if (axis.type === "log") {
-    return [(v) => start + (Math.log10(v) - low) * scale, (px) => 10 ** (low + (px - start) / scale)];
+    return [
+      (v) => start + (Math.log10(v) - low) * scale,
+      (px) => 10 ** (low + (px - start) / scale),
+    ];
   }
   return [(v) => start + (v - low) * scale, (px) => low + (px - start) / scale];
 }
@@ -195,8 +216,12 @@ function along(axis, start, length) {
 /** An invisible trace that spans the data, by which Plotly finds the range of its axes. */
 function corners({ x, y }) {
   return {
-    type: "scatter", mode: "markers", hoverinfo: "skip", marker: { opacity: 0, size: 8 },
-    x: [x.low, x.high], y: [y.low, y.high],
+    type: "scatter",
+    mode: "markers",
+    hoverinfo: "skip",
+    marker: { opacity: 0, size: 8 },
+    x: [x.low, x.high],
+    y: [y.low, y.high],
   };
 }
 
@@ -235,17 +260,27 @@ function axis({ title, log, ticks, hidden, unit }) {
     nticks: 7,
     exponentformat: "power",
     ticksuffix: unit ?? "",
-    ...(ticks ? { tickmode: "array", tickvals: ticks.map(([v]) => v), ticktext: ticks.map(([, t]) => escaped(t)) } : {}),
+    ...(ticks
+      ? {
+          tickmode: "array",
+          tickvals: ticks.map(([v]) => v),
+          ticktext: ticks.map(([, t]) => escaped(t)),
+        }
+      : {}),
   };
 }
 
 /** Plotly reads some tags in its texts: a name with brackets in it is to be shown as it is. */
-const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const escaped = (text) =>
+  text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 /** An axis over the values of a scale. */
 export function axisOf(scale, title) {
   if (scale.categories) {
-    const ticks = scale.categories.map((text, place) => [place, text.length > 14 ? `${text.slice(0, 13)}…` : text]);
+    const ticks = scale.categories.map((text, place) => [
+      place,
+      text.length > 14 ? `${text.slice(0, 13)}…` : text,
+    ]);
     return { title, low: -0.4, high: scale.high + 0.4, log: false, ticks };
   }
   const { low, high, log } = scale;

@@ -32,7 +32,15 @@ function numerical(read, values, log) {
     const given = read(trial);
     return typeof given === "number" ? given : null;
   };
-  return { low, high, log, categories: null, at, label: (t) => written(read(t)), ...between(low, high, log) };
+  return {
+    low,
+    high,
+    log,
+    categories: null,
+    at,
+    label: (t) => written(read(t)),
+    ...between(low, high, log),
+  };
 }
 
 function categorical(read, choice, values) {
@@ -43,7 +51,12 @@ function categorical(read, choice, values) {
   const label = (trial) => name(read(trial));
   const high = Math.max(categories.length - 1, 0);
   return {
-    low: 0, high, log: false, categories, label, at: (t) => places.get(label(t)) ?? null,
+    low: 0,
+    high,
+    log: false,
+    categories,
+    label,
+    at: (t) => places.get(label(t)) ?? null,
     ...between(0, high, false),
   };
 }

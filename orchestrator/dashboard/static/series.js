@@ -1,6 +1,6 @@
 // A small chart of some whole curves, as the drawer and the comparison show them.
 
-import { $, el, fillSelect } from "./dom.js";
+import { el, fillSelect } from "./dom.js";
 import { css } from "./palette.js";
 import { Plane } from "./plane.js";
 import { lastBefore, diamond } from "./curves.js";
@@ -10,14 +10,18 @@ export class Series {
   constructor(root, metric) {
     this.metric = metric;
     this.lines = [];
-    this.choice = el("select", { "aria-label": "metric", onchange: (event) => {
-      this.metric = event.target.value;
-      this.plane.draw();
-    } });
+    this.choice = el("select", {
+      "aria-label": "metric",
+      onchange: (event) => {
+        this.metric = event.target.value;
+        this.plane.draw();
+      },
+    });
     this.log = el("input", { type: "checkbox", onchange: () => this.plane.draw() });
     const box = el("div", { class: "plane low" });
     root.replaceChildren(
-      el("div", { class: "toolbar" }, this.choice, el("label", {}, this.log, " log y")), box,
+      el("div", { class: "toolbar" }, this.choice, el("label", {}, this.log, " log y")),
+      box,
     );
     this.plane = new Plane(box, this);
   }
@@ -26,7 +30,11 @@ export class Series {
     this.lines = lines;
     const names = new Set(lines.flatMap(({ curve }) => Object.keys(curve)));
     names.delete("step");
-    fillSelect(this.choice, [...names].map((name) => [name, name]), this.metric);
+    fillSelect(
+      this.choice,
+      [...names].map((name) => [name, name]),
+      this.metric,
+    );
     this.metric = this.choice.value || this.metric;
     this.plane.draw();
   }
@@ -41,7 +49,8 @@ export class Series {
     });
     const known = ([low, high]) => (low <= high ? { low, high } : { low: log ? 1 : 0, high: 10 });
     return {
-      x: { title: "step", ...known(span.x) }, y: { title: this.metric, ...known(span.y), log },
+      x: { title: "step", ...known(span.x) },
+      y: { title: this.metric, ...known(span.y), log },
       key: `${this.metric} ${log}`,
     };
   }
@@ -75,7 +84,14 @@ export class Series {
       for (const { step } of exploits) {
         const at = lastBefore(curve.step, step);
         if (at >= 0 && ys[at] !== null) {
-          diamond(context, map.x(curve.step[at]), map.y(ys[at]), 5, css("--exploit"), css("--panel"));
+          diamond(
+            context,
+            map.x(curve.step[at]),
+            map.y(ys[at]),
+            5,
+            css("--exploit"),
+            css("--panel"),
+          );
         }
       }
     }

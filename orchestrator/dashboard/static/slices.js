@@ -77,16 +77,22 @@ class Slice {
   }
 
   find(map, x, y) {
-    return nearest(shownPoints((trial) => this.point(map, trial)), x, y);
+    return nearest(
+      shownPoints((trial) => this.point(map, trial)),
+      x,
+      y,
+    );
   }
 }
 
 /** Categories lie on a line: what is on it is spread a little, each trial always alike. */
 export const jitter = (trial) => (((trial.number * 0.618034) % 1) - 0.5) * 0.4;
 
-const lowestPositive = () => store.list.reduce(
-  (least, { value }) => (value !== null && value > 0 && value < least ? value : least), Infinity,
-);
+const lowestPositive = () =>
+  store.list.reduce(
+    (least, { value }) => (value !== null && value > 0 && value < least ? value : least),
+    Infinity,
+  );
 
 export function paintPoints(context, place) {
   const shown = store.list.filter((t) => t.passes).sort((a, b) => (b.rank ?? 2) - (a.rank ?? 2));

@@ -1,10 +1,17 @@
 // The trials as rows: sorted, filtered, and only those in sight made.
 
 import { $, el, setText } from "./dom.js";
-import { DASH, duration, number, shortNames, value } from "./format.js";
 import {
-  STATES, better, changed, clearFilter, hover, isFiltered, select, store, toggleCompared,
+  STATES,
+  changed,
+  clearFilter,
+  hover,
+  isFiltered,
+  select,
+  store,
+  toggleCompared,
 } from "./store.js";
+import { columnsOf, orderBy, textOf } from "./columns.js";
 import { hideTip } from "./tip.js";
 
 const ROW = 28; // pixels: as in the style sheet
@@ -77,7 +84,11 @@ export class Table {
     const at = this.rows.findIndex((trial) => trial.number === store.selected);
     const page = Math.max(1, Math.floor(this.box.clientHeight / ROW) - 2);
     const moves = {
-      ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0,
+      ArrowDown: at + 1,
+      ArrowUp: at - 1,
+      PageDown: at + page,
+      PageUp: at - page,
+      Home: 0,
       End: this.rows.length - 1,
     };
     if (event.key in moves) {
@@ -101,32 +112,11 @@ export class Table {
     this.fillRows();
   }
 
-  /** The columns, by what there is to see. */
   layOut() {
-    const { summary } = store;
-    const onlyDiffering = $("#only-differing", this.root).checked;
-    const keys = onlyDiffering && store.list.length > 1 ? store.differing : store.parameters;
-    const names = shortNames(keys);
-    const others = $("#all-metrics", this.root).checked
-      ? store.metrics.filter((metric) => metric !== summary.metric) : [];
-    const numeric = (read, write) => ({ read, write: (t) => write(read(t)), right: true });
-    this.shown = [
-      { key: "number", name: "#", ...numeric((t) => t.number, String) },
-      { key: "state", name: "state", read: (t) => STATES.indexOf(t.shown), pill: true },
-      { key: "value", name: summary.metric, strong: true, ...numeric((t) => t.value, number) },
-      { key: "step", name: "step", ...numeric((t) => t.step, String) },
-      ...keys.map((key) => ({
-        key: `o ${key}`, name: names[key], title: key, read: (t) => t.overrides[key],
-        write: (t) => value(t.overrides[key]),
-        right: store.list.every((t) => typeof (t.overrides[key] ?? 0) === "number"),
-      })),
-      ...others.map((metric) => ({
-        key: `m ${metric}`, name: metric, ...numeric((t) => t.metrics[metric] ?? null, number),
-      })),
-      { key: "seconds", name: "time", ...numeric((t) => t.seconds, duration) },
-      ...(summary.repeats > 1 ? [{ key: "repeat", name: "repeat", ...numeric((t) => t.repeat, String) }] : []),
-      { key: "reason", name: "note", read: (t) => t.reason, write: (t) => t.reason, wide: true },
-    ];
+    const [onlyDiffering, allMetrics] = ["only-differing", "all-metrics"].map(
+      (id) => $(`#${id}`, this.root).checked,
+    );
+    this.shown = columnsOf(onlyDiffering, allMetrics);
     this.headings();
   }
 
@@ -137,24 +127,33 @@ export class Table {
     const cells = this.shown.map((column) => {
       const sorted = this.sort.key === column.key;
       const order = sorted ? (this.sort.down ? "descending" : "ascending") : null;
-      return el("th", { "aria-sort": order, class: column.right ? "right" : null, scope: "col" },
-        el("button", { "data-key": column.key, title: column.title ?? column.name }, column.name));
+      return el(
+        "th",
+        { "aria-sort": order, class: column.right ? "right" : null, scope: "col" },
+        el("button", { "data-key": column.key, title: column.title ?? column.name }, column.name),
+      );
     });
-    const tick = el("th", { class: "tick", scope: "col" }, el("span", { class: "offscreen" }, "compare"));
+    const tick = el(
+      "th",
+      { class: "tick", scope: "col" },
+      el("span", { class: "offscreen" }, "compare"),
+    );
     this.head.replaceChildren(el("tr", {}, tick, ...cells));
   }
 
   arrange() {
     const { key, down } = this.sort;
-    const column = this.shown.find((c) => c.key === key) ?? this.shown[2];
-    const sign = down ? -1 : 1;
-    const order = key === "value" ? byValue(sign) : byColumn(column.read, sign);
+    const order = orderBy(this.shown.find((column) => column.key === key) ?? this.shown[2], down);
     this.rows = store.list.filter((trial) => trial.passes).sort(order);
     this.widths();
     const all = store.list.length;
-    setText($("#shown", this.root), this.rows.length === all ? "" : `${this.rows.length} of ${all}`);
+    setText(
+      $("#shown", this.root),
+      this.rows.length === all ? "" : `${this.rows.length} of ${all}`,
+    );
     $("#clear", this.root).hidden = !isFiltered();
-    if (store.query === "" && document.activeElement?.id !== "filter") $("#filter", this.root).value = "";
+    if (store.query === "" && document.activeElement?.id !== "filter")
+      $("#filter", this.root).value = "";
   }
 
   /** Fixed widths, by the longest text of a column, since only some rows are there to be measured. */
@@ -162,7 +161,7 @@ export class Table {
     const wide = this.shown.map((column) => {
       let most = column.name.length + 2;
       for (const trial of this.rows) {
-        const text = this.text(column, trial);
+        const text = textOf(column, trial);
         if (text.length > most) most = text.length;
       }
       return Math.round(Math.max(48, Math.min(column.wide ? 420 : 170, most * 7.1 + 18)));
@@ -191,7 +190,7 @@ export class Table {
     const before = this.made;
     this.made = new Map();
     for (const trial of this.rows.slice(first, last)) {
-      const texts = this.shown.map((column) => this.text(column, trial));
+      const texts = this.shown.map((column) => textOf(column, trial));
       const key = texts.join("\n") + this.head.dataset.key;
       const old = before.get(trial.number);
       const row = old?.key === key ? old.row : this.row(trial, texts);
@@ -201,17 +200,28 @@ export class Table {
     const rows = [...this.made.values()].map(({ row }) => row);
     const there = [...this.body.children].slice(1, -1);
     if (rows.length !== there.length || rows.some((row, place) => row !== there[place])) {
-      this.body.replaceChildren(el("tr", { class: "space" }), ...rows, el("tr", { class: "space" }));
+      this.body.replaceChildren(
+        el("tr", { class: "space" }),
+        ...rows,
+        el("tr", { class: "space" }),
+      );
     }
     this.body.firstChild.style.height = `${first * ROW}px`;
     this.body.lastChild.style.height = `${(this.rows.length - last) * ROW}px`;
   }
 
   row(trial, texts) {
-    const box = el("input", { type: "checkbox", tabindex: "-1", "aria-label": `compare trial ${trial.number}` });
-    return el("tr", { "data-number": trial.number },
+    const box = el("input", {
+      type: "checkbox",
+      tabindex: "-1",
+      "aria-label": `compare trial ${trial.number}`,
+    });
+    return el(
+      "tr",
+      { "data-number": trial.number },
       el("td", { class: "tick" }, box),
-      ...this.shown.map((column, place) => cell(column, trial, texts[place])));
+      ...this.shown.map((column, place) => cell(column, trial, texts[place])),
+    );
   }
 
   mark(row, trial) {
@@ -221,12 +231,6 @@ export class Table {
     row.classList.toggle("best", trial.number === summary.best?.number);
     row.setAttribute("aria-selected", String(trial.number === selected));
     $("input", row).checked = compared.includes(trial.number);
-  }
-
-  text(column, trial) {
-    if (!column.pill) return column.write(trial) || (column.right ? DASH : "");
-    const asked = store.summary.stopping_trials.includes(trial.number);
-    return asked && trial.shown === "running" ? "stopping" : trial.shown;
   }
 
   /** Scroll a trial that was selected elsewhere into sight. */
@@ -252,28 +256,17 @@ function cell(column, trial, text) {
   }
   const broken = column.wide && trial.shown === "failed";
   const classes = [
-    column.right && "right", column.strong && "strong", column.wide && "wide", broken && "broken",
+    column.right && "right",
+    column.strong && "strong",
+    column.wide && "wide",
+    broken && "broken",
   ].filter(Boolean);
-  return el("td", { class: classes.join(" ") || null, title: text.length > 18 ? text : null }, text);
+  return el(
+    "td",
+    { class: classes.join(" ") || null, title: text.length > 18 ? text : null },
+    text,
+  );
 }
-
-const byValue = (sign) => (a, b) => {
-  if (a.value === b.value) return a.number - b.number;
-  if (a.value === null || b.value === null) return a.value === null ? 1 : -1;
-  return sign * (better(a.value, b.value) ? -1 : 1);
-};
-
-const byColumn = (read, sign) => (a, b) => {
-  const [left, right] = [read(a), read(b)];
-  const [lacksLeft, lacksRight] = [left, right].map((v) => v === null || v === undefined || v === "");
-  if (lacksLeft || lacksRight) return lacksLeft - lacksRight || a.number - b.number;
-  const bothNumbers = typeof left === "number" && typeof right === "number";
-  const order = bothNumbers ? left - right : compareTexts(left, right);
-  return sign * order || a.number - b.number;
-};
-
-const collator = new Intl.Collator(undefined, { numeric: true });
-const compareTexts = (a, b) => collator.compare(value(a), value(b));
 
 function numberOf(event) {
   const row = event.target.closest("tr[data-number]");
@@ -287,11 +280,22 @@ export function stateChips(root) {
   const key = JSON.stringify([there.map((s) => [s, counts[s]]), [...store.states]]);
   if (root.dataset.key === key) return;
   root.dataset.key = key;
-  root.replaceChildren(...there.map((state) => el("button", {
-    class: `chip ${state.replaceAll(" ", "-")}`, "aria-pressed": String(store.states.has(state)),
-    onclick: () => {
-      if (!store.states.delete(state)) store.states.add(state);
-      changed("filter");
-    },
-  }, el("i"), `${state} `, el("b", {}, counts[state] ?? 0))));
+  root.replaceChildren(
+    ...there.map((state) =>
+      el(
+        "button",
+        {
+          class: `chip ${state.replaceAll(" ", "-")}`,
+          "aria-pressed": String(store.states.has(state)),
+          onclick: () => {
+            if (!store.states.delete(state)) store.states.add(state);
+            changed("filter");
+          },
+        },
+        el("i"),
+        `${state} `,
+        el("b", {}, counts[state] ?? 0),
+      ),
+    ),
+  );
 }

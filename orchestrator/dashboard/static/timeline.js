@@ -8,7 +8,12 @@ import { STATES, marks, store } from "./store.js";
 import { diamond } from "./curves.js";
 
 const GAP = 0.12; // between lanes, as a share of one
-const UNITS = [[86_400, "d"], [3_600, "h"], [60, "min"], [1, "s"]];
+const UNITS = [
+  [86_400, "d"],
+  [3_600, "h"],
+  [60, "min"],
+  [1, "s"],
+];
 
 export class Timeline {
   constructor(root) {
@@ -28,7 +33,12 @@ export class Timeline {
       el("li", {}, el("i", { class: shape, style: `background:${colour}` }), text);
     const exploits = store.list.some((trial) => trial.exploits.length > 0);
     $("#timeline-legend", this.root).replaceChildren(
-      ...there.map((state) => entry(stateColour(state), state === "stopped early" ? "stopped early by the scheduler" : state)),
+      ...there.map((state) =>
+        entry(
+          stateColour(state),
+          state === "stopped early" ? "stopped early by the scheduler" : state,
+        ),
+      ),
       ...(exploits ? [entry(css("--exploit"), "exploit", "diamond")] : []),
     );
   }
@@ -50,7 +60,9 @@ export class Timeline {
 
   /** Put each trial into the first lane that is free when it starts. */
   pack() {
-    const ran = store.list.filter((trial) => trial.started > 0).sort((a, b) => a.started - b.started);
+    const ran = store.list
+      .filter((trial) => trial.started > 0)
+      .sort((a, b) => a.started - b.started);
     this.begin = ran[0]?.started ?? store.summary.started;
     this.end = this.begin;
     const free = [];
@@ -139,7 +151,9 @@ export class Timeline {
 
   note(trial) {
     const bar = this.byNumber.get(trial.number);
-    return bar ? `ran from ${duration(trial.started - this.begin)} to ${duration(bar.end - this.begin)}` : null;
+    return bar
+      ? `ran from ${duration(trial.started - this.begin)} to ${duration(bar.end - this.begin)}`
+      : null;
   }
 
   close() {

@@ -27,19 +27,29 @@ export function hideTip() {
 function content(trial, note) {
   const { summary } = store;
   const keys = (store.differing.length > 0 ? store.differing : store.parameters)
-    .filter((key) => key in trial.overrides).slice(0, MOST);
+    .filter((key) => key in trial.overrides)
+    .slice(0, MOST);
   const names = shortNames(keys);
   const rows = keys.flatMap((key) => [
-    el("dt", {}, names[key]), el("dd", {}, value(trial.overrides[key])),
+    el("dt", {}, names[key]),
+    el("dd", {}, value(trial.overrides[key])),
   ]);
   const repeat = summary.repeats > 1 ? ` · repeat ${trial.repeat}` : "";
   return [
-    el("p", { class: "title" },
-      el("b", {}, `trial ${trial.number}`), repeat,
-      el("span", { class: `pill ${trial.shown.replaceAll(" ", "-")}` }, trial.shown)),
-    el("p", {},
-      `${summary.metric} `, el("b", {}, number(trial.value, 5)),
-      ` at step ${trial.step}, ${duration(trial.seconds)}`),
+    el(
+      "p",
+      { class: "title" },
+      el("b", {}, `trial ${trial.number}`),
+      repeat,
+      el("span", { class: `pill ${trial.shown.replaceAll(" ", "-")}` }, trial.shown),
+    ),
+    el(
+      "p",
+      {},
+      `${summary.metric} `,
+      el("b", {}, number(trial.value, 5)),
+      ` at step ${trial.step}, ${duration(trial.seconds)}`,
+    ),
     el("dl", {}, ...rows),
     ...(note ? [el("p", {}, note)] : []),
     ...exploits(trial),
@@ -49,7 +59,9 @@ function content(trial, note) {
 
 function exploits(trial) {
   const last = trial.exploits.slice(-3);
-  const lines = last.map(({ step, donor }) => el("p", {}, `step ${step}: went on from trial ${donor}`));
+  const lines = last.map(({ step, donor }) =>
+    el("p", {}, `step ${step}: went on from trial ${donor}`),
+  );
   const more = trial.exploits.length - last.length;
   return more > 0 ? [el("p", { class: "muted" }, `${more} earlier exploits`), ...lines] : lines;
 }
