@@ -74,6 +74,8 @@ class Resumer:
         Raises:
             UserError: where it cannot be started from here, with the command, or ended at once.
         """
+        if sweep.record is not None and sweep.record.state == "finished":
+            raise UserError(f"{sweep.run}/{sweep.name}: is finished: there is nothing to resume")
         with self._lock:
             begun = self._processes.get(run.name)
             if begun is not None and begun.poll() is None:

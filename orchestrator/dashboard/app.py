@@ -4,6 +4,7 @@ import importlib.util
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from orchestrator.dashboard.curves import for_json, plain_list
 from orchestrator.dashboard.guard import Guard
 from orchestrator.dashboard.importance import importance
 from orchestrator.dashboard.summary import summarize
-from orchestrator.dashboard.sweep import FollowedSweep, current
+from orchestrator.dashboard.sweep import READING, FollowedSweep, current
 from orchestrator.errors import OrchestratorError, UserError, first_line
 
 STATIC = Path(__file__).parent / "static"
@@ -76,7 +77,8 @@ def _add_views(app: FastAPI, catalog: Catalog) -> None:
 
     @app.get("/api/runs")
     def runs() -> Response:
-        found = [_run_view(run) for run in catalog.runs()]
+        end = time.monotonic() + READING  # of all together: what is not read by then comes later
+        found = [_run_view(run, end) for run in catalog.runs()]
         return JSONResponse(
             {
                 "storage": str(catalog.where),
@@ -132,15 +134,16 @@ def _add_actions(app: FastAPI, catalog: Catalog) -> None:
         return JSONResponse({"done": f"resumed; its output goes to {log}"})
 
 
-def _run_view(run: FollowedRun) -> dict[str, Any]:
-    for sweep in run.sweeps.values():
-        sweep.refresh()
+def _run_view(run: FollowedRun, end: float) -> dict[str, Any]:
+    sweeps = list(run.sweeps.values())
+    for sweep in sweeps:
+        sweep.refresh(max(0.0, end - time.monotonic()))
     return {
         "name": run.name,
         "folder": str(run.folder),
         "holder": run.holder(),
         "stages": run.stages,
-        "sweeps": [_sweep_view(run, s) for s in run.sweeps.values() if s.record is not None],
+        "sweeps": [_sweep_view(run, sweep) for sweep in sweeps if sweep.record is not None],
     }
 
 

@@ -47,6 +47,7 @@ class FollowedRun:
         self._reading = Throttle(PAUSE if local else PAUSE_ELSEWHERE)
         self._holder: str | None = None
         self._starts: list[dict[str, Any]] = []
+        self._events_size: int | None = None
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
@@ -86,20 +87,25 @@ class FollowedRun:
         """Whether a process runs this sweep now: the holder is at the one written last."""
         if sweep.record is None or sweep.record.state != "running" or self.holder() is None:
             return False
-        others = [s for s in self.sweeps.values() if s.record and s.record.state == "running"]
+        others = [s for s in [*self.sweeps.values()] if s.record and s.record.state == "running"]
         return sweep.record_time >= max((s.record_time for s in others), default=0.0)
 
     def starts(self) -> list[dict[str, Any]]:
         """The events of all starts of the run, in order."""
         with self._lock:
-            if self._reading.due():
-                events = read_events(self.folder)
+            if self._reading.due() and self._has_new_events():
+                start = ("run", "started")
                 self._starts = [
                     event
-                    for event in events
-                    if (event["stage"], event["event"]) == ("run", "started")
+                    for event in read_events(self.folder)
+                    if (event["stage"], event["event"]) == start
                 ]
             return self._starts
+
+    def _has_new_events(self) -> bool:
+        """Elsewhere than on a disk the events are many objects, which are read to know."""
+        before, self._events_size = self._events_size, self.folder.size(FILE)
+        return self.folder.local_path is None or before != self._events_size
 
 
 class Catalog:
@@ -108,6 +114,8 @@ class Catalog:
     def __init__(self, where: Folder) -> None:
         self.where = where
         names = _names(where)
+        if SWEEP_FILE in names:
+            raise UserError(f"{where}: is the folder of a sweep: give that of its run, around it")
         self.is_one_run = _is_run(names)
         self._runs: dict[str, FollowedRun] = {}
         self._listing = Throttle(PAUSE if where.local_path is not None else PAUSE_ELSEWHERE)

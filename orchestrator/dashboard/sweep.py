@@ -20,7 +20,7 @@ from orchestrator.folder import MANIFEST, Folder, Stamp
 from orchestrator.trials import REQUESTS, SWEEP_FILE, TRIAL_NAME, SweepRecord, Trial
 
 PAUSE = 0.25  # seconds in which several viewers get the same look at a folder
-READING = 0.4  # seconds of reading after which an answer goes out with what there is
+READING = 0.4  # seconds after which an answer goes out with what there is
 AT_ONCE = 16  # files asked for together where each takes its time
 POINTS = 120_000  # of all curves together, in a first answer
 FEWEST_POINTS = 50  # of a curve, however many there are
@@ -67,10 +67,11 @@ class FollowedSweep:
 
     @property
     def trials(self) -> list[Trial]:
-        return [self.seen[number].trial for number in sorted(self.seen)]
+        with self._lock:
+            return [self.seen[number].trial for number in sorted(self.seen)]
 
-    def refresh(self) -> None:
-        """Read what changed. Raises OSError where the storage does not answer."""
+    def refresh(self, reading: float = READING) -> None:
+        """Read what changed, for some seconds. Raises OSError where the storage does not answer."""
         with self._lock:
             if self.complete and time.monotonic() - self._looked < PAUSE:
                 return
@@ -81,7 +82,7 @@ class FollowedSweep:
             trials = {name: s for name, s in stamps.items() if TRIAL_NAME.fullmatch(name)}
             if not _trial_names(self._stamps) <= trials.keys():
                 self._forget()
-            self.complete = self._read_trials(trials)
+            self.complete = self._read_trials(trials, reading)
 
     def changes(self, since: int, metric: str) -> Changes:
         """What changed after the cursor `since`; 0 asks for everything."""
@@ -130,10 +131,10 @@ class FollowedSweep:
         self.seen.clear()
         self.unreadable.clear()
 
-    def _read_trials(self, stamps: dict[str, Stamp]) -> bool:
-        """Read the trials that changed, as many as fit `READING`; whether those are all."""
+    def _read_trials(self, stamps: dict[str, Stamp], reading: float) -> bool:
+        """Read the trials that changed, as many as fit the time; whether those are all."""
         changed = [name for name in sorted(stamps) if stamps[name] != self._stamps.get(name)]
-        end = time.monotonic() + READING
+        end = time.monotonic() + reading
         for name, content in self._contents(changed):
             if content is not None:
                 self._take(name, content)

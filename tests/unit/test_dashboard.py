@@ -130,14 +130,11 @@ def test_trials_that_are_gone_are_forgotten(folder: Folder) -> None:
     assert changes.whole and numbers(changes.trials) == [0]
 
 
-def test_what_takes_long_to_read_comes_in_parts(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(following, "READING", 0.0)
+def test_what_takes_long_to_read_comes_in_parts(folder: Folder) -> None:
     sweep = FollowedSweep("reviews", folder)
-    sweep.refresh()
+    sweep.refresh(reading=0.0)
     assert (sweep.complete, len(sweep.seen)) == (False, 1)
-    sweep.refresh()
+    sweep.refresh(reading=0.0)
     assert (sweep.complete, len(sweep.seen)) == (True, 2)
 
 
@@ -181,6 +178,11 @@ def test_a_storage_that_is_none_is_the_users_mistake(tmp_path: Path, where: str)
         Catalog(Folder(str(tmp_path / where)))
     with pytest.raises(UserError, match="moon://base"):
         Catalog(Folder("moon://base/runs"))
+
+
+def test_the_folder_of_a_sweep_alone_is_none(folder: Folder) -> None:
+    with pytest.raises(UserError, match="of its run"):
+        Catalog(folder)
 
 
 def test_no_name_leads_out_of_the_storage(tmp_path: Path, folder: Folder) -> None:

@@ -128,6 +128,12 @@ def test_a_run_that_is_held_is_not_resumed(run: Folder) -> None:
         actions.Resumer().resume(*followed(run))
 
 
+def test_a_finished_sweep_is_not_resumed(run: Folder) -> None:
+    plan(trials=3)[0].model_copy(update={"state": "finished"}).save(run / FINGERPRINT)
+    with pytest.raises(UserError, match="nothing to resume"):
+        actions.Resumer().resume(*followed(run))
+
+
 def test_a_sweep_of_another_machine_is_not_started_here(
     run: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,8 +44,9 @@ export function fillSelect(select, options, value = select.value) {
   if (options.some(([v]) => v === value)) select.value = value;
 }
 
-export function toast(text, isError = false) {
-  const note = el("p", { class: isError ? "toast error" : "toast" }, text);
+/** A note that goes away by itself; `actions` are buttons upon it. */
+export function toast(text, isError = false, ...actions) {
+  const note = el("p", { class: isError ? "toast error" : "toast" }, el("span", {}, text), actions);
   note.append(closer(() => note.remove()));
   $("#toasts").append(note);
   setTimeout(() => note.remove(), isError ? 15_000 : 4_000);

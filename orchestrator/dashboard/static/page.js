@@ -1,8 +1,9 @@
 // The page of one sweep: asks for what changed, and hands it to table and charts.
 
-import { $, confirmed, copy, setText, toast } from "./dom.js";
+import { $, button, confirmed, copy, setText, toast } from "./dom.js";
 import { Poll, get, post, sweepPath } from "./api.js";
 import { Comparison } from "./compare.js";
+import { saveCsv } from "./csv.js";
 import { Contour } from "./contour.js";
 import { makeCurves } from "./curves.js";
 import { Drawer } from "./drawer.js";
@@ -89,6 +90,7 @@ export class SweepPage {
     on("#copy-overrides", () => best() && copy(best().overrides_text, "overrides"));
     on("#copy-command", () => best() && copy(best().command, "command"));
     on("#best-trial", () => best() && select(best().number));
+    on("#save-csv", () => saveCsv(`${store.summary.run}.csv`));
     on("#resume", () => this.ask("resume"));
     const stop = $("#stop-sweep");
     const fresh = stop.cloneNode(true); // without the listeners of the page before
@@ -112,14 +114,17 @@ export class SweepPage {
   }
 
   async ask(what) {
-    const button = $(what === "stop" ? "#stop-sweep" : "#resume");
-    button.disabled = true;
+    const pressed = $(what === "stop" ? "#stop-sweep" : "#resume");
+    pressed.disabled = true;
     try {
       toast((await post(`${this.path}/${what}`)).done);
     } catch (error) {
-      toast(error.message, true);
+      const { start } = store.summary;
+      const byHand = what === "resume" && start !== null;
+      const command = () => copy(start.command, "command");
+      toast(error.message, true, ...(byHand ? [button("Copy command", command)] : []));
     }
-    button.disabled = false;
+    pressed.disabled = false;
     this.poll.now();
   }
 
