@@ -4,15 +4,21 @@ const PAUSE = 1_000;
 const PAUSE_AFTER_TROUBLE = 4_000;
 
 export async function get(path) {
-  return answer(await fetch(path, { headers: { accept: "application/json" } }));
+  return ask(path, { headers: { accept: "application/json" } });
 }
 
 export async function post(path) {
   // The header tells the server that this is no form of another site's page.
-  return answer(await fetch(path, { method: "POST", headers: { "x-orchestrator": "1" } }));
+  return ask(path, { method: "POST", headers: { "x-orchestrator": "1" } });
 }
 
-async function answer(response) {
+async function ask(path, options) {
+  let response = null;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("no connection to the dashboard: is it still running?");
+  }
   let body = null;
   try {
     body = await response.json();
@@ -71,7 +77,5 @@ export class Poll {
 function trouble(error) {
   const line = document.getElementById("trouble");
   line.hidden = error === null;
-  if (error === null) return;
-  const lost = error instanceof TypeError; // what fetch throws where nobody answers
-  line.textContent = lost ? "no connection to the dashboard: is it still running?" : error.message;
+  line.textContent = error?.message ?? "";
 }
