@@ -99,7 +99,7 @@ def _trial(number: int, points: int, steps: int, chance: random.Random) -> Trial
         )
     trial = Trial(number=number, configuration=number, overrides=values, host="node-1")
     trial.curve = curve
-    if values["train.lr"] > 0.07:
+    if values["train.lr"] > 0.07 or number % 13 == 5:  # of the first dozen one, in any case
         _fail(trial)
     else:
         _end(trial, "finished")

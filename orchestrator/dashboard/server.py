@@ -56,6 +56,8 @@ def _read_ahead(catalog: Catalog) -> None:
                 while not sweep.complete:
                     sweep.refresh()
                     time.sleep(0.01)  # a view that waits for its turn gets it
+                if sweep.record is not None:
+                    sweep.changes(0, sweep.record.metric)  # which also thins its curves
     except (OSError, OrchestratorError):
         return  # the first view tells
 

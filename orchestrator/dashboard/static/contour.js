@@ -3,7 +3,8 @@
 import { $, fillSelect } from "./dom.js";
 import { shortNames } from "./format.js";
 import { shades } from "./palette.js";
-import { Plane, axisOf, nearest } from "./plane.js";
+import { axisOf } from "./axes.js";
+import { Plane, nearest } from "./plane.js";
 import { scaleOf } from "./scales.js";
 import { store } from "./store.js";
 import { jitter, overlayPoints, paintPoints, shownPoints } from "./slices.js";

@@ -2,7 +2,8 @@
 
 import { $ } from "./dom.js";
 import { css, faint } from "./palette.js";
-import { Plane, axisOf, nearest } from "./plane.js";
+import { axisOf } from "./axes.js";
+import { Plane, nearest } from "./plane.js";
 import { VALUE, scaleOf } from "./scales.js";
 import { better, store } from "./store.js";
 import { overlayPoints, paintPoints, shownPoints } from "./slices.js";

@@ -2,6 +2,7 @@
 
 import { $, button, confirmed, copy, setText, toast } from "./dom.js";
 import { Poll, get, post, sweepPath } from "./api.js";
+import { fetchPlotly } from "./axes.js";
 import { Comparison } from "./compare.js";
 import { saveCsv } from "./csv.js";
 import { Contour } from "./contour.js";
@@ -20,6 +21,7 @@ import { changed, reset, select, store, subscribe, take } from "./store.js";
 
 export class SweepPage {
   constructor(main, run, sweep) {
+    fetchPlotly();
     main.replaceChildren($("#sweep-page").content.cloneNode(true));
     reset();
     this.path = sweepPath(run, sweep);

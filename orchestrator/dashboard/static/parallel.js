@@ -129,9 +129,11 @@ export class Parallel {
       context.lineTo(x, this.bottom);
       context.stroke();
       context.fillStyle = css("--ink");
-      context.textAlign = place === 0 ? "left" : last ? "right" : "center";
-      const nudge = place === 0 ? -SIDE + 6 : last ? SIDE - 6 : 0;
-      context.fillText(fitted(context, name, room - 8), x + nudge, 14);
+      context.textAlign = "center";
+      const shown = fitted(context, name, room - 8);
+      const half = context.measureText(shown).width / 2 + 2;
+      const most = this.root.clientWidth - half;
+      context.fillText(shown, Math.max(half, Math.min(most, x)), 14);
       this.ticks(context, scale, x, last, room);
       this.drawBrush(context, key, scale, x);
     });
@@ -275,9 +277,13 @@ const eased = (share) => {
   return 3 * t ** 2 - 2 * t ** 3;
 };
 
-function numericTicks({ low, high, from }) {
+function numericTicks({ low, high, from, share, whole }) {
   if (!Number.isFinite(low)) return [];
   if (low === high) return [[0.5, number(low)]];
+  if (whole && high - low <= 8) {
+    const count = Math.round(high - low) + 1;
+    return Array.from({ length: count }, (_, n) => [share(low + n), String(low + n)]);
+  }
   return [0, 0.25, 0.5, 0.75, 1].map((share) => [share, number(from(share), 3)]);
 }
 

@@ -4,19 +4,14 @@
 // our own, one for all of them and one for those that stand out. A thousand curves take some
 // milliseconds so, need no WebGL, which not every browser has, and light up without being redrawn.
 
+import { corners, layout, mapOf, plotly, roughMap } from "./axes.js";
 import { el } from "./dom.js";
 import { css } from "./palette.js";
 import { hover, isPicked, select, store } from "./store.js";
 import { showTip, hideTip } from "./tip.js";
 
-const CLICK = 5; // pixels that a click may move
-const TOUCH = matchMedia("(pointer: coarse)").matches;
 const CONFIG = { displayModeBar: false, doubleClick: "autosize", responsive: false };
-
-const plotly = new Promise((resolve) => {
-  if (window.Plotly) resolve(window.Plotly);
-  else document.getElementById("plotly").addEventListener("load", () => resolve(window.Plotly));
-});
+const CLICK = 5; // pixels that a click may move
 
 /**
  * `chart` has `axes()`: `{x, y, key}`, each axis `{title, low, high, log, ticks}`, a zoom is kept
@@ -65,12 +60,14 @@ export class Plane {
       this.repaint(true);
       return;
     }
-    plotly.then((Plotly) => {
-      if (this.closed) return;
-      this.stale = false;
-      const axes = this.chart.axes();
+    this.stale = false;
+    this.axes = this.chart.axes();
+    this.repaint();
+    plotly().then((Plotly) => {
+      const { axes } = this;
       const signature = JSON.stringify([axes.x, axes.y, axes.key, axes.content, css("--ink")]);
-      if (signature !== this.signature) this.react(Plotly, axes, signature);
+      if (this.closed || signature === this.signature) return;
+      this.react(Plotly, axes, signature);
       this.repaint();
     });
   }
@@ -78,7 +75,8 @@ export class Plane {
   react(Plotly, axes, signature) {
     const first = this.signature === null;
     this.signature = signature;
-    Plotly.react(this.plot, [corners(axes), ...(axes.traces?.() ?? [])], layout(axes), CONFIG);
+    const traces = [corners(axes), ...(axes.traces?.() ?? [])];
+    Plotly.react(this.plot, traces, layout(axes), CONFIG);
     if (!first) return;
     for (const event of ["afterplot", "relayout", "relayouting"]) {
       this.plot.on(`plotly_${event}`, () => this.repaint());
@@ -96,7 +94,7 @@ export class Plane {
 
   repaint(overlayAlone = false) {
     this.baseToo = this.baseToo || !overlayAlone;
-    if (this.frame !== null || !this.plot._fullLayout) return;
+    if (this.frame !== null) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = null;
       if (this.closed) return;
@@ -128,23 +126,15 @@ export class Plane {
     context.clip();
     paint(context);
     context.restore();
-    canvas.classList.add("painted");
+    canvas.classList.add(this.plot._fullLayout ? "painted" : "rough");
   }
 
-  /** From data to pixels; not a number where a log axis has no place for it. */
+  /** From data to pixels; until Plotly has drawn the axes, about where they will be. */
   map() {
-    const { xaxis, yaxis } = this.plot._fullLayout;
-    const [toX, fromX] = along(xaxis, xaxis._offset, xaxis._length);
-    const [toY] = along(yaxis, yaxis._offset + yaxis._length, -yaxis._length);
-    return {
-      x: toX,
-      y: toY,
-      dataX: fromX,
-      left: xaxis._offset,
-      top: yaxis._offset,
-      width: xaxis._length,
-      height: yaxis._length,
-    };
+    const { _fullLayout: drawn } = this.plot;
+    return drawn
+      ? mapOf(drawn)
+      : roughMap(this.axes, this.root.clientWidth, this.root.clientHeight);
   }
 
   at(event) {
@@ -199,93 +189,6 @@ export class Plane {
     this.sized.disconnect();
     if (this.signature !== null) window.Plotly.purge(this.plot);
   }
-}
-
-function along(axis, start, length) {
-  const [low, high] = axis.range.map(Number);
-  const scale = length / (high - low);
-  if (axis.type === "log") {
-    return [
-      (v) => start + (Math.log10(v) - low) * scale,
-      (px) => 10 ** (low + (px - start) / scale),
-    ];
-  }
-  return [(v) => start + (v - low) * scale, (px) => low + (px - start) / scale];
-}
-
-/** An invisible trace that spans the data, by which Plotly finds the range of its axes. */
-function corners({ x, y }) {
-  return {
-    type: "scatter",
-    mode: "markers",
-    hoverinfo: "skip",
-    marker: { opacity: 0, size: 8 },
-    x: [x.low, x.high],
-    y: [y.low, y.high],
-  };
-}
-
-function layout({ x, y, key }) {
-  return {
-    autosize: true,
-    margin: { l: 48, r: 10, t: 6, b: 34 },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "system-ui, sans-serif", size: 11, color: css("--muted") },
-    showlegend: false,
-    hovermode: false,
-    dragmode: TOUCH ? false : "zoom",
-    uirevision: key ?? "same", // a zoom outlives new data
-    xaxis: axis(x),
-    yaxis: axis(y),
-  };
-}
-
-function axis({ title, log, ticks, hidden, unit }) {
-  const line = css("--line");
-  return {
-    type: log ? "log" : "linear",
-    title: { text: escaped(title ?? ""), standoff: 6, font: { size: 11 } },
-    autorange: true,
-    automargin: true,
-    visible: !hidden,
-    zeroline: false,
-    showline: true,
-    linecolor: line,
-    gridcolor: line,
-    gridwidth: 0.5,
-    tickcolor: line,
-    ticks: "outside",
-    ticklen: 3,
-    nticks: 7,
-    exponentformat: "power",
-    ticksuffix: unit ?? "",
-    ...(ticks
-      ? {
-          tickmode: "array",
-          tickvals: ticks.map(([v]) => v),
-          ticktext: ticks.map(([, t]) => escaped(t)),
-        }
-      : {}),
-  };
-}
-
-/** Plotly reads some tags in its texts: a name with brackets in it is to be shown as it is. */
-const escaped = (text) =>
-  text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-
-/** An axis over the values of a scale. */
-export function axisOf(scale, title) {
-  if (scale.categories) {
-    const ticks = scale.categories.map((text, place) => [
-      place,
-      text.length > 14 ? `${text.slice(0, 13)}…` : text,
-    ]);
-    return { title, low: -0.4, high: scale.high + 0.4, log: false, ticks };
-  }
-  const { low, high, log } = scale;
-  const known = Number.isFinite(low) && Number.isFinite(high) && (!log || low > 0);
-  return known ? { title, low, high, log } : { title, low: log ? 1 : 0, high: log ? 10 : 1, log };
 }
 
 /** A ring or a filled dot. */

@@ -8,7 +8,8 @@ const VALUE = "value"; // the key of the metric itself; no override has a name w
 /**
  * The axis of a key: numbers between `low` and `high`, on a log scale where they were drawn on one,
  * or `categories`. `at(trial)` is its number, or the place of its category; null where the trial
- * has none. `share(at)` is where that lies between 0 and 1, `from(share)` the way back.
+ * has none. `whole`: all are integers. `share(at)` is where that lies between 0 and 1,
+ * `from(share)` the way back.
  */
 export function scaleOf(key) {
   const read = key === VALUE ? (t) => t.value : (t) => t.overrides[key];
@@ -37,6 +38,7 @@ function numerical(read, values, log) {
     high,
     log,
     categories: null,
+    whole: values.every(Number.isInteger),
     at,
     label: (t) => written(read(t)),
     ...between(low, high, log),

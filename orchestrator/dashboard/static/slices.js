@@ -3,7 +3,8 @@
 import { $, el } from "./dom.js";
 import { shortNames } from "./format.js";
 import { css, faint, markColour } from "./palette.js";
-import { Plane, axisOf, dot, nearest } from "./plane.js";
+import { axisOf } from "./axes.js";
+import { Plane, dot, nearest } from "./plane.js";
 import { VALUE, scaleOf } from "./scales.js";
 import { marks, store } from "./store.js";
 

@@ -156,15 +156,19 @@ export class Table {
       $("#filter", this.root).value = "";
   }
 
-  /** Fixed widths, by the longest text of a column, since only some rows are there to be measured. */
+  /** Fixed widths, by each column's longest text: only some rows are there to be measured. */
   widths() {
+    const pen = document.createElement("canvas").getContext("2d");
+    const { fontSize, fontFamily } = getComputedStyle(this.box);
+    pen.font = `650 ${fontSize} ${fontFamily}`; // as its boldest texts are
     const wide = this.shown.map((column) => {
-      let most = column.name.length + 2;
+      let longest = `${column.name} ↑`;
       for (const trial of this.rows) {
         const text = textOf(column, trial);
-        if (text.length > most) most = text.length;
+        if (text.length > longest.length) longest = text;
       }
-      return Math.round(Math.max(48, Math.min(column.wide ? 420 : 170, most * 7.1 + 18)));
+      const width = pen.measureText(longest).width + (column.pill ? 34 : 20);
+      return Math.round(Math.max(44, Math.min(column.wide ? 460 : 180, width)));
     });
     const key = wide.join();
     if (this.columns.dataset.key === key) return;
