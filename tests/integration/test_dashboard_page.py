@@ -451,7 +451,7 @@ def test_a_thousand_trials_of_500_points_stay_usable(tmp_path: Path, show: Show)
         firsts[attempt] = page.evaluate("window.firsts")
         until(lambda page=page: "1000 of 1000" in page.inner_text("#trials-figure"), 20)
     answers: list[Any] = []
-    page.on("response", answers.append)
+    page.on("response", lambda answer: answers.append(answer))
     page.click("#table th button[data-key=number]")
     write_trial(folder, trials[7].model_copy(update={"metrics": {"loss": 0.011}}))
     update = until(lambda: "0.011" in page.inner_text("#table tr[data-number='7']"))
