@@ -10,16 +10,19 @@ import { hideTip, showTip } from "./tip.js";
 const TOP = 26;
 const BOTTOM = 18;
 const SIDE = 46;
+const ROOM = 74; // pixels between two axes, at least
 const NEAR_AXIS = 14; // pixels within which a press is meant for an axis
 const REACH = 10; // and for a line
 const CLICK = 4; // that a click may move
 
 export class Parallel {
   constructor(root) {
-    this.root = $(".plane", root);
+    this.frame = $(".plane", root); // scrolls sideways where the axes have no room
+    this.root = el("div", { class: "inner" });
     this.base = el("canvas", { class: "marks" });
     this.over = el("canvas", { class: "marks" });
-    this.root.replaceChildren(this.base, this.over);
+    this.root.append(this.base, this.over);
+    this.frame.replaceChildren(this.root);
     this.ranges = {}; // by key: what a brush lets through, from low to high
     this.axes = [];
     this.visible = false;
@@ -27,9 +30,9 @@ export class Parallel {
       this.visible = entries.at(-1).isIntersecting;
       if (this.visible) this.draw(new Set(["trials"]));
     });
-    this.seen.observe(this.root);
+    this.seen.observe(this.frame);
     this.sized = new ResizeObserver(() => this.draw(new Set(["trials"])));
-    this.sized.observe(this.root);
+    this.sized.observe(this.frame);
     this.root.addEventListener("pointermove", (event) => this.moved(event));
     this.root.addEventListener("pointerleave", () => this.left());
     this.root.addEventListener("pointerdown", (event) => this.pressed(event));
@@ -47,6 +50,8 @@ export class Parallel {
   layOut() {
     const keys = [...store.differing, VALUE];
     const names = { ...shortNames(store.differing), [VALUE]: store.summary.metric };
+    const least = 2 * SIDE + (keys.length - 1) * ROOM;
+    this.root.style.width = `${Math.max(this.frame.clientWidth, least)}px`;
     const width = this.root.clientWidth - 2 * SIDE;
     this.bottom = this.root.clientHeight - BOTTOM;
     this.axes = keys.map((key, place) => ({
@@ -76,7 +81,7 @@ export class Parallel {
 
   all(context) {
     const shown = store.list.filter((t) => t.passes).sort((a, b) => (b.rank ?? 2) - (a.rank ?? 2));
-    const alpha = Math.max(0.15, Math.min(0.85, 8 / Math.sqrt(shown.length)));
+    const alpha = Math.max(0.12, Math.min(0.85, 6 / Math.sqrt(shown.length)));
     context.strokeStyle = faint(css("--unknown"), 0.12);
     for (const trial of store.list) if (!trial.passes) this.line(context, trial);
     for (const trial of shown) {

@@ -17,7 +17,8 @@ const CLICK = 5; // pixels that a click may move
  * `chart` has `axes()`: `{x, y, key}`, each axis `{title, low, high, log, ticks}`, a zoom is kept
  * while the key stays; also `traces()` for Plotly, made anew where `content` is another one;
  * `paint(context, map)` for all marks, `overlay(context, map)` for those that stand out, and
- * `find(map, x, y)`: the number of the trial under a pixel, or null.
+ * `find(map, x, y)`: the number of the trial under a pixel, or null. `isOwn`: its marks are not of
+ * all trials, and never step back.
  */
 export class Plane {
   constructor(root, chart) {
@@ -102,7 +103,7 @@ export class Plane {
       if (this.baseToo) this.on(this.base, map, (context) => this.chart.paint(context, map));
       this.baseToo = false;
       this.on(this.over, map, (context) => this.chart.overlay(context, map));
-      this.base.classList.toggle("back", isPicked());
+      this.base.classList.toggle("back", isPicked() && !this.chart.isOwn);
     });
   }
 

@@ -8,6 +8,7 @@ import { lastBefore, diamond } from "./curves.js";
 /** `lines` are `{curve, colour, exploits}`, the curves as the server has them: columns by name. */
 export class Series {
   constructor(root, metric) {
+    this.isOwn = true;
     this.metric = metric;
     this.lines = [];
     this.choice = el("select", {

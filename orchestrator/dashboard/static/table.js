@@ -162,12 +162,13 @@ export class Table {
     const { fontSize, fontFamily } = getComputedStyle(this.box);
     pen.font = `650 ${fontSize} ${fontFamily}`; // as its boldest texts are
     const wide = this.shown.map((column) => {
-      let longest = `${column.name} ↑`;
+      let longest = "";
       for (const trial of this.rows) {
         const text = textOf(column, trial);
         if (text.length > longest.length) longest = text;
       }
-      const width = pen.measureText(longest).width + (column.pill ? 34 : 20);
+      const texts = [`${column.name} ↑`, longest].map((text) => pen.measureText(text).width);
+      const width = Math.max(...texts) + (column.pill ? 34 : 20);
       return Math.round(Math.max(44, Math.min(column.wide ? 460 : 180, width)));
     });
     const key = wide.join();
