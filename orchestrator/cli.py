@@ -52,6 +52,7 @@ examples:
   orchestrator run job.yaml --until evaluate train.minutes=20 name=longer
   orchestrator plan job.yaml
   orchestrator status job.yaml --json
+  orchestrator dashboard runs
   ray job submit --working-dir . -- python -m orchestrator run jobs/language_modelling.yaml
 """
 
@@ -131,6 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
     status.add_argument("--all", action="store_true", help="all events, not the last ones alone")
     export_text = "write the best checkpoint as Hugging Face's libraries load it"
     _job_command(commands, "export", export_text, export_command, into="DIR")
+    _add_dashboard(commands)
     schema = commands.add_parser("schema", help="print the JSON schema of job files")
     schema.set_defaults(command=schema_command, debug=False)
     return parser
@@ -161,6 +163,29 @@ def _job_command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "show runs and sweeps in a browser, while they run and later"
+    parser = commands.add_parser("dashboard", help=text, description=text.capitalize() + ".")
+    parser.add_argument(
+        "where",
+        nargs="?",
+        default="runs",
+        metavar="RUNS",
+        help="a storage, a folder or a URI, or the folder of one run (default: runs)",
+    )
+    parser.add_argument(
+        "--host", help="address to listen on: this machine's alone, unless told else"
+    )
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8600)")
+    parser.add_argument(
+        "--token",
+        help="what a browser is asked for; made and printed where others can reach the address; "
+        "ORCHESTRATOR_DASHBOARD_TOKEN does the same and is not in the list of processes",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=dashboard_command)
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -310,6 +335,22 @@ def status_command(options: argparse.Namespace) -> int:
     if events:
         console.print(event_table(events, len(events) if options.all else LAST_EVENTS))
     return 0
+
+
+def dashboard_command(options: argparse.Namespace) -> int:
+    from orchestrator.dashboard import server
+    from orchestrator.dashboard.actions import TOKEN_VARIABLE
+
+    def announce(address: str) -> None:
+        console.print(f"dashboard  {escape(address)}", soft_wrap=True)
+        console.print("showing until Ctrl-C")
+
+    host = options.host if options.host is not None else server.HOST
+    port = options.port if options.port is not None else server.PORT
+    token = options.token or os.environ.get(TOKEN_VARIABLE) or None
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve(options.where, host, port, token, announce)
+    return _exit_code(None)
 
 
 def schema_command(options: argparse.Namespace) -> int:

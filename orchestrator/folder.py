@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs
 
@@ -28,6 +28,13 @@ def _filesystem(scheme_and_host: str) -> pyarrow.fs.FileSystem:
         build, (options,) = found.__reduce__()
         return build(options | {"allow_delayed_open": True, "request_timeout": S3_SECONDS})
     return found
+
+
+class Stamp(NamedTuple):
+    """What tells a file that was written anew from one that was not."""
+
+    size: int
+    modified: int  # Unix time in nanoseconds, as coarse as the storage counts it
 
 
 class Folder:
@@ -149,6 +156,33 @@ class Folder:
             return sorted(os.listdir(self.local_path)) if self.local_path.is_dir() else []
         selector = pyarrow.fs.FileSelector(self._remote_path(""), allow_not_found=True)
         return sorted(info.base_name for info in self._remote.get_file_info(selector))
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The files in this folder, without its folders; none where it does not exist."""
+        if self.local_path is None:
+            selector = pyarrow.fs.FileSelector(self._remote_path(""), allow_not_found=True)
+            found = self._remote.get_file_info(selector)
+            kind = pyarrow.fs.FileType.File
+            return {i.base_name: Stamp(i.size, i.mtime_ns or 0) for i in found if i.type == kind}
+        stamps = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(self.local_path):
+                with contextlib.suppress(FileNotFoundError):  # replaced or gone since
+                    if entry.is_file():
+                        status = entry.stat()
+                        stamps[entry.name] = Stamp(status.st_size, status.st_mtime_ns)
+        return stamps
+
+    def tail(self, name: str, length: int) -> bytes:
+        """The last bytes of a file. Raises FileNotFoundError where there is no such file."""
+        if self.local_path is not None:
+            with open(self.local_path / name, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - length))
+                return file.read(length)
+        with self._remote.open_input_file(self._remote_path(name)) as stream:
+            stream.seek(max(0, stream.size() - length))
+            content: bytes = stream.read(length)
+        return content
 
     def delete(self) -> None:
         if self.local_path is None:

@@ -99,6 +99,27 @@ def test_a_file_has_a_size_and_nothing_else_has(folder: Folder) -> None:
     assert folder.size("a.txt/b.txt") is None
 
 
+def test_stamps_tell_which_files_were_written_anew(folder: Folder) -> None:
+    assert folder.stamps() == {}
+    for name in ("a.txt", "b.txt", "inner/c.txt"):
+        folder.write(name, b"x")
+    before = folder.stamps()
+    assert sorted(before) == ["a.txt", "b.txt"]
+    assert folder.stamps() == before
+    folder.write("b.txt", b"longer")
+    after = folder.stamps()
+    assert {name for name in after if after[name] != before[name]} == {"b.txt"}
+    assert after["b.txt"].size == 6
+
+
+def test_the_tail_of_a_file_is_its_last_bytes(folder: Folder) -> None:
+    folder.write("a.txt", b"0123456789")
+    assert folder.tail("a.txt", 3) == b"789"
+    assert folder.tail("a.txt", 30) == b"0123456789"
+    with pytest.raises(FileNotFoundError):
+        folder.tail("b.txt", 3)
+
+
 def test_a_link_is_no_file_of_a_folder(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "real"))
     folder.write("a.txt", b"x")

@@ -1,0 +1,225 @@
+"""What a viewer can do to a sweep: stop it, or a trial, resume it, or copy a command."""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.dashboard.catalog import FollowedRun
+from orchestrator.dashboard.sweep import FollowedSweep
+from orchestrator.errors import UserError, last_line
+from orchestrator.job import STAGES
+from orchestrator.job_file import parse_value
+from orchestrator.trials import request_stop
+
+TOKEN_VARIABLE = "ORCHESTRATOR_DASHBOARD_TOKEN"  # noqa: S105 - its name
+RESUME_LOG = "resumed.log"
+LOOK_SECONDS = 3.0  # after a start, in which a command that is wrong says so
+SLACK_SECONDS = 5.0  # between the clocks of the events and of the sweep
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run was started: the command line, where, and on which machine."""
+
+    arguments: list[str]  # behind `orchestrator`
+    directory: str
+    host: str
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["orchestrator", *self.arguments])
+
+
+def stop_sweep(run: FollowedRun, sweep: FollowedSweep) -> None:
+    """Ask the sweep to end, so that it can be resumed. Raises UserError where it is not running."""
+    if not run.is_live(sweep):
+        raise UserError(f"{sweep.run}/{sweep.name}: no process runs it: there is nothing to stop")
+    request_stop(sweep.folder)
+
+
+def stop_trial(run: FollowedRun, sweep: FollowedSweep, number: int) -> None:
+    """Ask a trial to end for good. Raises UserError where it is not running."""
+    seen = sweep.seen.get(number)
+    if seen is None:
+        raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
+    if not run.is_live(sweep) or seen.trial.state != "running":
+        raise UserError(f"trial {number} is not running: there is nothing to stop")
+    request_stop(sweep.folder, number)
+
+
+class Resumer:
+    """Starts sweeps again, as processes that outlive the dashboard."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def resume(self, run: FollowedRun, sweep: FollowedSweep) -> str:
+        """Start the command that began the sweep; returns where its output goes.
+
+        Raises:
+            UserError: where it cannot be started from here, with the command, or ended at once.
+        """
+        if sweep.record is not None and sweep.record.state == "finished":
+            raise UserError(f"{sweep.run}/{sweep.name}: is finished: there is nothing to resume")
+        with self._lock:
+            begun = self._processes.get(run.name)
+            if begun is not None and begun.poll() is None:
+                raise UserError(f"run {run.name!r} was resumed a moment ago: it is starting")
+            if (holder := run.holder(now=True)) is not None:
+                raise UserError(f"run {run.name!r} is in use by {holder}")
+            start = find_start(run, sweep)
+            _check_is_here(start)
+            log = _log_path(run)
+            process = _spawn(start, log)
+            self._processes[run.name] = process
+        end = time.monotonic() + LOOK_SECONDS
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        if process.returncode:
+            told = last_line(log.read_text(errors="replace"))
+            raise UserError(f"`{start.command}` ended with {process.returncode}: {told}")
+        return str(log)
+
+
+def _spawn(start: Start, log: Path) -> subprocess.Popen[bytes]:
+    environment = {name: v for name, v in os.environ.items() if name != TOKEN_VARIABLE}
+    with open(log, "ab") as output:
+        return subprocess.Popen(  # noqa: S603 - our own command line, checked by `find_start`
+            [sys.executable, "-m", "orchestrator", *start.arguments],
+            cwd=start.directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C and the end of the dashboard do not reach it
+        )
+
+
+def _check_is_here(start: Start) -> None:
+    here = socket.gethostname()
+    if start.host != here:
+        raise UserError(
+            f"the sweep was started on {start.host}, this is {here}: run there, in "
+            f"{start.directory}: {start.command}"
+        )
+    if not os.path.isdir(start.directory):
+        raise UserError(f"{start.directory}: is gone, in which it was started: {start.command}")
+
+
+def _log_path(run: FollowedRun) -> Path:
+    """A file in the run's folder; where that is on another storage, one of this machine."""
+    folder = run.folder.local_path or Path(tempfile.gettempdir()) / f"orchestrator-{run.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / RESUME_LOG
+
+
+def find_start(run: FollowedRun, sweep: FollowedSweep) -> Start:
+    """How the sweep was first started, which is how it goes on.
+
+    Raises:
+        UserError: where no event tells, or tells of a command that is none of ours.
+    """
+    starts = run.starts()
+    began = sweep.record.started if sweep.record is not None else 0.0
+    before = [event for event in starts if _time(event) <= began + SLACK_SECONDS]
+    for event in reversed(before or starts):
+        start = _start(event)
+        if start is not None:
+            return start
+    raise UserError(f"{run.folder}: no event tells how the sweep was started: start it by hand")
+
+
+def _time(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def _start(event: dict[str, Any]) -> Start | None:
+    """Who can write to the storage can write events: nothing but our own commands is started."""
+    command, directory, host = (event.get(key) for key in ("command", "directory", "host"))
+    if not (isinstance(command, str) and isinstance(directory, str) and isinstance(host, str)):
+        return None
+    with contextlib.suppress(ValueError):  # of an unclosed quotation mark
+        program, *arguments = shlex.split(command) or [""]
+        stages = {"run", *STAGES} - {"prepare"}  # which ends before the sweep
+        if program == "orchestrator" and len(arguments) > 1 and arguments[0] in stages:
+            return Start(arguments, directory, host)
+    return None
+
+
+# Overrides as they stand on a command line
+
+
+def overrides_text(overrides: dict[str, Any]) -> str:
+    """`train.lr=0.003 model.dropout=0.1`, as a shell takes it."""
+    return shlex.join(f"{key}={value_text(value)}" for key, value in overrides.items())
+
+
+def value_text(value: Any) -> str:
+    """A value as a job's command line reads it: plain where that says the same."""
+    if isinstance(value, str):
+        return value if _reads_as(value, value) else _quoted(value)
+    return _flow(value)
+
+
+def _reads_as(text: str, value: str) -> bool:
+    try:
+        return bool(parse_value(text) == value)
+    except yaml.YAMLError:
+        return False
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line. JSON but for the numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_quoted(str(k))}: {_flow(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_flow, value))}]"
+    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """As JSON has it, but for characters that YAML takes in no other way than by their number."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in quoted)
+
+
+def training_command(start: Start, overrides: dict[str, Any]) -> str:
+    """The command that trains with these values: the job and the overrides of the sweep's own.
+
+    `tune=null`, since a sweep's choice would else take the place of these values.
+    """
+    job, *given = _positionals(start.arguments[1:])
+    keys = {*overrides, "tune"}
+    kept = [text for text in given if text.partition("=")[0] not in keys]
+    kept = [text for text in kept if not text.startswith("tune.")]
+    values = [f"{key}={value_text(value)}" for key, value in overrides.items()]
+    return shlex.join(["orchestrator", "train", job, *kept, *values, "tune=null"])
+
+
+def _positionals(arguments: list[str]) -> list[str]:
+    """The job and its overrides, without options and what belongs to them."""
+    found: list[str] = []
+    rest = iter(arguments)
+    for text in rest:
+        if text == "--until":
+            next(rest, None)
+        elif not text.startswith("-"):
+            found.append(text)
+    return found or ["job.yaml"]

@@ -1,0 +1,212 @@
+"""The dashboard's routes: one static page, and what it asks for, as JSON."""
+
+import importlib.util
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from orchestrator import __version__
+from orchestrator.dashboard import actions
+from orchestrator.dashboard.catalog import Catalog, FollowedRun
+from orchestrator.dashboard.curves import for_json, plain_list
+from orchestrator.dashboard.guard import Guard
+from orchestrator.dashboard.importance import importance
+from orchestrator.dashboard.summary import summarize
+from orchestrator.dashboard.sweep import READING, FollowedSweep, current
+from orchestrator.errors import OrchestratorError, UserError, first_line
+
+STATIC = Path(__file__).parent / "static"
+LOG_BYTES = 100_000  # of the end of a trial's log
+HOUR = {"Cache-Control": "max-age=3600"}
+
+
+def plotly_file() -> Path:
+    """The browser's half of plotly, in the package of its Python half, which is not imported."""
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or spec.origin is None:
+        raise UserError("the dashboard needs plotly: pip install plotly")
+    return Path(spec.origin).parent / "package_data" / "plotly.min.js"
+
+
+def make_app(catalog: Catalog, token: str | None, hosts: frozenset[str] | None) -> FastAPI:
+    """The dashboard of a storage; `token` and `hosts` as in `Guard`."""
+    app = FastAPI(title="orchestrator", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, token=token, hosts=hosts)
+    _add_errors(app)
+    _add_views(app, catalog)
+    _add_actions(app, catalog)
+    plotly = plotly_file()
+
+    @app.get("/")
+    def page() -> Response:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/plotly.js")
+    def library() -> Response:
+        return FileResponse(plotly, media_type="text/javascript", headers=HOUR)
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(OrchestratorError)
+    def refused(_: Request, error: OrchestratorError) -> Response:
+        return JSONResponse({"error": str(error)}, status_code=400)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> Response:
+        return JSONResponse({"error": str(error.errors()[0]["msg"])}, status_code=422)
+
+    @app.exception_handler(OSError)
+    def unread(_: Request, error: OSError) -> Response:
+        text = f"the storage does not answer: {first_line(error)}"
+        return JSONResponse({"error": text}, status_code=503)
+
+
+def _add_views(app: FastAPI, catalog: Catalog) -> None:
+    of_sweeps = Importances()
+
+    @app.get("/api/runs")
+    def runs() -> Response:
+        end = time.monotonic() + READING  # of all together: what is not read by then comes later
+        found = [_run_view(run, end) for run in catalog.runs()]
+        return JSONResponse(
+            {
+                "storage": str(catalog.where),
+                "host": socket.gethostname(),
+                "version": __version__,
+                "runs": found,
+            }
+        )
+
+    @app.get("/api/runs/{run_name}/sweeps/{name}")
+    def sweep(run_name: str, name: str, since: int = 0, metric: str = "") -> Response:
+        run, found = catalog.sweep(run_name, name)
+        assert found.record is not None
+        changes = found.changes(since, metric or found.record.metric)
+        head = {
+            "summary": _sweep_view(run, found),
+            "metrics": found.metrics(),
+            "cursor": changes.cursor,
+            "whole": changes.whole,
+            "complete": changes.complete,
+        }
+        text = json.dumps(head, allow_nan=False)
+        trials = ",".join(changes.trials)
+        return Response(f'{text[:-1]}, "trials": [{trials}]}}', media_type="application/json")
+
+    @app.get("/api/runs/{run_name}/sweeps/{name}/importance")
+    def importances(run_name: str, name: str) -> Response:
+        _, found = catalog.sweep(run_name, name)
+        return JSONResponse(of_sweeps.of(found))
+
+    @app.get("/api/runs/{run_name}/sweeps/{name}/trials/{number}")
+    def trial(run_name: str, name: str, number: int) -> Response:
+        run, found = catalog.sweep(run_name, name)
+        return JSONResponse(_trial_view(run, found, number))
+
+
+def _add_actions(app: FastAPI, catalog: Catalog) -> None:
+    resumer = actions.Resumer()
+
+    @app.post("/api/runs/{run_name}/sweeps/{name}/stop")
+    def stop(run_name: str, name: str) -> Response:
+        actions.stop_sweep(*catalog.sweep(run_name, name))
+        return JSONResponse({"done": "the sweep was asked to stop"})
+
+    @app.post("/api/runs/{run_name}/sweeps/{name}/trials/{number}/stop")
+    def stop_trial(run_name: str, name: str, number: int) -> Response:
+        actions.stop_trial(*catalog.sweep(run_name, name), number)
+        return JSONResponse({"done": f"trial {number} was asked to stop"})
+
+    @app.post("/api/runs/{run_name}/sweeps/{name}/resume")
+    def resume(run_name: str, name: str) -> Response:
+        log = resumer.resume(*catalog.sweep(run_name, name))
+        return JSONResponse({"done": f"resumed; its output goes to {log}"})
+
+
+def _run_view(run: FollowedRun, end: float) -> dict[str, Any]:
+    sweeps = list(run.sweeps.values())
+    for sweep in sweeps:
+        sweep.refresh(max(0.0, end - time.monotonic()))
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "holder": run.holder(),
+        "stages": run.stages,
+        "sweeps": [_sweep_view(run, sweep) for sweep in sweeps if sweep.record is not None],
+    }
+
+
+def _sweep_view(run: FollowedRun, sweep: FollowedSweep) -> dict[str, Any]:
+    """The summary, with what its best configuration looks like on a command line."""
+    view = summarize(sweep, run.is_live(sweep))
+    if view["best"] is not None:
+        view["best"] |= _as_commands(run, sweep, view["best"]["number"])
+    start = _start_or_none(run, sweep)
+    view["start"] = None if start is None else {**vars(start), "command": start.command}
+    view["resumable"] = view["state"] not in ("running", "finished") and run.holder() is None
+    return view
+
+
+def _trial_view(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str, Any]:
+    """All of one trial: every point of its curves, its log and what it failed with."""
+    seen = sweep.seen.get(number)
+    if seen is None:
+        raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
+    trial = for_json(seen.trial.model_dump(exclude={"curve"}))
+    trial["current"] = for_json(current(seen.trial))
+    trial["curve"] = {name: plain_list(values, 10) for name, values in seen.curve.items()}
+    return {**trial, **_as_commands(run, sweep, number), "log": _log(sweep, number)}
+
+
+def _as_commands(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str, str]:
+    overrides = current(sweep.seen[number].trial)
+    start = _start_or_none(run, sweep)
+    return {
+        "overrides_text": actions.overrides_text(overrides),
+        "command": "" if start is None else actions.training_command(start, overrides),
+    }
+
+
+def _start_or_none(run: FollowedRun, sweep: FollowedSweep) -> actions.Start | None:
+    try:
+        return actions.find_start(run, sweep)
+    except UserError:
+        return None
+
+
+def _log(sweep: FollowedSweep, number: int) -> str:
+    try:
+        content = (sweep.folder / f"trial-{number:05d}").tail("log.txt", LOG_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return content.decode("utf-8", "replace")
+
+
+class Importances:
+    """Computed once for as many trials as have ended."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, dict[str, float]]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, sweep: FollowedSweep) -> dict[str, Any]:
+        assert sweep.record is not None
+        trials = sweep.trials
+        ended = sum(trial.state != "running" for trial in trials)
+        with self._lock:
+            count, shares = self._known.get(str(sweep.folder), (-1, {}))
+            if count != ended:
+                shares = importance(sweep.record, trials)
+                self._known[str(sweep.folder)] = (ended, shares)
+        return {"trials": ended, "shares": shares}

@@ -1,0 +1,72 @@
+"""Learning curves as columns, and thinned to what a screen can show."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.trials import Point
+
+Curve = dict[str, NDArray[np.float64]]  # by metric, also step and seconds; NaN where it has none
+
+DIGITS = 6  # of a value: more than a screen has pixels
+
+
+def columns(points: Sequence[Point]) -> Curve:
+    """The points of a curve by metric: a fraction of the memory that as many dictionaries take."""
+    names = dict.fromkeys(name for point in points for name in point)
+    return {
+        name: np.array([point.get(name, np.nan) for point in points], dtype=np.float64)
+        for name in ("step", "seconds", *(n for n in names if n not in ("step", "seconds")))
+    }
+
+
+def thinned(curve: Curve, metric: str, most: int) -> dict[str, list[float | None]]:
+    """At most about `most` points of a metric's curve: `step`, `seconds` and `value`.
+
+    Of each stretch its lowest and its highest point stay, so that no spike is lost.
+    """
+    steps = curve["step"]
+    values = curve.get(metric, np.full(len(steps), np.nan))
+    chosen = _extremes(values, max(1, most // 2)) if len(steps) > most else slice(None)
+    return {
+        "step": plain_list(steps[chosen]),
+        "seconds": plain_list(np.round(curve["seconds"][chosen], 2)),
+        "value": plain_list(values[chosen], DIGITS),
+    }
+
+
+def _extremes(values: NDArray[np.float64], stretches: int) -> NDArray[np.int64]:
+    """The places of the first and last value, and of each stretch's lowest and highest."""
+    width = -(-len(values) // stretches)
+    padded = np.full(stretches * width, np.nan)
+    padded[: len(values)] = values
+    table = padded.reshape(stretches, width)
+    known = np.isfinite(table)
+    starts = np.arange(stretches) * width
+    lowest = starts + np.where(known, table, np.inf).argmin(axis=1)
+    highest = starts + np.where(known, table, -np.inf).argmax(axis=1)
+    found = np.unique(np.concatenate([[0], lowest, highest, [len(values) - 1]]))
+    return found[found < len(values)].astype(np.int64)
+
+
+def plain_list(values: NDArray[np.float64], digits: int | None = None) -> list[float | None]:
+    """Numbers for JSON, which has no NaN and no infinity: null; whole ones without a fraction."""
+    if digits is None:
+        plain = [int(v) if v == int(v) else v for v in np.nan_to_num(values).tolist()]
+    else:
+        plain = [float(f"{value:.{digits}g}") for value in values.tolist()]
+    return [v if ok else None for v, ok in zip(plain, np.isfinite(values).tolist(), strict=True)]
+
+
+def for_json(value: Any) -> Any:
+    """Any value of a record as strict JSON has it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(item) for item in value]
+    return value

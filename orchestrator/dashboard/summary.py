@@ -1,0 +1,131 @@
+"""How a sweep stands: its state, progress, time left, best configuration and what it uses."""
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.dashboard.curves import for_json
+from orchestrator.dashboard.sweep import FollowedSweep, current
+from orchestrator.trials import SweepRecord, Trial
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best configuration so far, by the trial that stands for it."""
+
+    trial: Trial
+    value: float  # the mean over its repeats
+    repeats: int
+
+
+def summarize(sweep: FollowedSweep, live: bool) -> dict[str, Any]:
+    """What the page shows above the trials. `live`: a process runs this sweep now."""
+    record, trials = sweep.record, sweep.trials
+    assert record is not None
+    state = "interrupted" if record.state == "running" and not live else record.state
+    elapsed = record.seconds + (max(0.0, time.time() - sweep.record_time) if live else 0.0)
+    running = [trial for trial in trials if trial.state == "running"] if live else []
+    best = find_best(record, trials, sweep.best)
+    return for_json(
+        {
+            "run": sweep.run,
+            "sweep": sweep.name,
+            **record.model_dump(exclude={"state", "seconds"}),
+            "state": state,
+            "live": live,
+            "elapsed": elapsed,
+            "progress": progress(record, trials),
+            "eta": time_left(record, trials, elapsed) if live else None,
+            "counts": Counter(_shown_state(trial, live) for trial in trials),
+            "resources": {
+                "trials": len(running),
+                "cpus": len(running) * record.cpus,
+                "gpus": len(running) * record.gpus,
+                "hosts": Counter(trial.host for trial in running if trial.host),
+            },
+            "best": None
+            if best is None
+            else {"number": best.trial.number, "value": best.value, "repeats": best.repeats},
+            "stopping": live and "stop" in sweep.requests,
+            "stopping_trials": _stopping(sweep.requests) if live else [],
+            "unreadable": sorted(sweep.unreadable),
+        }
+    )
+
+
+def _shown_state(trial: Trial, live: bool) -> str:
+    return "interrupted" if trial.state == "running" and not live else trial.state
+
+
+def _stopping(requests: set[str]) -> list[int]:
+    numbers = [name.removeprefix("stop-") for name in requests if name.startswith("stop-")]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def trial_value(trial: Trial, metric: str) -> float | None:
+    """What a trial is judged by; None where it has no finite one."""
+    value = trial.metrics.get(metric)
+    return None if value is None else for_json(float(value))
+
+
+def find_best(
+    record: SweepRecord, trials: list[Trial], chosen: dict[str, Any] | None
+) -> Best | None:
+    """The best configuration; of a finished sweep the one it chose.
+
+    A configuration that is run several times counts by its mean, and before those whose repeats
+    are still to come.
+    """
+    repeats: dict[int, list[tuple[float, Trial]]] = defaultdict(list)
+    for trial in trials:
+        value = trial_value(trial, record.metric)
+        if value is not None and trial.state != "failed":
+            repeats[trial.configuration].append((value, trial))
+    if chosen is not None:
+        mine = {c: r for c, r in repeats.items() if any(_is_of(t, chosen) for _, t in r)}
+        repeats = defaultdict(list, mine or repeats)
+    if not repeats:
+        return None
+    sign = 1.0 if record.mode == "min" else -1.0
+
+    def rank(found: list[tuple[float, Trial]]) -> tuple[int, float]:
+        return -len(found), sign * sum(value for value, _ in found) / len(found)
+
+    found = min(repeats.values(), key=rank)
+    trial = min((trial for _, trial in found), key=lambda trial: trial.repeat)
+    return Best(trial, sum(value for value, _ in found) / len(found), len(found))
+
+
+def _is_of(trial: Trial, chosen: dict[str, Any]) -> bool:
+    return chosen in (trial.overrides, current(trial))
+
+
+def progress(record: SweepRecord, trials: list[Trial]) -> float:
+    """The share of the sweep that is done, the begun trials by their steps."""
+    if record.state == "finished":
+        return 1.0
+    total = max(1, record.trials * record.repeats)
+    return min(1.0, sum(_done(trial, record) for trial in trials) / total)
+
+
+def _done(trial: Trial, record: SweepRecord) -> float:
+    return min(1.0, trial.step / max(1, record.steps)) if trial.state == "running" else 1.0
+
+
+def time_left(record: SweepRecord, trials: list[Trial], elapsed: float) -> float | None:
+    """Seconds to the end, as long as trials have taken so far; None before anything is known."""
+    ended = [trial.seconds for trial in trials if trial.state != "running" and trial.seconds > 0]
+    begun = [
+        trial.seconds * record.steps / trial.step
+        for trial in trials
+        if trial.state == "running" and trial.step and trial.seconds > 0
+    ]
+    known = ended or begun
+    by_budget = None if record.minutes is None else max(0.0, record.minutes * 60 - elapsed)
+    if not known:
+        return by_budget
+    done = sum(_done(trial, record) for trial in trials)
+    left = max(0.0, record.trials * record.repeats - done)
+    by_trials = left * sum(known) / len(known) / max(1, record.concurrent)
+    return by_trials if by_budget is None else min(by_trials, by_budget)

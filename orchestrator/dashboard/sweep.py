@@ -1,0 +1,193 @@
+"""One sweep as it is followed: what of it changed since a viewer last asked.
+
+A viewer gives the cursor of its last answer and gets the trials that changed after it. Only files
+that were written since are read again, and no more of them at once than fit a moment: a viewer of a
+large sweep sees its first trials while the others are read.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from orchestrator.artifact import Sweep
+from orchestrator.dashboard.curves import Curve, columns, for_json, thinned
+from orchestrator.errors import StageError
+from orchestrator.folder import MANIFEST, Folder, Stamp
+from orchestrator.trials import REQUESTS, SWEEP_FILE, TRIAL_NAME, SweepRecord, Trial
+
+PAUSE = 0.25  # seconds in which several viewers get the same look at a folder
+READING = 0.4  # seconds after which an answer goes out with what there is
+AT_ONCE = 16  # files asked for together where each takes its time
+POINTS = 120_000  # of all curves together, in a first answer
+FEWEST_POINTS = 50  # of a curve, however many there are
+
+
+@dataclass
+class Seen:
+    """A trial as it was last read. Its curve is kept in columns, `trial.curve` is empty."""
+
+    trial: Trial
+    curve: Curve
+    version: int
+    texts: dict[str, str] = field(default_factory=dict)  # for the page, by metric
+
+
+class Changes(NamedTuple):
+    """What changed after a viewer's last look."""
+
+    cursor: int
+    whole: bool  # the viewer must forget what it has
+    complete: bool  # else there is more to come at once
+    trials: list[str]  # as JSON
+
+
+class FollowedSweep:
+    """The folder of a sweep, looked at again and again. May be asked from several threads."""
+
+    def __init__(self, run: str, folder: Folder) -> None:
+        self.run = run
+        self.folder = folder
+        self.name = folder.name
+        self.record: SweepRecord | None = None
+        self.record_time = 0.0  # Unix time at which the record was written
+        self.best: dict[str, Any] | None = None  # of a finished sweep: what it chose
+        self.requests: set[str] = set()
+        self.seen: dict[int, Seen] = {}
+        self.unreadable: set[str] = set()
+        self.complete = False  # nothing that was there at the last look is left to be read
+        # Cursors go on from the clock, so that one of a server before this is older than all here.
+        self.version = self._began = time.time_ns() // 1_000_000
+        self._stamps: dict[str, Stamp] = {}
+        self._looked = float("-inf")
+        self._lock = threading.Lock()
+
+    @property
+    def trials(self) -> list[Trial]:
+        with self._lock:
+            return [self.seen[number].trial for number in sorted(self.seen)]
+
+    def refresh(self, reading: float = READING) -> None:
+        """Read what changed, for some seconds. Raises OSError where the storage does not answer."""
+        with self._lock:
+            if self.complete and time.monotonic() - self._looked < PAUSE:
+                return
+            stamps = self.folder.stamps()
+            self._looked = time.monotonic()
+            self._read_record(stamps)
+            self.requests = set((self.folder / REQUESTS).stamps())
+            trials = {name: s for name, s in stamps.items() if TRIAL_NAME.fullmatch(name)}
+            if not _trial_names(self._stamps) <= trials.keys():
+                self._forget()
+            self.complete = self._read_trials(trials, reading)
+
+    def changes(self, since: int, metric: str) -> Changes:
+        """What changed after the cursor `since`; 0 asks for everything."""
+        with self._lock:
+            whole = since < self._began
+            most = max(FEWEST_POINTS, POINTS // max(1, len(self.seen)))
+            changed = [seen for seen in self.seen.values() if whole or seen.version > since]
+            texts = [_text(seen, metric, most) for seen in changed]
+            return Changes(self.version, whole, self.complete, texts)
+
+    def metrics(self) -> list[str]:
+        """The names of all that was measured."""
+        with self._lock:
+            names = {n for seen in self.seen.values() for n in (*seen.curve, *seen.trial.metrics)}
+        return sorted(names - {"step", "seconds"})
+
+    def _read_record(self, stamps: dict[str, Stamp]) -> None:
+        for name, read in ((SWEEP_FILE, self._read_sweep), (MANIFEST, self._read_manifest)):
+            if name in stamps and stamps[name] != self._stamps.get(name):
+                self._stamps[name] = stamps[name]
+                read()
+        if SWEEP_FILE in stamps:
+            self.record_time = stamps[SWEEP_FILE].modified / 1e9
+        if MANIFEST not in stamps:
+            self.best = None
+
+    def _read_sweep(self) -> None:
+        try:
+            self.record = SweepRecord.load(self.folder)
+            self.unreadable.discard(SWEEP_FILE)
+        except ValueError:
+            self.unreadable.add(SWEEP_FILE)
+
+    def _read_manifest(self) -> None:
+        try:
+            finished = Sweep.load(self.folder)
+            self.best = None if finished is None else finished.best
+        except StageError:
+            self.unreadable.add(MANIFEST)
+
+    def _forget(self) -> None:
+        """Trials are gone: whoever knows them is to begin anew."""
+        self.version += 1
+        self._began = self.version
+        self._stamps = {n: s for n, s in self._stamps.items() if not TRIAL_NAME.fullmatch(n)}
+        self.seen.clear()
+        self.unreadable.clear()
+
+    def _read_trials(self, stamps: dict[str, Stamp], reading: float) -> bool:
+        """Read the trials that changed, as many as fit the time; whether those are all."""
+        changed = [name for name in sorted(stamps) if stamps[name] != self._stamps.get(name)]
+        end = time.monotonic() + reading
+        for name, content in self._contents(changed):
+            if content is not None:
+                self._take(name, content)
+            self._stamps[name] = stamps[name]
+            if time.monotonic() > end:
+                break
+        return all(self._stamps.get(name) == stamps[name] for name in changed)
+
+    def _contents(self, names: list[str]) -> Iterator[tuple[str, bytes | None]]:
+        """The files, one after the other from a disk, several at once from elsewhere."""
+        if self.folder.local_path is not None or len(names) < 2:
+            for name in names:
+                yield name, self._content(name)
+            return
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for first in range(0, len(names), AT_ONCE):
+                batch = names[first : first + AT_ONCE]
+                yield from zip(batch, threads.map(self._content, batch), strict=True)
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return self.folder.read(name)
+        except FileNotFoundError:
+            return None
+
+    def _take(self, name: str, content: bytes) -> None:
+        try:
+            trial = Trial.model_validate_json(content)
+        except ValueError:  # of another program, or damaged: told, and the others are shown
+            self.unreadable.add(name)
+            return
+        self.unreadable.discard(name)
+        curve = columns(trial.curve)
+        trial.curve = []
+        self.version += 1
+        self.seen[trial.number] = Seen(trial, curve, self.version)
+
+
+def _trial_names(names: dict[str, Stamp]) -> set[str]:
+    return {name for name in names if TRIAL_NAME.fullmatch(name)}
+
+
+def current(trial: Trial) -> dict[str, Any]:
+    """The values that a trial trains with now, after what it took over from others."""
+    last = trial.exploits[-1].overrides if trial.exploits else {}
+    return {**trial.overrides, **last}
+
+
+def _text(seen: Seen, metric: str, most: int) -> str:
+    """A trial as the page gets it, its curve thinned. Encoded once for all viewers."""
+    if metric not in seen.texts:
+        whole = for_json(seen.trial.model_dump(exclude={"curve", "traceback"}))
+        whole["overrides"] = for_json(current(seen.trial))
+        whole["curve"] = thinned(seen.curve, metric, most)
+        seen.texts[metric] = json.dumps(whole, allow_nan=False, separators=(",", ":"))
+    return seen.texts[metric]
