@@ -122,9 +122,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     run = _job_command(commands, "run", "run all stages, then serve until Ctrl-C", run_command)
     run.add_argument("--until", choices=STAGES, default="serve", help="the last stage to run")
+    run.add_argument(
+        "--no-dashboard",
+        dest="dashboard",
+        action="store_false",
+        help="do not show a sweep in a browser while it runs",
+    )
     for stage in STAGES:
         text = f"run the stages up to {stage}"
-        _job_command(commands, stage, text, run_command).set_defaults(until=stage)
+        _job_command(commands, stage, text, run_command).set_defaults(until=stage, dashboard=False)
     plan_text = "print the resolved job and what it will do; starts nothing"
     _job_command(commands, "plan", plan_text, plan_command)
     status = _job_command(commands, "status", "print where each stage stands", status_command)
@@ -220,6 +226,13 @@ def run_command(options: argparse.Namespace) -> int:
                 display.finish()
             return clusters[0]
 
+        if options.dashboard and job.tune is not None and run.chosen_job() is None:
+            from orchestrator.dashboard.beside import beside
+
+            def announce(address: str) -> None:
+                console.print(f"sweep      {address}", soft_wrap=True)
+
+            stack.enter_context(beside(run.folder, announce))
         outcome = run_stages(run, options.until, connected, display)
         if options.until != "serve":
             print_outcome(terminal.statuses, outcome)
@@ -242,7 +255,7 @@ def run_command(options: argparse.Namespace) -> int:
         between, path = ("", "completions") if completes else (" -> ", "predict")
         console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{between}{escape(text)}\n")
         console.print(f"endpoint   {url}/v1/{path}")
-        console.print(f"dashboard  {cluster.dashboard_url}")
+        console.print(f"Ray        {cluster.dashboard_url}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")
             return 0
