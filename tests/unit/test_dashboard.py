@@ -249,11 +249,11 @@ def test_a_finished_sweep_shows_what_it_chose(run: Folder) -> None:
     record, trials = plan(trials=8)
     folder = write_finished(run, record, trials)
     chosen = json.loads(folder.read("manifest.json"))
-    chosen["best"] = trials[5].overrides
+    chosen["best"] = trials[6].overrides
     folder.write("manifest.json", json.dumps(chosen).encode())
     sweep = FollowedSweep("reviews", folder)
     sweep.refresh()
-    assert summarize(sweep, live=False)["best"]["number"] == 5
+    assert summarize(sweep, live=False)["best"]["number"] == 6
 
 
 def test_a_sweep_that_nobody_runs_is_interrupted(run: Folder, folder: Folder) -> None:
