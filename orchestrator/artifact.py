@@ -22,6 +22,7 @@ from orchestrator.folder import MANIFEST, Folder
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FINDINGS = "report.md"  # what a sweep has found
 ATTEMPT = "attempt"  # holds the id of the start of a training that may write checkpoints
 
 # A manifest names files of its own folder and nothing else: no `/`, no `..`, no absolute path.
@@ -101,7 +102,8 @@ class Sweep(Artifact):
     stage: ClassVar[str] = "tune"
 
     best: dict[str, Any] = Field(description="overrides of the best trial")
-    trials: list[dict[str, Any]]
+    best_trial: int = Field(description="its number")
+    trials: list[dict[str, Any]] = Field(description="without their curves: `trials.py`")
 
 
 class Checkpoint(Artifact):

@@ -22,7 +22,7 @@ from torch import nn
 from orchestrator.artifact import ATTEMPT, Checkpoint
 from orchestrator.background import Background
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import MANIFEST, Folder
+from orchestrator.folder import MANIFEST, Folder, Parts
 from orchestrator.snapshot import Saved, Snapshot, Tensors
 from orchestrator.task import Metric
 
@@ -234,14 +234,13 @@ class Checkpoints:
             if self.attempt and (now := self.folder.read(ATTEMPT).decode()) != self.attempt:
                 raise SupersededError(f"{self.folder} is written by attempt {now}")
 
-    def _contents(self, snapshot: Snapshot, started: float) -> Iterator[tuple[str, bytes]]:
-        """The files of a checkpoint, one at a time in memory, its manifest last."""
+    def _contents(self, snapshot: Snapshot, started: float) -> Iterator[tuple[str, Parts]]:
+        """The files of a checkpoint, its manifest last."""
         files, sizes = {}, {}
-        for name, tensors in ((MODEL_FILE, snapshot.model), (OPTIMIZER_FILE, snapshot.optimizer)):
-            content = safetensors.torch.save(tensors)
+        for name, packed in ((MODEL_FILE, snapshot.model), (OPTIMIZER_FILE, snapshot.optimizer)):
+            files[name], sizes[name] = _digest(packed.parts), sum(map(len, packed.parts))
             self._check_attempt()  # as late as can be: writing takes its time
-            files[name], sizes[name] = hashlib.sha256(content).hexdigest(), len(content)
-            yield name, content
+            yield name, packed.parts
         checkpoint = Checkpoint(
             folder=self.folder / step_name(snapshot.step),
             seconds=time.monotonic() - started,
@@ -256,7 +255,7 @@ class Checkpoints:
             sizes=sizes,
         )
         self._check_attempt()
-        yield MANIFEST, checkpoint.model_dump_json(indent=1).encode()
+        yield MANIFEST, [checkpoint.model_dump_json(indent=1).encode()]
 
     def _failed(self, snapshot: Snapshot, error: BaseException) -> StageError:
         """Tell that a commit failed; returns what to raise where it keeps failing."""
@@ -350,6 +349,13 @@ def read_verified(checkpoint: Checkpoint, name: str) -> bytes:
             f"{checkpoint.folder}/{name} is damaged: its SHA-256 is not the manifest's"
         )
     return content
+
+
+def _digest(parts: Parts) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _check_size(checkpoint: Checkpoint, name: str) -> None:

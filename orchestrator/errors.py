@@ -28,6 +28,12 @@ class StageError(OrchestratorError):
     """A stage failed for a reason that its user did not cause. Exit code 1."""
 
 
+class StoppedError(OrchestratorError):
+    """Somebody asked for it; the same command goes on. Exit code 130, as after Ctrl-C."""
+
+    exit_code = 130
+
+
 class DivergedError(StageError):
     """The weights are no good any more; all workers of a training raise it at the same step."""
 

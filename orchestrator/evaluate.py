@@ -35,9 +35,17 @@ BASELINE_ROWS = 100_000  # training samples that baselines are counted on, the f
 
 
 def evaluate(
-    job: Job, prepared: PreparedData, training: Training, folder: Folder, progress: Progress
+    job: Job,
+    prepared: PreparedData,
+    training: Training,
+    folder: Folder,
+    progress: Progress,
+    found: str = "",
 ) -> Evaluation:
-    """Score the test split and write report.json, report.md and the learning curve."""
+    """Score the test split and write report.json, report.md and the learning curve.
+
+    `found` is what a sweep has found before, in Markdown.
+    """
     started = time.monotonic()
     task = job.build_task()
     # The baselines are counted beside the models, on a core of their own where there is one.
@@ -58,7 +66,7 @@ def evaluate(
         baselines=beside,
         counted=task.explain(predictions),
     )
-    write_report(job, prepared, training, evaluation)
+    write_report(job, prepared, training, evaluation, found)
     return evaluation.commit()
 
 

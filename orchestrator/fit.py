@@ -13,7 +13,6 @@ import torch
 from orchestrator import pretrained
 from orchestrator.artifact import PreparedData
 from orchestrator.batches import Batches
-from orchestrator.checkpoint import Checkpoints
 from orchestrator.errors import DivergedError
 from orchestrator.folder import Folder
 from orchestrator.gradients import Gradients
@@ -22,6 +21,7 @@ from orchestrator.job import TrainConfig
 from orchestrator.optimizer import build_optimizers, learning_rate
 from orchestrator.pace import Pace
 from orchestrator.pulse import Directive, Pulse, Signals
+from orchestrator.snapshot import Saved, Snapshot
 from orchestrator.state import State
 from orchestrator.task import Processor, Task
 from orchestrator.world import World, join
@@ -40,13 +40,26 @@ class Reporter(Signals, Protocol):
         """On the first worker, after each validation."""
 
 
+class Keeper(Protocol):
+    """Where a training is kept: `checkpoint.Checkpoints`, or what stands before them."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Keep it, in the background."""
+
+    def finish(self) -> None:
+        """Wait until all is kept that was saved."""
+
+    def restore(self, step: int | None = None) -> Saved | None:
+        """The newest that is kept, or the one of a step."""
+
+
 def fit(
     task: Task[Any],
     prepared: PreparedData,
     config: TrainConfig,
     world: World,
     reporter: Reporter,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Keeper | None = None,
 ) -> dict[str, float] | None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
@@ -124,7 +137,7 @@ def fit(
     return state.metrics if pace.ended(state.step) else None
 
 
-def resume(state: State, pace: Pace, checkpoints: Checkpoints | None, world: World) -> None:
+def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> None:
     """Take up the newest checkpoint on all workers; where there is none, make one of the start."""
     if checkpoints is None:
         return

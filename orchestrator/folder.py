@@ -6,13 +6,15 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.fs
 
 from orchestrator.errors import StageError, UserError
+
+Parts = Sequence[bytes | memoryview]  # of a file's content, in their order
 
 MANIFEST = "manifest.json"  # written last: it makes a folder whole
 S3_SECONDS = 60.0  # for an answer; pyarrow would take 3 s of silence for an error
@@ -53,7 +55,7 @@ class Folder:
     def name(self) -> str:
         return self.uri.rsplit("/", 1)[-1]
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, *content: bytes | memoryview) -> None:
         """Write a file whole or not at all; on local storage it is on disk when this returns.
 
         Raises:
@@ -62,13 +64,14 @@ class Folder:
         try:
             if self.local_path is None:
                 with self._remote.open_output_stream(self._remote_path(name)) as stream:
-                    stream.write(content)
+                    for part in content:
+                        stream.write(part)
                 return
             _write_durably(self.local_path / name, content)
         except OSError as error:
             raise StageError(f"cannot write {self.uri}/{name}: {_reason(error)}") from error
 
-    def write_whole(self, files: Iterable[tuple[str, bytes]]) -> None:
+    def write_whole(self, files: Iterable[tuple[str, Parts]]) -> None:
         """Make this folder of names and contents, the manifest last, whole or not at all.
 
         On local storage it gets its name when all of it is on disk; elsewhere, where no folder can
@@ -79,7 +82,7 @@ class Folder:
         """
         if self.local_path is None:
             for name, content in files:
-                self.write(name, content)
+                self.write(name, *content)
             return
         path, temporary = self.local_path, self.local_path.with_name(self.temporary_name())
         try:
@@ -209,7 +212,7 @@ class Folder:
         return f"{self.uri.split('://', 1)[1]}/{name}".rstrip("/")
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, content: Parts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -222,13 +225,14 @@ def _write_durably(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: Parts) -> None:
     """Write a file and wait until it is on disk; other threads go on meanwhile."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(file, rest) :]
+        for part in content:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(file, rest) :]
         os.fsync(file)
     finally:
         os.close(file)

@@ -4,17 +4,13 @@ import hashlib
 import importlib
 import inspect
 import json
-import math
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -22,6 +18,8 @@ from pydantic import (
 from orchestrator.errors import UserError
 from orchestrator.model.config import SIZES, Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
+from orchestrator.section import Key, Section
+from orchestrator.space import NOT_SWEPT, Domain, TuneConfig
 from orchestrator.task import DataConfig, Task
 
 Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
@@ -35,27 +33,15 @@ TASKS: dict[str, Family] = {  # and the family of each where a job names none
     "text_regression": "encoder",
     "translation": "encoder_decoder",
 }
-NOT_SWEPT = ("train.steps", "train.minutes", "train.seed", "model.max_seq_len")
+# What a sweep tries where the job does not say: what changes most results, and how far it may.
+SPACE: dict[str, dict[str, Any]] = {
+    "train.lr": {"loguniform": [5e-4, 2e-2]},
+    "train.weight_decay": {"loguniform": [0.01, 0.5]},
+    "model.dropout": {"uniform": [0.0, 0.3]},
+}
+SPACE_OF_PRETRAINED = {**SPACE, "train.lr": {"loguniform": [2e-5, 2e-3]}}
 
-MAX_EXAMPLES = 100
-FORMAT = 2  # of what stages leave in storage: raised where older artifacts must not be taken up
-
-Key = tuple[str, ...]  # the path of a value in a job: ("train", "lr")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        wanted = cls.model_fields[info.field_name].annotation
-        allowed = bool in (wanted, *get_args(wanted))
-        if isinstance(value, bool) and not allowed:  # it would pass for 0 or 1
-            raise ValueError("is a truth value, not a number or text")
-        return value
-
+FORMAT = 3  # of what stages leave in storage: raised where older artifacts must not be taken up
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -111,51 +97,6 @@ class TrainConfig(Section):
     def budget_minutes(self) -> float:
         """The time budget where `steps` is not given."""
         return self.minutes if self.minutes is not None else 5.0
-
-
-class Domain(Section):
-    """The values of one key that a sweep tries."""
-
-    choice: list[Any] | None = Field(None, min_length=1, description="one of these")
-    uniform: tuple[float, float] | None = Field(None, description="between the two")
-    loguniform: tuple[float, float] | None = Field(None, description="the same, on a log scale")
-    randint: tuple[int, int] | None = Field(None, description="an integer, the second excluded")
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = {k: v for k, v in self.model_dump().items() if v is not None}
-        if len(given) != 1:
-            raise ValueError("give one of choice, uniform, loguniform, randint")
-        (kind, values), *_ = given.items()
-        if kind != "choice" and values[0] >= values[1]:
-            raise ValueError(
-                f"{kind}: [{values[0]}, {values[1]}]: the first must be the smaller one"
-            )
-        if kind == "loguniform" and values[0] <= 0:
-            raise ValueError(f"loguniform: [{values[0]}, {values[1]}]: must be positive")
-        return self
-
-    def examples(self) -> list[Any]:
-        """Values that must all be valid for the whole domain to be."""
-        if self.randint is not None:
-            low, high = self.randint
-            return [*range(low, high)[:MAX_EXAMPLES], high - 1]
-        if (ends := self.uniform or self.loguniform) is not None:
-            # One between the ends, which may be whole numbers where what is sampled is none.
-            return [*ends, ends[0] + (ends[1] - ends[0]) / math.e]
-        return list(self.choice or ())
-
-
-class TuneConfig(Section):
-    """The `tune:` section of a job. Without one, nothing is swept."""
-
-    trials: int = Field(4, ge=1, le=10_000, description="configurations that are tried")
-    steps: int = Field(100, ge=1, description="optimizer steps of a trial that is not stopped")
-    scheduler: Literal["asha", "none"] = Field("asha", description="what stops bad trials early")
-    space: dict[str, Domain] = Field(
-        min_length=1, description="the keys that are tried, train.lr say, and their values"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the sampled configurations")
 
 
 class ServeConfig(Section):
@@ -255,6 +196,7 @@ class Job(Section):
         """The task decides which stacks a model has, where the job does not."""
         if not isinstance(data, dict) or not isinstance(data.get("task"), str):
             return data
+        data = _with_space(data)
         model = data.get("model", {})
         if isinstance(model, dict) and isinstance(model.get("init_from"), str):
             return {**data, "model": _initialised(model)}
@@ -273,7 +215,11 @@ class Job(Section):
         if problem := self._batch_problem():
             batch = self.train.global_batch_size
             found.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
-        for name, domain in (self.tune.space if self.tune is not None else {}).items():
+        if self.tune is None:
+            return found
+        for name, problem in self.tune.problems():
+            found.append((("tune", *name.split(".", 1)), problem))
+        for name, domain in self.tune.space.items() if not found else ():
             if problem := self._space_problem(name, domain):
                 found.append((("tune", "space", name), f": {problem}"))
         return found
@@ -283,7 +229,7 @@ class Job(Section):
             return "only keys of train and model can be swept, without the budget and max_seq_len"
         for value in domain.examples():
             try:
-                tried = self.override({name: value})
+                tried = self.override({**_first_values(domain), name: value})
             except UserError as error:
                 return str(error)
             if problem := tried._batch_problem():
@@ -297,6 +243,8 @@ class Job(Section):
             return f"cannot be dealt evenly to cluster.workers = {workers}"
         if batch < self.cluster.most_workers:
             return f"leaves some of {self.cluster.most_workers} workers without a sample"
+        if self.tune is not None and batch % self.tune.workers:
+            return f"cannot be dealt evenly to tune.workers = {self.tune.workers}"
         return None
 
     def override(self, values: dict[str, Any]) -> "Job":
@@ -353,12 +301,28 @@ class Job(Section):
                 {k: v for k, v in trained.items() if k not in ("steps", "minutes")},
                 whole["tune"],
             ],
-            "train": [whole["model"], trained],
+            "train": [whole["model"], trained]
+            + (["best trial"] if self.tune and self.tune.deploy_best_trial else []),
             "evaluate": [],
             "serve": [{k: v for k, v in whole["serve"].items() if k != "replicas"}],
         }
         text = json.dumps([stage, FORMAT, parts[stage], inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _first_values(domain: Domain) -> dict[str, Any]:
+    """Values of other keys beside which a domain is tried."""
+    conditions = (domain.when or {}).items()
+    return {key: wanted[0] if isinstance(wanted, list) else wanted for key, wanted in conditions}
+
+
+def _with_space(data: dict[str, Any]) -> dict[str, Any]:
+    """Something to sweep, where a job asks for a sweep and does not say of what."""
+    tune, model = data.get("tune"), data.get("model")
+    if not isinstance(tune, dict) or tune.get("space"):
+        return data
+    pretrained = isinstance(model, dict) and model.get("init_from") is not None
+    return {**data, "tune": {**tune, "space": SPACE_OF_PRETRAINED if pretrained else SPACE}}
 
 
 def _initialised(model: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import JobError
-from orchestrator.job import Job, Key, override
+from orchestrator.job import Job, override
+from orchestrator.section import Key
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 32

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
+from orchestrator.artifact import FINDINGS, Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.cluster import Cluster
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
@@ -47,6 +47,10 @@ def check_room(job: Job, cluster: Cluster) -> None:
     cluster.check_room(
         "cluster.workers", sizes.fewest_workers, sizes.cpus_per_worker, sizes.gpus_per_worker
     )
+    if job.tune is not None:
+        cluster.check_room(
+            "tune.workers", job.tune.workers, sizes.cpus_per_worker, sizes.gpus_per_worker
+        )
     cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
 
 
@@ -95,18 +99,21 @@ def run_stages(
         return Outcome(job, prepared)
 
     def sweep() -> Sweep:
-        from orchestrator.tune import tune
+        from orchestrator.tune.sweep import tune
 
         return tune(job, prepared, run.tune_folder(), connected(), display)
 
-    if job.tune is not None:
-        finish("tune", Sweep, run.tune_folder(), sweep)
+    swept = finish("tune", Sweep, run.tune_folder(), sweep) if job.tune is not None else None
     chosen = run.chosen_job()
     assert chosen is not None
     if until == "tune":
         return Outcome(chosen, prepared)
 
     def trained() -> Training:
+        if swept is not None and chosen.tune is not None and chosen.tune.deploy_best_trial:
+            from orchestrator.tune.deploy import take_best_trial
+
+            return take_best_trial(chosen, swept, run.train_folder(chosen))
         from orchestrator import spares
 
         spares.start_for_workers(chosen.cluster.most_workers)  # while this process still imports
@@ -122,7 +129,9 @@ def run_stages(
     def evaluated() -> Evaluation:
         from orchestrator.evaluate import evaluate
 
-        return evaluate(chosen, prepared, training, run.evaluate_folder(chosen), display)
+        found = swept.folder.read(FINDINGS).decode() if swept is not None else ""
+        into = run.evaluate_folder(chosen)
+        return evaluate(chosen, prepared, training, into, display, found)
 
     evaluation = finish("evaluate", Evaluation, run.evaluate_folder(chosen), evaluated)
     return Outcome(chosen, prepared, training, evaluation)

@@ -13,9 +13,12 @@ from orchestrator.job import Job
 
 
 def write_report(
-    job: Job, prepared: PreparedData, training: Training, evaluation: Evaluation
+    job: Job, prepared: PreparedData, training: Training, evaluation: Evaluation, found: str = ""
 ) -> None:
-    """Write report.json, report.md and learning_curve.png into the evaluation's folder."""
+    """Write report.json, report.md and learning_curve.png into the evaluation's folder.
+
+    `found` is what a sweep has found, a section of its own.
+    """
     content = {
         "job": job.name,
         "task": job.task,
@@ -32,7 +35,7 @@ def write_report(
     folder = evaluation.folder
     folder.write("report.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
     folder.write("learning_curve.png", learning_curve(job, training))
-    folder.write("report.md", markdown(job, prepared, training, evaluation).encode())
+    folder.write("report.md", markdown(job, prepared, training, evaluation, found).encode())
 
 
 def learning_curve(job: Job, training: Training) -> bytes:
@@ -51,7 +54,9 @@ def learning_curve(job: Job, training: Training) -> bytes:
     return picture.getvalue()
 
 
-def markdown(job: Job, prepared: PreparedData, training: Training, evaluation: Evaluation) -> str:
+def markdown(
+    job: Job, prepared: PreparedData, training: Training, evaluation: Evaluation, found: str = ""
+) -> str:
     names = list(evaluation.metrics)
     rows = [f"| **this model** | {_cells(evaluation.metrics, names)} |"]
     rows += [
@@ -76,6 +81,7 @@ def markdown(job: Job, prepared: PreparedData, training: Training, evaluation: E
         f"- samples: {samples}",
         f"- checkpoint: `{training.folder}/{training.best_checkpoint}`, the best by validation",
         "",
+        *([found] if found else []),
         "## The job",
         "",
         "```json",

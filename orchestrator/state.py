@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from orchestrator.guard import Guard
 from orchestrator.optimizer import Optimizer, optimizer_tensors, restore_optimizers
-from orchestrator.snapshot import Saved, Snapshot, copied, model_tensors
+from orchestrator.snapshot import Saved, Snapshot, pack
 
 NOTHING_SEEN = "00" * 32
 GUARD = "guard"  # its key among the optimizers' tensors, which begin with a number
@@ -28,8 +28,8 @@ class State:
         return Snapshot(
             step=self.step,
             total_steps=total_steps,
-            model=model_tensors(self.model),
-            optimizer=optimizer_tensors(self.optimizers) | {GUARD: copied(self.guard.state)},
+            model=pack(self.model.state_dict()),
+            optimizer=pack(optimizer_tensors(self.optimizers) | {GUARD: self.guard.state}),
             metrics=dict(self.metrics) if validated else {},
             history=list(self.history),
             samples=self.samples,

@@ -39,7 +39,7 @@ def train(
     progress.start("starting workers", total=None, unit="")
     feed = Feed(job, folder, events, progress)
     try:
-        _until_it_ends(job, prepared, folder, feed)
+        train_group(job, prepared, folder, feed)
     finally:
         feed.close()
         progress.finish()
@@ -64,8 +64,13 @@ def train(
     ).commit()
 
 
-def _until_it_ends(job: Job, prepared: PreparedData, folder: Folder, feed: Feed) -> None:
-    """Ray Train starts workers again where they fail; this starts Ray Train again where it does."""
+def train_group(job: Job, prepared: PreparedData, folder: Folder, feed: Feed) -> None:
+    """Have the job's workers train into `folder`, and pass on to `feed` what happens there.
+
+    Ray Train starts workers again where they fail; this starts Ray Train again where it does.
+
+    Raises: see `train`.
+    """
     while True:
         attempt = uuid.uuid4().hex
         (folder / "checkpoints").write(ATTEMPT, attempt.encode())  # only it may write there now

@@ -111,3 +111,10 @@ def request_stop(folder: Folder, number: int | None = None) -> None:
     """Ask a running sweep to stop: all of it, resumably, or one trial for good."""
     name = "stop" if number is None else f"stop-{number:05d}"
     (folder / REQUESTS).write(name, b"")
+
+
+def earlier_trials(folder: Folder) -> list[Trial]:
+    """The trials of other sweeps beside this one's folder."""
+    beside = Folder(folder.uri.rsplit("/", 1)[0])
+    names = [name for name in beside.names() if name.startswith("tune-") and name != folder.name]
+    return [trial for name in names for trial in read_trials(beside / name).values()]

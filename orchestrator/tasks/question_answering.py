@@ -20,9 +20,10 @@ from orchestrator.task import Batch, Kind, Metric, Row, Task
 
 
 class QuestionAnswering(Task[TextProcessor]):
-    """The source is the question, an end token, and the context, whose end is cut where it is long.
+    """The source is the context, an end token, and the question.
 
-    A question may come without a context.
+    A question may come without a context. It stands last, near what was said last: of facts that
+    change, that is what counts. So where both are too long, the context's beginning is cut.
     """
 
     metric = Metric("exact_match", "max")
@@ -48,7 +49,11 @@ class QuestionAnswering(Task[TextProcessor]):
         questions, contexts = (
             processor.encode_batch([row[c] for row in rows]) for c in ("question", "context")
         )
-        sources = [[*q, processor.end_token, *c] for q, c in zip(questions, contexts, strict=True)]
+        sources = []
+        for question, context in zip(questions, contexts, strict=True):
+            asked = [processor.end_token, *question]
+            room = max(self.model.max_seq_len - len(asked), 0)
+            sources.append([*context[max(len(context) - room, 0) :], *asked])
         answers = [row["answer"] for row in rows]
         return encode_pairs(sources, answers, processor, self.model.max_seq_len)
 
@@ -102,9 +107,9 @@ class QuestionAnswering(Task[TextProcessor]):
 
 
 def _questions(arrays: Arrays, end: int) -> list[bytes]:
-    """What stands before the end token of each source."""
+    """What stands behind the end token of each source."""
     stops = (arrays["source"] == end).argmax(1)
     return [
-        np.ascontiguousarray(row[:stop]).tobytes()
-        for row, stop in zip(arrays["source"], stops, strict=True)
+        np.ascontiguousarray(row[stop:length]).tobytes()
+        for row, stop, length in zip(arrays["source"], stops, arrays["source_length"], strict=True)
     ]

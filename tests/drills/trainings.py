@@ -150,15 +150,15 @@ class Drill:
 
 
 class Command:
-    """`orchestrator train` on the prepared data, in a session of processes of its own."""
+    """`orchestrator train`, or `tune`, on the prepared data, in a session of its own."""
 
-    def __init__(self, job: Job, environment: dict[str, str]) -> None:
+    def __init__(self, job: Job, environment: dict[str, str], stage: str = "train") -> None:
         self.run = Run(job)
         self.folder = self.run.train_folder(job)
         path = Path(self.run.folder.uri).parent / "job.yaml"
         path.write_text(yaml.safe_dump(json.loads(job.model_dump_json(exclude_none=True))))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "train", str(path)],
+            [sys.executable, "-m", "orchestrator", stage, str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -170,16 +170,16 @@ class Command:
         return [event for event in read_events(self.run.folder) if event["event"] == kind]
 
     def wait_for_event(self, kind: str, count: int = 1) -> dict[str, Any]:
-        self._wait_until(lambda: len(self.events(kind)) >= count, kind)
+        self.wait_until(lambda: len(self.events(kind)) >= count, kind)
         return self.events(kind)[count - 1]
 
     def wait_for_checkpoint(self, step: int) -> None:
         saved = checkpoints(self.folder)
-        self._wait_until(
+        self.wait_until(
             lambda: any(found.step >= step for found in saved.all()), f"checkpoint of step {step}"
         )
 
-    def _wait_until(self, done: Callable[[], bool], what: str) -> None:
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
         def ended() -> str:
             return "" if self.process.poll() is None else self.process.communicate()[0]
 

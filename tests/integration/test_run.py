@@ -45,7 +45,7 @@ def test_the_sweep_chose_the_best_trial_and_training_used_it(finished: Path, hea
     found = stages(finished, head.environment)
     sweep = json.loads((Path(found["tune"]["path"]) / "manifest.json").read_text())
     assert len(sweep["trials"]) == 3
-    best = min(sweep["trials"], key=lambda trial: trial["loss"])
+    best = min(sweep["trials"], key=lambda trial: trial["metrics"]["loss"])
     assert sweep["best"] == best["overrides"]
     report = json.loads((Path(found["evaluate"]["path"]) / "report.json").read_text())
     assert report["config"]["train"]["lr"] == sweep["best"]["train.lr"]

@@ -1,95 +1,244 @@
-"""Sweeps on Ray Tune: reused actors, failing trials, and going on after an interruption."""
+"""Sweeps on Ray Tune: reused actors, schedulers, failing trials, and going on where one was."""
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util.state import list_actors, list_placement_groups
 
-from orchestrator.artifact import PreparedData, Sweep
+from orchestrator.artifact import FINDINGS, PreparedData, Sweep
+from orchestrator.checkpoint import Checkpoints
 from orchestrator.cluster import Cluster
-from orchestrator.errors import StageError
+from orchestrator.errors import StageError, StoppedError
+from orchestrator.folder import Folder
 from orchestrator.job import Job
-from orchestrator.run import Run
-from orchestrator.tune import described, sample_trial, tune
+from orchestrator.trials import SweepRecord, Trial, read_trials, request_stop
+from orchestrator.tune.deploy import take_best_trial
+from orchestrator.tune.sweep import described, tune
 from tests.integration.conftest import Silent, tiny_job
+from tests.integration.fatal_task import HUNGRY, KILLED, KILLED_ONCE
 
 SPACE = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "model.num_layers": {"choice": [1, 2]}}
 
-
-def run_tune(
-    prepared: PreparedData, cluster: Cluster, folder: Path, space: Any = SPACE, **settings: Any
-) -> Sweep:
-    sweep = {"trials": 4, "steps": 8, "space": space} | settings
-    job = Job.model_validate(tiny_job(folder, tune=sweep, train={"global_batch_size": 8}))
-    return tune(job, prepared, Run(job).folder / "tune", cluster, Silent())
+RunTune = Callable[..., Sweep]
 
 
-def test_the_best_trial_wins_and_asha_stops_some(
-    tmp_path: Path, prepared: PreparedData, connected: Cluster
-) -> None:
-    sweep = run_tune(prepared, connected, tmp_path, trials=8)
-    assert [trial["number"] for trial in sweep.trials] == list(range(8))
-    assert sweep.best == min(sweep.trials, key=lambda trial: trial["loss"])["overrides"]
-    assert {trial["state"] for trial in sweep.trials} <= {"finished", "stopped early"}
-    assert any(trial["step"] == 8 for trial in sweep.trials)
+@pytest.fixture
+def run_tune(tmp_path: Path, prepared: PreparedData, connected: Cluster) -> RunTune:
+    """Sweeps into `tmp_path/sweep`, with settings of the tune section."""
+
+    def run(space: Any = SPACE, folder: str = "sweep", **settings: Any) -> Sweep:
+        job = make_job(tmp_path, space=space, **settings)
+        return tune(job, prepared, Folder(str(tmp_path / folder)), connected, Silent())
+
+    return run
 
 
+def make_job(folder: Path, task: str = "language_modelling", **settings: Any) -> Job:
+    sweep = {"trials": 4, "steps": 8, "space": SPACE} | settings
+    train = {"global_batch_size": 8, "eval_rows": 16}
+    return Job.model_validate(tiny_job(folder, task=task, tune=sweep, train=train))
+
+
+def recorded(folder: Path) -> list[Trial]:
+    trials = read_trials(Folder(str(folder)))
+    return [trials[number] for number in sorted(trials)]
+
+
+def test_the_best_trial_wins_and_asha_stops_some(run_tune: RunTune, tmp_path: Path) -> None:
+    sweep = run_tune(trials=12, steps=16, search="random")
+    trials = recorded(tmp_path / "sweep")
+    assert [trial.number for trial in trials] == list(range(12))
+    assert {trial.state for trial in trials} == {"finished", "stopped early"}
+    finished = [trial for trial in trials if trial.state == "finished"]
+    best = min(finished, key=lambda trial: trial.metrics["loss"])
+    assert (sweep.best, sweep.best_trial) == (best.overrides, best.number)
+    assert all(trial.curve[-1]["loss"] == trial.metrics["loss"] for trial in trials)
+    stopped = next(trial for trial in trials if trial.state == "stopped early")
+    assert stopped.step < 16 and stopped.reason == f"asha at step {stopped.step}"
+    found = (tmp_path / "sweep" / FINDINGS).read_text()
+    assert f"| {best.number} | {best.metrics['loss']:.4f} | 16 |" in found
+    record = SweepRecord.load(Folder(str(tmp_path / "sweep")))
+    assert record is not None and (record.state, record.concurrent) == ("finished", 4)
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
 def test_an_interrupted_sweep_runs_only_the_trials_that_are_left(
-    tmp_path: Path, prepared: PreparedData, connected: Cluster
+    run_tune: RunTune, tmp_path: Path, search: str
 ) -> None:
-    whole = run_tune(prepared, connected, tmp_path, scheduler="none")
-    folder = whole.folder.local_path
-    assert folder is not None
+    settings = {"scheduler": "none", "search": search, "trials": 8, "steps": 4}
+    whole = run_tune(**settings)
+    folder, lost = tmp_path / "sweep", tmp_path / "sweep" / "trial-00002.json"
+    before = recorded(folder)
     (folder / "manifest.json").unlink()
-    (folder / "trial-00002.json").unlink()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("trial-*.json")}
-    again = run_tune(prepared, connected, tmp_path, scheduler="none")
+    lost.write_text(before[2].model_copy(update={"state": "running"}).model_dump_json())
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("trial-*.json")}
+    again = run_tune(**settings)
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("trial-*.json")}
-    assert {name: after[name] for name in before} == before
+    assert [name for name in times if after[name] != times[name]] == [lost.name]
     assert again.best == whole.best
-    assert again.trials == whole.trials  # the lost trial came out the same to the last bit
+    assert recorded(folder)[2].metrics == before[2].metrics  # the same to the last bit
 
 
-def test_a_failing_trial_is_a_row_and_not_the_end(
-    tmp_path: Path, prepared: PreparedData, connected: Cluster
-) -> None:
+def test_a_failing_trial_is_a_row_and_not_the_end(run_tune: RunTune, tmp_path: Path) -> None:
     space = {"train.grad_clip": {"choice": [1e30]}, "train.lr": {"choice": [1e-3, 1e30]}}
-    sweep = run_tune(prepared, connected, tmp_path, space, trials=6, scheduler="none")
-    failed = [trial for trial in sweep.trials if trial["state"] == "failed"]
+    sweep = run_tune(space, trials=6, scheduler="none", search="random")
+    failed = [trial for trial in recorded(tmp_path / "sweep") if trial.state == "failed"]
     assert failed and len(failed) < 6
-    assert all(trial["overrides"]["train.lr"] == 1e30 for trial in failed)
-    assert all("diverged" in trial["error"] for trial in failed)
+    assert all(trial.overrides["train.lr"] == 1e30 for trial in failed)
+    assert all("diverged" in trial.reason for trial in failed)
+    assert all("DivergedError" in trial.traceback for trial in failed)
     assert sweep.best["train.lr"] == 1e-3
 
 
-def test_a_sweep_of_nothing_but_failures_says_why(
-    tmp_path: Path, prepared: PreparedData, connected: Cluster
-) -> None:
+def test_a_sweep_of_nothing_but_failures_says_why(run_tune: RunTune, tmp_path: Path) -> None:
     space = {"train.grad_clip": {"choice": [1e30]}, "train.lr": {"choice": [1e30]}}
     with pytest.raises(StageError, match=r"every trial failed.*diverged"):
-        run_tune(prepared, connected, tmp_path, space, trials=2)
+        run_tune(space, trials=2)
+    record = SweepRecord.load(Folder(str(tmp_path / "sweep")))
+    assert record is not None and record.state == "failed" and "diverged" in record.error
 
 
-def test_a_further_trial_costs_little(
-    tmp_path: Path, prepared: PreparedData, connected: Cluster
-) -> None:
+def test_a_further_trial_costs_little(run_tune: RunTune) -> None:
     """Trials of one step: from the fifth on, each adds what Ray, Tune and we cost."""
-    few = run_tune(prepared, connected, tmp_path / "few", trials=4, steps=1)
-    many = run_tune(prepared, connected, tmp_path / "many", trials=16, steps=1)
-    seconds = (many.seconds - few.seconds) / 12
+    few = run_tune(trials=4, steps=1, folder="few")
+    many = run_tune(trials=24, steps=1, folder="many")
+    seconds = (many.seconds - few.seconds) / 20
     print(json.dumps({"seconds_per_further_trial": round(seconds, 3)}))
-    assert seconds < 2.0
+    assert seconds < 1.0  # on a machine that does other things; 0.1 is what the benchmark is for
 
 
-def test_a_trial_is_a_function_of_seed_and_number() -> None:
-    config = Job.model_validate(tiny_job(Path("/x"), tune={"space": SPACE})).tune
-    assert config is not None
-    first = [sample_trial(config, number) for number in range(20)]
-    assert first == [sample_trial(config, number) for number in range(20)]
-    assert len({trial["train.lr"] for trial in first}) == 20
-    assert {trial["model.num_layers"] for trial in first} == {1, 2}
-    assert all(1e-4 <= trial["train.lr"] <= 1e-2 for trial in first)
+def test_a_population_goes_on_from_the_weights_of_those_that_do_better(
+    run_tune: RunTune, tmp_path: Path
+) -> None:
+    space = {"train.lr": {"loguniform": [1e-6, 1e-2]}}
+    sweep = run_tune(space, trials=6, steps=32, scheduler="pbt", deploy_best_trial=True)
+    trials = recorded(tmp_path / "sweep")
+    assert all(trial.state == "finished" and trial.step == 32 for trial in trials)
+    exploits = [(trial, exploit) for trial in trials for exploit in trial.exploits]
+    assert exploits
+    for trial, exploit in exploits:
+        assert exploit.donor != trial.number
+        assert 1e-6 <= exploit.overrides["train.lr"] <= 1e-2
+        after = [point["loss"] for point in trial.curve if point["step"] > exploit.step]
+        before = [point["loss"] for point in trial.curve if point["step"] <= exploit.step]
+        assert not before or not after or after[0] < before[0]
+    assert sweep.best_trial == min(trials, key=lambda trial: trial.metrics["loss"]).number
+
+
+def test_a_median_stops_those_that_are_worse(run_tune: RunTune, tmp_path: Path) -> None:
+    space = {"train.lr": {"choice": [1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-7]}}
+    run_tune(space, trials=16, steps=16, scheduler="median", search="random")
+    trials = recorded(tmp_path / "sweep")
+    stopped = [trial for trial in trials if trial.state == "stopped early"]
+    assert stopped and all(trial.reason.startswith("median") for trial in stopped)
+
+
+def test_repeats_have_seeds_of_their_own(run_tune: RunTune, tmp_path: Path) -> None:
+    sweep = run_tune({"train.lr": {"choice": [1e-3, 1e-2]}}, repeats=3, scheduler="none")
+    trials = recorded(tmp_path / "sweep")
+    assert len(trials) == len(sweep.trials) == 6
+    by_rate = {lr: [t for t in trials if t.overrides["train.lr"] == lr] for lr in (1e-3, 1e-2)}
+    for same in by_rate.values():
+        assert sorted(trial.repeat for trial in same) == [0, 1, 2]
+        assert len({trial.metrics["loss"] for trial in same}) == 3
+    assert " ± " in (tmp_path / "sweep" / FINDINGS).read_text()
+
+
+def test_a_budget_of_minutes_ends_the_sweep(run_tune: RunTune, tmp_path: Path) -> None:
+    sweep = run_tune(trials=1000, steps=64, minutes=0.15, scheduler="none")
+    assert 8 < sweep.seconds < 40
+    trials = recorded(tmp_path / "sweep")
+    assert 0 < len(trials) < 1000
+    assert {trial.state for trial in trials} <= {"finished", "stopped"}
+    assert any("0.15 minutes are over" in t.reason for t in trials if t.state == "stopped")
+
+
+def test_the_best_trials_weights_are_deployed(
+    run_tune: RunTune, prepared: PreparedData, tmp_path: Path
+) -> None:
+    sweep = run_tune(trials=3, deploy_best_trial=True)
+    job = make_job(tmp_path, trials=3, deploy_best_trial=True)
+    training = take_best_trial(job, sweep, Folder(str(tmp_path / "train")))
+    best = recorded(tmp_path / "sweep")[sweep.best_trial]
+    assert training.metrics["loss"] == best.metrics["loss"]
+    saved = Checkpoints(training.folder / "checkpoints", job.build_task().metric).restore()
+    assert saved is not None and saved.checkpoint.step == training.steps == 8
+
+
+def test_what_a_user_asks_for_is_done(
+    run_tune: RunTune, prepared: PreparedData, connected: Cluster, tmp_path: Path
+) -> None:
+    """One trial is stopped for good; then the sweep, which goes on afterwards."""
+    folder = Folder(str(tmp_path / "sweep"))
+    settings = {"trials": 5, "steps": 300, "scheduler": "none", "search": "random"}
+
+    def ask() -> None:
+        wait_for(lambda: any(t.step for t in read_trials(folder).values() if t.number == 1))
+        request_stop(folder, 1)
+        wait_for(lambda: read_trials(folder)[1].state == "stopped")
+        request_stop(folder)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(StoppedError):
+        run_tune(**settings)
+    asking.join()
+    record = SweepRecord.load(folder)
+    assert record is not None and record.state == "stopped"
+    stopped = read_trials(folder)
+    assert stopped[1].reason == "stopped on request"
+    assert any(trial.state == "running" for trial in stopped.values())
+    sweep = run_tune(**settings)
+    trials = recorded(tmp_path / "sweep")
+    assert len(trials) == 5 and trials[1] == stopped[1]
+    assert all(trial.state == "finished" for trial in trials if trial.number != 1)
+    assert sweep.seconds > record.seconds
+
+
+def test_trials_whose_processes_die_are_rows_and_leak_nothing(
+    prepared: PreparedData, connected: Cluster, tmp_path: Path
+) -> None:
+    before = living()
+    dropouts = [0.0, KILLED, KILLED_ONCE, HUNGRY]
+    space = {"model.dropout": {"choice": dropouts}}
+    job = make_job(tmp_path, "tests.integration.fatal_task:Fatal", space=space, scheduler="none")
+    tune(job, prepared, Folder(str(tmp_path / "sweep")), connected, Silent())
+    trials = recorded(tmp_path / "sweep")
+    by_dropout = {trial.overrides["model.dropout"]: trial for trial in trials}
+    assert [by_dropout[d].state for d in dropouts] == ["finished", "failed", "finished", "failed"]
+    assert "died" in by_dropout[KILLED].reason
+    assert by_dropout[HUNGRY].reason.startswith("out of memory: lower train.micro_batch_size")
+    wait_for(lambda: living() == before)
+
+
+def test_trials_of_two_workers_queue_and_leak_nothing(run_tune: RunTune, tmp_path: Path) -> None:
+    before = living()
+    space = {"train.lr": {"choice": [1e-3, 3e-3, 1e-2]}}
+    run_tune(space, workers=2, steps=16, scheduler="none")
+    trials = recorded(tmp_path / "sweep")
+    assert [trial.state for trial in trials] == ["finished"] * 3
+    assert all([point["step"] for point in trial.curve] == list(range(1, 17)) for trial in trials)
+    record = SweepRecord.load(Folder(str(tmp_path / "sweep")))
+    assert record is not None and (record.concurrent, record.cpus) == (2, 2)
+    wait_for(lambda: living() == before)
+
+
+def living() -> tuple[int, int]:
+    """Placement groups that are there, and actors that live."""
+    groups = [g for g in list_placement_groups() if g.state != "REMOVED"]
+    return len(groups), len(list_actors(filters=[("state", "=", "ALIVE")]))
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_trial_of_text_and_numbers_is_described_on_one_line() -> None:

@@ -144,10 +144,10 @@ def test_a_renamed_folder_keeps_what_is_in_it(folder: Folder) -> None:
 def test_a_folder_is_made_whole_from_its_files_one_at_a_time(folder: Folder) -> None:
     seen = []
 
-    def files() -> Iterator[tuple[str, bytes]]:
+    def files() -> Iterator[tuple[str, list[bytes]]]:
         for name in ("b.bin", "a.bin", MANIFEST):
             seen.append(name)
-            yield name, name.encode()
+            yield name, [name.encode()]
 
     (folder / "step").write_whole(files())
     assert seen == ["b.bin", "a.bin", MANIFEST]
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_made_whole_is_not_made(
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(StageError, match=rf"cannot write {tmp_path}/step/b\.bin: No space left"):
-        (folder / "step").write_whole([("a.bin", b"abcd"), ("b.bin", b"efgh")])
+        (folder / "step").write_whole([("a.bin", [b"abcd"]), ("b.bin", [b"ef", b"gh"])])
     assert written == [b"ab", b"cd", b"ef"]
     assert files_under(tmp_path) == set() and folder.names() == []
 
@@ -178,7 +178,7 @@ def test_a_folder_made_whole_replaces_no_other(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     (folder / "step").write("a.bin", b"first")
     with pytest.raises(StageError, match=f"cannot write {tmp_path}/step: "):
-        (folder / "step").write_whole([("a.bin", b"second")])
+        (folder / "step").write_whole([("a.bin", [b"second"])])
     assert (folder / "step").read("a.bin") == b"first"
     assert folder.names() == ["step"]
 
@@ -245,7 +245,14 @@ def test_a_file_in_place_of_the_folder_holds_no_artifact(tmp_path: Path) -> None
 def test_a_committed_artifact_is_loaded_as_it_was(folder: Folder) -> None:
     artifacts = [
         prepared_in(folder),
-        Sweep(folder=folder, seconds=0.1, summary="", best={"train.lr": 0.1}, trials=[{"a": [1]}]),
+        Sweep(
+            folder=folder,
+            seconds=0.1,
+            summary="",
+            best={"train.lr": 0.1},
+            best_trial=0,
+            trials=[{"a": [1]}],
+        ),
         Evaluation(
             folder=folder, seconds=1e-9, summary="é", metrics={"x": 0.1 + 0.2}, baselines={}
         ),

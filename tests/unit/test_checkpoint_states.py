@@ -26,7 +26,7 @@ from orchestrator import checkpoint
 from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.errors import StageError
 from orchestrator.folder import MANIFEST, Folder
-from orchestrator.snapshot import Snapshot
+from orchestrator.snapshot import Packed, Snapshot, pack
 from orchestrator.task import Metric
 
 CHANGES = ("open", "write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
@@ -63,18 +63,18 @@ def snapshot(step: int) -> Snapshot:
     return Snapshot(
         step=step,
         total_steps=None if step < 3 else 100,
-        model={"weight": torch.randn(32, 4, generator=generator)},
-        optimizer={"moment": torch.randn(99, generator=generator), "step": torch.tensor(step)},
+        model=pack({"weight": torch.randn(32, 4, generator=generator)}),
+        optimizer=pack(
+            {"moment": torch.randn(99, generator=generator), "step": torch.tensor(step)}
+        ),
         metrics={} if step % 3 else {"loss": float(step * 7919 % 13)},
         history=[{"step": float(done)} for done in range(step)],
         samples=f"{step:064x}",
     )
 
 
-def assert_same(saved: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert saved.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor)
+def assert_same(saved: dict[str, torch.Tensor], expected: Packed) -> None:
+    assert b"".join(pack(saved).parts) == b"".join(expected.parts)
 
 
 def says_the_same(manifest: bytes, changed: bytes) -> bool:

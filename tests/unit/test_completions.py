@@ -14,7 +14,7 @@ from orchestrator.job import Job
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.serve.completions import Completer
 from orchestrator.serve.protocol import CompletionRequest, CompletionResponse
-from orchestrator.snapshot import Snapshot, model_tensors
+from orchestrator.snapshot import Snapshot, pack
 
 CONTEXT = 32
 TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on\n"
@@ -59,8 +59,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, T
         Snapshot(
             step=1,
             total_steps=1,
-            model=model_tensors(model),
-            optimizer={},
+            model=pack(model.state_dict()),
+            optimizer=pack({}),
             metrics={"loss": 1.0},
             history=[],
             samples="",

@@ -512,9 +512,19 @@ def test_a_domain_with_a_value_that_its_key_cannot_have_is_refused(text: str) ->
     assert f"tune.space.{text.split(':')[0]}: " in only_problem(space(text))
 
 
-def test_a_sweep_without_a_space_is_refused() -> None:
-    assert "tune.space: is missing" in only_problem(SOUND + "tune: {trials: 2}\n")
-    assert "tune.space" in only_problem(SOUND + "tune: {space: {}}\n")
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{trials: 2, scheduler: pbt}", "4:8: tune.trials = 2: pbt needs"),
+        ("{search: grid}", "4:8: tune.search = grid: every key"),
+        (
+            "{space: {train.lr: {choice: [1.0], when: {train.x: 1}}}}",
+            "4:16: tune.space.train.lr.when",
+        ),
+    ],
+)
+def test_what_a_sweep_cannot_do_together_is_told_with_its_place(text: str, problem: str) -> None:
+    assert problem in only_problem(SOUND + f"tune: {text}\n")
 
 
 # Tasks

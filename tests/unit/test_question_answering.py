@@ -124,7 +124,7 @@ def test_a_question_may_come_without_a_context() -> None:
     processor = task.fit_processor([row])
     arrays = task.encode([row], processor)
     tokens = arrays["source"][0, : arrays["source_length"][0]].tolist()
-    assert tokens == [*processor.encode("1 + 1?"), processor.end_token]
+    assert tokens == [processor.end_token, *processor.encode("1 + 1?")]
 
 
 def test_the_commonest_answer_is_that_of_the_same_question_where_there_is_one() -> None:

@@ -1,0 +1,78 @@
+"""Ray Tune with a Ray Train group a trial, as its documentation has it: ... FOLDER TRIALS STEPS.
+
+The loop inside is this engine's own `fit()`, with the same job, space and number of steps.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.tune
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from benchmarks.peers.tune_work import fit_once, load_work
+
+
+def loop(config: dict[str, Any]) -> None:
+    fit_once(config["folder"], config["overrides"], config["steps"], ray.train.report)
+
+
+def trial(config: dict[str, Any]) -> None:
+    TorchTrainer(
+        loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name=f"trial-{time.time_ns()}",
+            storage_path=f"{config['folder']}/nested",
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+class Ends(ray.tune.Callback):
+    """When each trial ended, and what it came to."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.ends: list[float] = []
+        self.values: list[float] = []
+
+    def on_trial_complete(self, trial: Any, **_: Any) -> None:
+        self.ends.append(time.time())
+        self.values.append(trial.last_result[self.metric])
+
+
+def main() -> None:
+    folder, trials, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    work = load_work(folder)
+    ray.init(log_to_driver=False)
+    ends = Ends(work["metric"])
+    ray.tune.Tuner(
+        ray.tune.with_resources(trial, {"CPU": 0.01}),
+        param_space={
+            "folder": folder,
+            "steps": steps,
+            "overrides": {
+                key: ray.tune.loguniform(*domain["loguniform"])
+                for key, domain in work["space"].items()
+            },
+        },
+        tune_config=ray.tune.TuneConfig(
+            metric=work["metric"], mode="min", num_samples=trials, max_concurrent_trials=1
+        ),
+        run_config=ray.tune.RunConfig(
+            storage_path=str(Path(folder) / "nested"), callbacks=[ends], verbose=0
+        ),
+    ).fit()
+    print(json.dumps({"ends": ends.ends, "values": ends.values}))
+
+
+if __name__ == "__main__":
+    main()

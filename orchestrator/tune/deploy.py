@@ -1,0 +1,39 @@
+"""Taking a sweep's best trial as the training: its weights go on, and nothing is trained anew."""
+
+from orchestrator.artifact import Sweep, Training
+from orchestrator.checkpoint import Checkpoints, read_verified
+from orchestrator.errors import StageError
+from orchestrator.folder import MANIFEST, Folder
+from orchestrator.job import Job
+from orchestrator.tune.trial import trial_folder
+
+
+def take_best_trial(job: Job, sweep: Sweep, folder: Folder) -> Training:
+    """The best trial's best checkpoint, copied into `folder` as that of a training.
+
+    Raises:
+        StageError: where the trial has left none.
+    """
+    metric = job.build_task().metric
+    theirs = Checkpoints(trial_folder(sweep.folder, sweep.best_trial) / "checkpoints", metric)
+    best = theirs.best()
+    if best is None:
+        raise StageError(
+            f"{theirs.folder} has no checkpoint: delete {sweep.folder} and sweep again, or set "
+            f"tune.deploy_best_trial = false"
+        )
+    place = folder / "checkpoints" / best.folder.name
+    if not place.exists(MANIFEST):
+        files = [(name, [read_verified(best, name)]) for name in best.files]
+        place.write_whole([*files, (MANIFEST, [best.folder.read(MANIFEST)])])
+    value = best.metrics[metric.name]
+    return Training(
+        folder=folder,
+        seconds=0.0,
+        summary=f"trial {sweep.best_trial}, {best.step:,} steps, "
+        f"validation {metric.name} {value:.3f}",
+        best_checkpoint=f"checkpoints/{best.folder.name}",
+        steps=best.step,
+        metrics=best.metrics,
+        history=best.history,
+    ).commit()

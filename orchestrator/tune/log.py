@@ -1,0 +1,56 @@
+"""What a trial prints, in a file of its own: on local storage at once, elsewhere at its end."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+from orchestrator.errors import StageError
+from orchestrator.folder import Folder
+
+LOG = "log.txt"
+LONGEST = 1 << 20  # characters that are kept of a trial that prints without end
+
+
+class _Log(io.TextIOBase):
+    """Takes text; its file is made with the first of it."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._written = 0
+        self._kept: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if text and self._written < LONGEST:
+            self._written += len(text)
+            path = self._folder.local_path
+            if path is None:
+                self._kept.append(text)
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                with (path / LOG).open("a", encoding="utf-8", errors="replace") as file:
+                    file.write(text)
+        return len(text)
+
+    def finish(self) -> None:
+        if self._kept:
+            with contextlib.suppress(StageError):
+                self._folder.write(LOG, "".join(self._kept).encode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def logged(folder: Folder) -> Iterator[None]:
+    """Standard output, standard error and warnings of the block go to `log.txt` of the folder."""
+    log = _Log(folder)
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        log.finish()

@@ -1,0 +1,199 @@
+"""Writes down what trials do while they do it, and hears what is asked of the sweep."""
+
+import contextlib
+import time
+from typing import Any
+
+import ray.tune
+from ray.tune.experiment import Trial as RayTrial
+
+from orchestrator.errors import last_line
+from orchestrator.folder import Folder
+from orchestrator.progress import Progress
+from orchestrator.task import Metric
+from orchestrator.trials import REQUESTS, SWEEP_FILE, Exploit, SweepRecord, Trial
+from orchestrator.tune.search import Search
+from orchestrator.tune.writer import Writer
+
+WRITE_SECONDS = 1.0  # between writes of one trial that runs
+LOOK_SECONDS = 0.5  # between looks for requests
+
+
+class Recorder(ray.tune.Callback):
+    """Tune's view of the sweep into files, and into what a terminal shows."""
+
+    def __init__(
+        self,
+        record: SweepRecord,
+        folder: Folder,
+        search: Search,
+        metric: Metric,
+        progress: Progress,
+    ) -> None:
+        self.record = record
+        self.folder = folder
+        self.search = search
+        self.metric = metric
+        self.progress = progress
+        self.asked: set[int] = set()  # trials that a user wants to stop
+        self.stop_asked = False
+        self._before = record.seconds  # that earlier starts of the sweep ran
+        self._began: float | None = None  # with its first trial: until then, processes start
+        self._running: dict[int, Trial] = {}
+        self._since: dict[int, float] = {}  # when each that runs was started, less what it ran
+        self._written: dict[int, float] = {}
+        self._looked = 0.0
+        self._requests = folder / REQUESTS
+        self._writer = Writer(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore of its own, which is never done
+
+    @property
+    def seconds(self) -> float:
+        """That trials ran, over all starts of the sweep."""
+        since = time.monotonic() - self._began if self._began is not None else 0.0
+        return self._before + since
+
+    @property
+    def out_of_time(self) -> bool:
+        minutes = self.record.minutes
+        return minutes is not None and self.seconds >= 60 * minutes
+
+    def begin(self, trial: Trial) -> None:
+        """A trial was handed out; where it was interrupted before, it goes on."""
+        self._running[trial.number] = trial
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self._requests.delete()  # what was asked of an earlier start is done with
+
+    def on_step_begin(self, iteration: int, trials: list[RayTrial], **_: Any) -> None:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for name in self._requests.names():
+            if name == "stop":
+                self.stop_asked = True
+            elif name.removeprefix("stop-").isdigit():
+                self.asked.add(int(name.removeprefix("stop-")))
+
+    def on_trial_start(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **_: Any
+    ) -> None:
+        number = trial.config["number"]
+        record = self._running[number]
+        now = time.monotonic()
+        self._began = self._began or now
+        if record.started == 0.0:
+            record.started = time.time()
+        self._since[number] = now - record.seconds
+        self._note_exploit(record, trial.config)
+        self._write(record)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[RayTrial],
+        trial: RayTrial,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        record = self._running[trial.config["number"]]
+        record.host = result.get("hostname", "")
+        record.seconds = time.monotonic() - self._since[record.number]
+        if "failure" in result:
+            record.reason = result["failure"]["reason"]
+            record.traceback = result["failure"]["traceback"]
+            return
+        metrics = result["metrics"]
+        record.step, record.metrics = result["step"], metrics
+        # A trial that was interrupted comes again to steps that it had validated before.
+        record.curve = [point for point in record.curve if point["step"] < record.step]
+        record.curve.append({"step": record.step, "seconds": round(record.seconds, 3), **metrics})
+        if time.monotonic() - self._written.get(record.number, 0.0) >= WRITE_SECONDS:
+            self._write(record)
+        self._show()
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **_: Any
+    ) -> None:
+        record = self._running[trial.config["number"]]
+        if record.traceback or record.reason:
+            self._end(record, "failed")
+        elif record.step >= self.record.steps:
+            self._end(record, "finished")
+        elif record.number in self.asked:
+            record.reason = "stopped on request"
+            self._end(record, "stopped")
+        elif self.stop_asked:
+            self._write(record)  # still running, for whoever goes on with the sweep
+        elif self.out_of_time:
+            record.reason = f"the sweep's {self.record.minutes:g} minutes are over"
+            self._end(record, "stopped")
+        else:
+            record.reason = f"{self.record.scheduler} at step {record.step}"
+            self._end(record, "stopped early")
+
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **_: Any
+    ) -> None:
+        record = self._running[trial.config["number"]]
+        text = ""
+        if trial.error_file:
+            with contextlib.suppress(OSError), open(trial.error_file) as file:
+                text = file.read().strip()
+        record.reason, record.traceback = last_line(text) if text else "its process was lost", text
+        self._end(record, "failed")
+
+    def flush(self) -> None:
+        """Return when all that has ended is on disk."""
+        self._writer.flush()
+
+    def close(self, state: str, error: str = "") -> None:
+        """Write down how the sweep ended; trials that were cut off end with its time."""
+        for record in list(self._running.values()):
+            if self.out_of_time and not self.stop_asked and record.started:
+                record.reason = f"the sweep's {self.record.minutes:g} minutes are over"
+                self._end(record, "stopped")
+        self.record.state, self.record.error = state, error  # type: ignore[assignment]
+        self.record.seconds = self.seconds
+        self._writer.close()
+        self.record.save(self.folder)
+
+    def _end(self, record: Trial, state: str) -> None:
+        record.state, record.ended = state, time.time()  # type: ignore[assignment]
+        if record.number in self._since:
+            record.seconds = time.monotonic() - self._since[record.number]
+        self._running.pop(record.number, None)
+        self._write(record)
+        self.search.ended(record)
+        self.record.seconds = self.seconds
+        self._writer.put(SWEEP_FILE, self.record.model_dump_json(indent=1).encode())
+        self.progress.advance(1)
+        self._show()
+
+    def _note_exploit(self, record: Trial, config: dict[str, Any]) -> None:
+        """Population based training gave the trial another one's weights, and other values."""
+        if config["overrides"] == record.overrides:
+            return
+        donor = self._running.get(config["donor"]) or self.search.trials[config["donor"]]
+        record.overrides = config["overrides"]
+        record.exploits.append(
+            Exploit(step=donor.step, donor=donor.number, overrides=record.overrides)
+        )
+
+    def _write(self, record: Trial) -> None:
+        self._written[record.number] = time.monotonic()
+        self._writer.put(record.file, record.model_dump_json().encode())
+
+    def _show(self) -> None:
+        """The best so far, on the terminal."""
+        trials = [*self.search.trials.values(), *self._running.values()]
+        values = [
+            trial.metrics[self.metric.name]
+            for trial in trials
+            if self.metric.name in trial.metrics and trial.state != "failed"
+        ]
+        if values:
+            best = min if self.metric.mode == "min" else max
+            self.progress.show({f"best {self.metric.name}": best(values)})

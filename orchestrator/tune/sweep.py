@@ -1,0 +1,228 @@
+"""Sweeping hyperparameters on Ray Tune: a trial is `fit()` with another configuration.
+
+Trials of one worker run inside Tune's own actors, which are reused, so that a further trial costs
+milliseconds rather than the start of processes. Each trial is written down as it goes: a sweep that
+was killed goes on with those that ran, and knows what the others came to.
+"""
+
+import time
+from typing import Any
+
+import ray.tune
+from ray.tune.search import Searcher
+
+from orchestrator.artifact import FINDINGS, PreparedData, Sweep
+from orchestrator.cluster import Cluster
+from orchestrator.errors import StageError, StoppedError
+from orchestrator.folder import Folder
+from orchestrator.job import Job
+from orchestrator.progress import Progress
+from orchestrator.trials import SweepRecord, Trial, earlier_trials, read_trials
+from orchestrator.tune.findings import findings, ranked
+from orchestrator.tune.recorder import Recorder
+from orchestrator.tune.schedule import replay, scheduler
+from orchestrator.tune.search import Search
+from orchestrator.tune.trial import Sweeping, run_trial
+
+ATTEMPTS = 2  # starts of a trial whose process was lost: the second may be luckier
+NO_RESOURCES = {
+    "memory": 1.0
+}  # of a trial whose workers have their own: Tune wants it to have some
+
+
+def tune(
+    job: Job, prepared: PreparedData, folder: Folder, cluster: Cluster, progress: Progress
+) -> Sweep:
+    """Run the trials of `job.tune` that have not ended yet; the best of all wins.
+
+    Raises:
+        StageError: where not one trial succeeded.
+        StoppedError: where somebody asked the sweep to stop.
+    """
+    assert job.tune is not None
+    metric = job.build_task().metric
+    past = read_trials(folder)
+    earlier = earlier_trials(folder) if job.tune.warm_start else []
+    search = Search(job.tune, metric, past.values(), earlier)
+    record = SweepRecord.load(folder) or _new_record(job, cluster)
+    record.state, record.concurrent = "running", _concurrent(job, cluster)
+    record.save(folder)
+    recorder = Recorder(record, folder, search, metric, progress)
+    progress.start("tuning", total=search.expected, unit="trials")
+    progress.advance(sum(trial.state != "running" for trial in past.values()))
+    state, error = "failed", "interrupted"
+    try:
+        if not search.exhausted and not recorder.out_of_time:
+            _run_trials(job, prepared, recorder)
+        if recorder.stop_asked:
+            state, error = "stopped", ""
+            raise StoppedError("the sweep was stopped: the same command goes on with it")
+        recorder.flush()
+        sweep = _result(job, folder, recorder.seconds, list(search.trials.values()))
+        state, error = "finished", ""
+        return sweep.commit()
+    except KeyboardInterrupt:
+        state, error = "stopped", ""
+        raise
+    except Exception as failure:
+        error = error if state == "stopped" else str(failure)
+        raise
+    finally:
+        recorder.close(state, error)
+        progress.finish()
+
+
+def _new_record(job: Job, cluster: Cluster) -> SweepRecord:
+    config = job.tune
+    assert config is not None
+    metric = job.build_task().metric
+    return SweepRecord(
+        name=job.name,
+        task=job.task,
+        metric=metric.name,
+        mode=metric.mode,
+        space={key: domain.model_dump(exclude_none=True) for key, domain in config.space.items()},
+        search=config.searched_by,
+        scheduler=config.scheduler,
+        trials=config.configurations,
+        repeats=config.repeats,
+        steps=config.steps,
+        minutes=config.minutes,
+        cpus=config.workers * job.cluster.cpus_per_worker,
+        gpus=config.workers * job.cluster.gpus_per_worker,
+        started=time.time(),
+    )
+
+
+def _concurrent(job: Job, cluster: Cluster) -> int:
+    """How many trials the cluster has room for at the same time; others wait."""
+    assert job.tune is not None
+    sizes, workers = job.cluster, job.tune.workers
+    room = cluster.cpus // (workers * sizes.cpus_per_worker)
+    if sizes.gpus_per_worker:
+        room = min(room, (cluster.gpus + 1e-6) // (workers * sizes.gpus_per_worker))
+    return max(1, int(room))
+
+
+def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
+    assert job.tune is not None
+    # Ray's own records of the trials are not what a rerun reads.
+    ray_folder = recorder.folder / "ray"
+    in_population = job.tune.scheduler == "pbt"
+    sweeping = Sweeping(job, prepared.folder.uri, recorder.folder.uri, in_population)
+    chosen = scheduler(job.tune, recorder.metric)
+    replay(chosen, recorder.search.trials.values())
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(
+            ray.tune.with_parameters(run_trial, sweeping=sweeping), _resources(job)
+        ),
+        tune_config=ray.tune.TuneConfig(
+            scheduler=chosen,
+            search_alg=_Suggestions(recorder),
+            num_samples=-1,
+            reuse_actors=True,
+            # The trials of a population take turns, which needs all of them begun.
+            max_concurrent_trials=None if in_population else recorder.record.concurrent,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"{job.name}-{time.time_ns()}",
+            **ray_folder.for_ray(),
+            callbacks=[recorder],
+            stop=_Wishes(recorder),
+            failure_config=ray.tune.FailureConfig(max_failures=ATTEMPTS - 1),
+            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        ray_folder.delete()
+
+
+def _resources(job: Job) -> dict[str, float]:
+    if job.tune is not None and job.tune.workers > 1:
+        return NO_RESOURCES  # its workers take theirs through Ray Train
+    resources = {"CPU": float(job.cluster.cpus_per_worker)}
+    if job.cluster.gpus_per_worker:
+        resources["GPU"] = job.cluster.gpus_per_worker
+    return resources
+
+
+class _Suggestions(Searcher):
+    """Hands the search's trials to Tune. How they end, the recorder tells the search."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder.metric.name, recorder.metric.mode)
+        self._recorder = recorder
+
+    def set_search_properties(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        search = self._recorder.search
+        if search.exhausted or self._recorder.out_of_time or self._recorder.stop_asked:
+            return Searcher.FINISHED
+        assignment = search.next()
+        if assignment is None:
+            return None
+        known = search.trials[assignment.number]
+        self._recorder.begin(known)
+        return {
+            "number": assignment.number,
+            "repeat": assignment.repeat,
+            "overrides": assignment.overrides,
+        }
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # for a restore of Tune's own, which is never done
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Wishes(ray.tune.Stopper):
+    """Ends trials, or the sweep, at their next validation, where somebody asked for it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return result.get("config", {}).get("number") in self._recorder.asked
+
+    def stop_all(self) -> bool:
+        return self._recorder.stop_asked or self._recorder.out_of_time
+
+
+def _result(job: Job, folder: Folder, seconds: float, trials: list[Trial]) -> Sweep:
+    assert job.tune is not None
+    metric = job.build_task().metric
+    order = ranked(trials, metric)
+    if not order:
+        reasons = [trial.reason for trial in trials if trial.reason] or ["none was begun"]
+        raise StageError(f"every trial failed; the first: {reasons[0]}")
+    best = order[0]
+    chosen = described(best.overrides)
+    sweep = Sweep(
+        folder=folder,
+        seconds=seconds,
+        summary=f"{len(trials)} trials, best {metric.name} {best.value:.3f} at {chosen}",
+        best=best.overrides,
+        best_trial=best.numbers[0],
+        trials=[trial.model_dump(exclude={"curve", "traceback"}) for trial in trials],
+    )
+    folder.write(FINDINGS, findings(job, trials, order).encode())
+    return sweep
+
+
+def described(overrides: dict[str, Any]) -> str:
+    """A trial's values on one line, floats short; a choice may be of text or anything else."""
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in overrides.items()
+    )

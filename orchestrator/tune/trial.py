@@ -1,0 +1,243 @@
+"""One trial, in a process of Ray Tune's: the same `fit()` that trains, with another configuration.
+
+A trial of one worker runs in Tune's own actor, which the next one takes over. A trial of several
+starts a group of workers as `train` does, and waits for it.
+"""
+
+import json
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+
+from orchestrator.artifact import PreparedData
+from orchestrator.checkpoint import Checkpoints, step_name
+from orchestrator.errors import StageError
+from orchestrator.events import EventLog
+from orchestrator.failures import explain
+from orchestrator.feed import Feed
+from orchestrator.fit import fit
+from orchestrator.folder import MANIFEST, Folder
+from orchestrator.job import Job
+from orchestrator.pulse import Directive
+from orchestrator.snapshot import Snapshot
+from orchestrator.train import train_group
+from orchestrator.tune.log import logged
+from orchestrator.world import World
+
+VALIDATIONS = 16  # of a trial that is not stopped: what the scheduler decides by
+SAVE_SECONDS = 10.0  # at most so much of a trial is lost with its process
+WORST = 1e30  # what a failed trial reports: finite, since schedulers take means of it
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """What all trials of a sweep have in common."""
+
+    job: Job
+    prepared: str
+    folder: str
+    in_population: bool  # whose trials may go on from one another's weights
+
+
+def run_trial(config: dict[str, Any], sweeping: Sweeping) -> None:
+    """Train as the configuration says, from where an earlier start of this trial came to.
+
+    A failure is reported, not raised: it is a row of the sweep, not its end.
+    """
+    job, folder = _job_of(config, sweeping), trial_folder(Folder(sweeping.folder), config["number"])
+    with logged(folder):
+        _train_or_tell(job, folder, sweeping)
+
+
+def _train_or_tell(job: Job, folder: Folder, sweeping: Sweeping) -> None:
+    try:
+        data = PreparedData.load(Folder(sweeping.prepared))
+        if data is None:
+            raise StageError(
+                f"{sweeping.prepared}: the prepared data is gone, or on no shared storage"
+            )
+        if job.cluster.most_workers > 1:
+            _train_group(job, data, folder)
+        else:
+            _train_here(job, data, folder, sweeping.in_population)
+    except Exception as error:
+        metric = job.build_task().metric
+        worst = WORST if metric.mode == "min" else -WORST
+        failure = {"reason": str(explain(error, job.train)), "traceback": traceback.format_exc()}
+        ray.tune.report({metric.name: worst, "step": job.train.steps, "failure": failure})
+
+
+def trial_folder(sweep: Folder, number: int) -> Folder:
+    return sweep / f"trial-{number:05d}"
+
+
+def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
+    """The job with a trial's values, its budget, and, for a repeat, another seed."""
+    job = sweeping.job
+    assert job.tune is not None
+    budget = {
+        "train.minutes": None,
+        "train.steps": job.tune.steps,
+        "train.eval_every": -(-job.tune.steps // VALIDATIONS),
+        "train.seed": job.train.seed + config["repeat"],
+        "cluster.workers": job.tune.workers,
+        "cluster.spares": False,
+    }
+    return job.override(config["overrides"] | budget)
+
+
+def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: bool) -> None:
+    """In this process, on its cores alone."""
+    torch.set_num_threads(job.cluster.cpus_per_worker)
+    world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
+    task = job.build_task()
+    checkpoints = Checkpoints(folder / "checkpoints", task.metric, tell=_unheard)
+    if in_population:
+        _take_over(checkpoints)
+        fit(task, data, job.train, world, _Silent(), _Shown(checkpoints))
+    else:
+        assert job.tune is not None
+        kept = _Sparing(checkpoints, with_last=job.tune.deploy_best_trial)
+        fit(task, data, job.train, world, _TuneReporter(task.metric.name), kept)
+
+
+def _train_group(job: Job, data: PreparedData, folder: Folder) -> None:
+    """On workers of its own, which Ray Train starts."""
+    feed = Feed(job, folder, EventLog(folder), _Group(job))
+    try:
+        train_group(job, data, folder, feed)
+    finally:
+        feed.close()
+        (folder / "ray").delete()
+
+
+def _take_over(checkpoints: Checkpoints) -> None:
+    """Go on from the weights that Tune gives: another trial's, which did better, or one's own."""
+    given = ray.tune.get_checkpoint()
+    if given is None:
+        return
+    with given.as_directory() as path:
+        files = {file.name: file.read_bytes() for file in Path(path).iterdir()}
+    manifest = files.pop(MANIFEST)
+    name = step_name(json.loads(manifest)["step"])
+    own = checkpoints.folder / name
+    if own.exists(MANIFEST) and own.read(MANIFEST) == manifest:
+        return
+    checkpoints.folder.delete()  # what it had come to itself is given up
+    own.write_whole([*((n, [content]) for n, content in files.items()), (MANIFEST, [manifest])])
+
+
+def _unheard(kind: str, **fields: Any) -> None:
+    pass
+
+
+def report(
+    metric: str,
+    step: int,
+    metrics: dict[str, float],
+    checkpoint: Any = None,
+) -> None:
+    """Tell Tune of a validation; Tune ends the trial here where its scheduler says so."""
+    ray.tune.report(
+        {metric: metrics[metric], "step": step, "metrics": metrics}, checkpoint=checkpoint
+    )
+
+
+class _Sparing:
+    """Checkpoints that are saved now and then: most trials are short, and few are interrupted."""
+
+    def __init__(self, checkpoints: Checkpoints, with_last: bool) -> None:
+        self.finish, self.restore = checkpoints.finish, checkpoints.restore
+        self._checkpoints = checkpoints
+        self._with_last = with_last
+        self._saved = time.monotonic()
+
+    def save(self, snapshot: Snapshot) -> None:
+        last = self._with_last and snapshot.step == snapshot.total_steps
+        if last or time.monotonic() - self._saved >= SAVE_SECONDS:
+            self._checkpoints.save(snapshot)
+            self._saved = time.monotonic()
+
+
+class _Shown:
+    """Checkpoints that other trials may go on from: Tune gets them with each validation."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.finish, self.restore = checkpoints.finish, checkpoints.restore
+        self._checkpoints = checkpoints
+        self._metric = checkpoints.metric.name
+
+    def save(self, snapshot: Snapshot) -> None:
+        self._checkpoints.save(snapshot)
+        if not snapshot.metrics:
+            return
+        self._checkpoints.finish()
+        folder = self._checkpoints.folder / step_name(snapshot.step)
+        with tempfile.TemporaryDirectory() as temporary:
+            path = folder.local_path
+            if path is None:
+                path = Path(temporary)
+                for name in folder.names():
+                    (path / name).write_bytes(folder.read(name))
+            shown = ray.tune.Checkpoint.from_directory(path)
+            report(self._metric, snapshot.step, snapshot.metrics, shown)
+
+
+class _Silent:
+    """A reporter that says nothing."""
+
+    def stepped(self, step: int, seconds: float) -> None:
+        pass
+
+    def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
+        pass
+
+    def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def directive(self) -> Directive:
+        return Directive.GO_ON
+
+    def event(self, kind: str, **fields: object) -> None:
+        pass
+
+
+class _TuneReporter:
+    """Tells Tune of each validation."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        silent = _Silent()
+        self.stepped, self.progress = silent.stepped, silent.progress
+        self.directive, self.event = silent.directive, silent.event
+
+    def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        report(self._metric, step, metrics)
+
+
+class _Group:
+    """Takes the progress of a group of workers, and tells Tune of each validation."""
+
+    def __init__(self, job: Job) -> None:
+        self.metric = job.build_task().metric.name
+        self.step = 0
+
+    def start(self, name: str, total: float | None, unit: str) -> None:
+        self.step = 0
+
+    def advance(self, amount: float) -> None:
+        self.step += int(amount)
+
+    def show(self, values: dict[str, Any]) -> None:
+        named = {k.removeprefix("validation "): v for k, v in values.items() if "validation " in k}
+        if self.metric in named:
+            report(self.metric, self.step, named)
+
+    def finish(self) -> None:
+        pass

@@ -1,0 +1,28 @@
+"""A task whose trials go wrong, by their dropout: named by import path in the jobs of sweeps."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.task import Batch
+from orchestrator.tasks.language_modelling import LanguageModelling
+
+KILLED, KILLED_ONCE, HUNGRY = 0.125, 0.25, 0.375
+
+
+class Fatal(LanguageModelling):
+    """Kills its own process, always or once, or asks for more memory than there is."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.data.source, str)
+        died = Path(self.data.source).parent / "died"
+        dropout = self.model.dropout
+        if dropout == KILLED or (dropout == KILLED_ONCE and not died.exists()):
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if dropout == HUNGRY:
+            torch.empty(2**50)
+        return super().loss(model, batch)
