@@ -147,6 +147,8 @@ def exploit(trials: list[Trial]) -> None:
         if trial.number % 3 == 1 and len(trial.curve) > 4:
             at = len(trial.curve) // 2
             values = {"train.lr": trial.overrides["train.lr"] * chance.choice([0.8, 1.25])}
+            values = {**trial.overrides, **values}
+            trial.overrides = values
             donor = trial.number - 1
             step = int(trial.curve[at]["step"])
             trial.exploits = [Exploit(step=step, donor=donor, overrides=values)]
@@ -210,9 +212,14 @@ def write_finished(run: Folder, record: SweepRecord, trials: list[Trial]) -> Fol
     for trial in trials[:50]:
         write_log(folder, trial)
     sound = [t for t in trials if t.state != "failed"]
-    best = min(sound, key=lambda trial: trial.metrics["loss"])
+    best = min(sound, key=lambda t: (t.state != "finished", t.metrics["loss"]))
     Sweep(
-        folder=folder, seconds=record.seconds, summary="", best=best.overrides, trials=[]
+        folder=folder,
+        seconds=record.seconds,
+        summary="",
+        best=best.overrides,
+        best_trial=best.number,
+        trials=[],
     ).commit()
     return folder
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import socket
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from orchestrator.dashboard import actions
 from orchestrator.dashboard.catalog import Catalog, FollowedRun
 from orchestrator.dashboard.curves import for_json, plain_list
 from orchestrator.dashboard.guard import Guard
-from orchestrator.dashboard.importance import importance
+from orchestrator.dashboard.importance import Importances
 from orchestrator.dashboard.summary import summarize
-from orchestrator.dashboard.sweep import READING, FollowedSweep, current
+from orchestrator.dashboard.sweep import READING, FollowedSweep
 from orchestrator.errors import OrchestratorError, UserError, first_line
 
 STATIC = Path(__file__).parent / "static"
@@ -164,13 +163,12 @@ def _trial_view(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str
     if seen is None:
         raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
     trial = for_json(seen.trial.model_dump(exclude={"curve"}))
-    trial["current"] = for_json(current(seen.trial))
     trial["curve"] = {name: plain_list(values, 10) for name, values in seen.curve.items()}
     return {**trial, **_as_commands(run, sweep, number), "log": _log(sweep, number)}
 
 
 def _as_commands(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str, str]:
-    overrides = current(sweep.seen[number].trial)
+    overrides = sweep.seen[number].trial.overrides
     start = _start_or_none(run, sweep)
     return {
         "overrides_text": actions.overrides_text(overrides),
@@ -191,22 +189,3 @@ def _log(sweep: FollowedSweep, number: int) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return content.decode("utf-8", "replace")
-
-
-class Importances:
-    """Computed once for as many trials as have ended."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[int, dict[str, float]]] = {}
-        self._lock = threading.Lock()
-
-    def of(self, sweep: FollowedSweep) -> dict[str, Any]:
-        assert sweep.record is not None
-        trials = sweep.trials
-        ended = sum(trial.state != "running" for trial in trials)
-        with self._lock:
-            count, shares = self._known.get(str(sweep.folder), (-1, {}))
-            if count != ended:
-                shares = importance(sweep.record, trials)
-                self._known[str(sweep.folder)] = (ended, shares)
-        return {"trials": ended, "shares": shares}

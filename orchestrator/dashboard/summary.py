@@ -3,10 +3,11 @@
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from orchestrator.dashboard.curves import for_json
-from orchestrator.dashboard.sweep import FollowedSweep, current
+from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.trials import SweepRecord, Trial
 
 
@@ -15,8 +16,9 @@ class Best:
     """The best configuration so far, by the trial that stands for it."""
 
     trial: Trial
-    value: float  # the mean over its repeats
-    repeats: int
+    numbers: list[int]  # of all its trials
+    value: float  # the mean over them
+    complete: bool  # all of them went all the way
 
 
 def summarize(sweep: FollowedSweep, live: bool) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def summarize(sweep: FollowedSweep, live: bool) -> dict[str, Any]:
             },
             "best": None
             if best is None
-            else {"number": best.trial.number, "value": best.value, "repeats": best.repeats},
+            else {"number": best.trial.number, "value": best.value, "repeats": len(best.numbers)},
             "stopping": live and "stop" in sweep.requests,
             "stopping_trials": _stopping(sweep.requests) if live else [],
             "unreadable": sorted(sweep.unreadable),
@@ -69,36 +71,32 @@ def trial_value(trial: Trial, metric: str) -> float | None:
     return None if value is None else for_json(float(value))
 
 
-def find_best(
-    record: SweepRecord, trials: list[Trial], chosen: dict[str, Any] | None
-) -> Best | None:
-    """The best configuration; of a finished sweep the one it chose.
+def find_best(record: SweepRecord, trials: list[Trial], chosen: int | None) -> Best | None:
+    """The best configuration so far; of a finished sweep the one of the trial that it chose.
 
-    A configuration that is run several times counts by its mean, and before those whose repeats
-    are still to come.
+    A configuration that is run several times counts by its mean. One whose trials went all the
+    way comes before others, as when a sweep chooses: what ran for fewer steps may yet get worse.
     """
-    repeats: dict[int, list[tuple[float, Trial]]] = defaultdict(list)
+    groups: dict[int, list[tuple[float, Trial]]] = defaultdict(list)
     for trial in trials:
         value = trial_value(trial, record.metric)
         if value is not None and trial.state != "failed":
-            repeats[trial.configuration].append((value, trial))
+            groups[trial.configuration].append((value, trial))
+    found = [_mean(group) for group in groups.values()]
     if chosen is not None:
-        mine = {c: r for c, r in repeats.items() if any(_is_of(t, chosen) for _, t in r)}
-        repeats = defaultdict(list, mine or repeats)
-    if not repeats:
-        return None
+        found = [best for best in found if chosen in best.numbers] or found
     sign = 1.0 if record.mode == "min" else -1.0
-
-    def rank(found: list[tuple[float, Trial]]) -> tuple[int, float]:
-        return -len(found), sign * sum(value for value, _ in found) / len(found)
-
-    found = min(repeats.values(), key=rank)
-    trial = min((trial for _, trial in found), key=lambda trial: trial.repeat)
-    return Best(trial, sum(value for value, _ in found) / len(found), len(found))
+    return min(found, key=lambda best: (not best.complete, sign * best.value), default=None)
 
 
-def _is_of(trial: Trial, chosen: dict[str, Any]) -> bool:
-    return chosen in (trial.overrides, current(trial))
+def _mean(group: list[tuple[float, Trial]]) -> Best:
+    trials = sorted((trial for _, trial in group), key=lambda trial: trial.number)
+    return Best(
+        trial=trials[0],
+        numbers=[trial.number for trial in trials],
+        value=fmean(value for value, _ in group),
+        complete=all(trial.state == "finished" for trial in trials),
+    )
 
 
 def progress(record: SweepRecord, trials: list[Trial]) -> float:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.artifact import Sweep
 from orchestrator.dashboard.curves import Curve, columns, for_json, thinned
@@ -54,7 +54,7 @@ class FollowedSweep:
         self.name = folder.name
         self.record: SweepRecord | None = None
         self.record_time = 0.0  # Unix time at which the record was written
-        self.best: dict[str, Any] | None = None  # of a finished sweep: what it chose
+        self.best: int | None = None  # of a finished sweep: the trial that it chose
         self.requests: set[str] = set()
         self.seen: dict[int, Seen] = {}
         self.unreadable: set[str] = set()
@@ -119,7 +119,7 @@ class FollowedSweep:
     def _read_manifest(self) -> None:
         try:
             finished = Sweep.load(self.folder)
-            self.best = None if finished is None else finished.best
+            self.best = None if finished is None else finished.best_trial
         except StageError:
             self.unreadable.add(MANIFEST)
 
@@ -177,17 +177,10 @@ def _trial_names(names: dict[str, Stamp]) -> set[str]:
     return {name for name in names if TRIAL_NAME.fullmatch(name)}
 
 
-def current(trial: Trial) -> dict[str, Any]:
-    """The values that a trial trains with now, after what it took over from others."""
-    last = trial.exploits[-1].overrides if trial.exploits else {}
-    return {**trial.overrides, **last}
-
-
 def _text(seen: Seen, metric: str, most: int) -> str:
     """A trial as the page gets it, its curve thinned. Encoded once for all viewers."""
     if metric not in seen.texts:
         whole = for_json(seen.trial.model_dump(exclude={"curve", "traceback"}))
-        whole["overrides"] = for_json(current(seen.trial))
         whole["curve"] = thinned(seen.curve, metric, most)
         seen.texts[metric] = json.dumps(whole, allow_nan=False, separators=(",", ":"))
     return seen.texts[metric]

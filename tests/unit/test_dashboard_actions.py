@@ -20,7 +20,7 @@ from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError
 from orchestrator.events import EventLog
 from orchestrator.folder import Folder
-from orchestrator.job_file import parse_value
+from orchestrator.job_file import load_job, parse_value
 from tests.make_sweep import FINGERPRINT, plan, write_start, write_trial
 
 VALUES = st.recursive(
@@ -218,3 +218,13 @@ def test_the_command_trains_the_same_job_with_these_values() -> None:
         "orchestrator train 'my job.yaml' train.minutes=20 train.lr=0.003 "
         "model.activation=gelu tune=null"
     )
+
+
+def test_the_command_is_one_that_a_job_takes() -> None:
+    path = str(Path(__file__).parents[2] / "jobs" / "language_modelling.yaml")
+    start = Start(["run", path, "train.minutes=2", "tune.trials=3"], "/", "here")
+    values = {"train.lr": 1e-05, "model.num_layers": 3}
+    _, command, job, *overrides = shlex.split(training_command(start, values))
+    loaded = load_job(job, overrides)
+    assert command == "train" and loaded.tune is None
+    assert (loaded.train.lr, loaded.model.num_layers, loaded.train.minutes) == (1e-05, 3, 2)

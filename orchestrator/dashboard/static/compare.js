@@ -108,11 +108,11 @@ function rows(trials) {
   found.push(group("metrics"));
   for (const name of union((t) => t.metrics)) found.push(metricRow(name, trials));
   found.push(group("parameters"));
-  for (const key of union((t) => t.current)) {
+  for (const key of union((t) => t.overrides)) {
     found.push(
       row(
         key,
-        trials.map((t) => (key in t.current ? String(value(t.current[key])) : DASH)),
+        trials.map((t) => (key in t.overrides ? String(value(t.overrides[key])) : DASH)),
       ),
     );
   }

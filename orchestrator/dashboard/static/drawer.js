@@ -137,11 +137,7 @@ export class Drawer {
     ]);
     fillList(
       $(".parameters dl", root),
-      Object.entries(trial.current).map(([key, now]) => {
-        const before = trial.overrides[key];
-        const same = JSON.stringify(before) === JSON.stringify(now);
-        return [key, same ? exact(now) : `${exact(now)} (at first ${exact(before)})`];
-      }),
+      Object.entries(trial.overrides).map(([key, given]) => [key, exact(given)]),
     );
     fillList(
       $(".metrics dl", root),

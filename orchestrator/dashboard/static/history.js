@@ -1,4 +1,4 @@
-// Each trial's value in the order of the trials, and the best so far.
+// Each trial's value in the order of the trials, and the best so far of those that finished.
 
 import { $ } from "./dom.js";
 import { css, faint } from "./palette.js";
@@ -36,7 +36,7 @@ export class History {
     context.beginPath();
     let best = null;
     for (const trial of store.list) {
-      if (trial.state === "failed" || trial.value === null) continue;
+      if (trial.state !== "finished" || trial.value === null) continue;
       const [x, y] = [map.x(trial.number), best === null ? map.y(trial.value) : map.y(best)];
       if (best === null) context.moveTo(x, y);
       else context.lineTo(x, y);

@@ -53,7 +53,9 @@ function content(trial, note) {
     el("dl", {}, ...rows),
     ...(note ? [el("p", {}, note)] : []),
     ...exploits(trial),
-    ...(trial.reason ? [el("p", { class: "reason" }, trial.reason)] : []),
+    ...(trial.reason
+      ? [el("p", { class: trial.state === "failed" ? "reason" : "muted" }, trial.reason)]
+      : []),
   ];
 }
 
