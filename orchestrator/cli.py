@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from orchestrator import __version__
-from orchestrator.errors import OrchestratorError, UserError
+from orchestrator.errors import OrchestratorError, StoppedError, UserError
 from orchestrator.job import STAGES, json_schema
 from orchestrator.job_file import load_job
 
@@ -67,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
+    except StoppedError as error:
+        errors.print(f"stopped: {escape(str(error))}")
+        return _exit_code(error)
     except OrchestratorError as error:
         if options.debug:
             raise
@@ -314,7 +317,7 @@ def plan_command(options: argparse.Namespace) -> int:
         "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
         + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
         "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
-        "sweep": f"{plan.trials} trials" if plan.trials else "none",
+        "sweep": plan.sweep,
         "chosen for it": chosen or "nothing: the job says how large its model is",
         "storage": run.folder.uri,
     }

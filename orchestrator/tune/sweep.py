@@ -56,7 +56,7 @@ def tune(
             _run_trials(job, prepared, recorder)
         if recorder.stop_asked:
             state, error = "stopped", ""
-            raise StoppedError("the sweep was stopped: the same command goes on with it")
+            raise StoppedError("somebody asked the sweep to: the same command goes on with it")
         recorder.flush()
         sweep = _result(job, folder, recorder.seconds, list(search.trials.values()))
         state, error = "finished", ""
