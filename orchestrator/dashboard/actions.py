@@ -67,6 +67,13 @@ class Resumer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._sweeps: dict[str, str] = {}
+
+    def is_running(self, sweep: FollowedSweep) -> bool:
+        """Whether a process that was started here for this sweep still runs."""
+        process = self._processes.get(sweep.run)
+        resumed = self._sweeps.get(sweep.run) == sweep.name
+        return resumed and process is not None and process.poll() is None
 
     def resume(self, run: FollowedRun, sweep: FollowedSweep) -> str:
         """Start the command that began the sweep; returns where its output goes.
@@ -79,14 +86,14 @@ class Resumer:
         with self._lock:
             begun = self._processes.get(run.name)
             if begun is not None and begun.poll() is None:
-                raise UserError(f"run {run.name!r} was resumed a moment ago: it is starting")
+                raise UserError(f"run {run.name!r} was resumed from here: that process still runs")
             if (holder := run.holder(now=True)) is not None:
                 raise UserError(f"run {run.name!r} is in use by {holder}")
             start = find_start(run, sweep)
             _check_is_here(start)
             log = _log_path(run)
             process = _spawn(start, log)
-            self._processes[run.name] = process
+            self._processes[run.name], self._sweeps[run.name] = process, sweep.name
         end = time.monotonic() + LOOK_SECONDS
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)

@@ -40,8 +40,9 @@ def make_app(catalog: Catalog, token: str | None, hosts: frozenset[str] | None) 
     app = FastAPI(title="orchestrator", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, token=token, hosts=hosts)
     _add_errors(app)
-    _add_views(app, catalog)
-    _add_actions(app, catalog)
+    resumer = actions.Resumer()
+    _add_views(app, catalog, resumer)
+    _add_actions(app, catalog, resumer)
     plotly = plotly_file()
 
     @app.get("/")
@@ -71,13 +72,13 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"error": text}, status_code=503)
 
 
-def _add_views(app: FastAPI, catalog: Catalog) -> None:
+def _add_views(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> None:
     of_sweeps = Importances()
 
     @app.get("/api/runs")
     def runs() -> Response:
         end = time.monotonic() + READING  # of all together: what is not read by then comes later
-        found = [_run_view(run, end) for run in catalog.runs()]
+        found = [_run_view(run, resumer, end) for run in catalog.runs()]
         return JSONResponse(
             {
                 "storage": str(catalog.where),
@@ -93,7 +94,7 @@ def _add_views(app: FastAPI, catalog: Catalog) -> None:
         assert found.record is not None
         changes = found.changes(since, metric or found.record.metric)
         head = {
-            "summary": _sweep_view(run, found),
+            "summary": _sweep_view(run, found, resumer),
             "metrics": found.metrics(),
             "cursor": changes.cursor,
             "whole": changes.whole,
@@ -114,9 +115,7 @@ def _add_views(app: FastAPI, catalog: Catalog) -> None:
         return JSONResponse(_trial_view(run, found, number))
 
 
-def _add_actions(app: FastAPI, catalog: Catalog) -> None:
-    resumer = actions.Resumer()
-
+def _add_actions(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> None:
     @app.post("/api/runs/{run_name}/sweeps/{name}/stop")
     def stop(run_name: str, name: str) -> Response:
         actions.stop_sweep(*catalog.sweep(run_name, name))
@@ -133,7 +132,7 @@ def _add_actions(app: FastAPI, catalog: Catalog) -> None:
         return JSONResponse({"done": f"resumed; its output goes to {log}"})
 
 
-def _run_view(run: FollowedRun, end: float) -> dict[str, Any]:
+def _run_view(run: FollowedRun, resumer: actions.Resumer, end: float) -> dict[str, Any]:
     sweeps = list(run.sweeps.values())
     for sweep in sweeps:
         sweep.refresh(max(0.0, end - time.monotonic()))
@@ -142,18 +141,20 @@ def _run_view(run: FollowedRun, end: float) -> dict[str, Any]:
         "folder": str(run.folder),
         "holder": run.holder(),
         "stages": run.stages,
-        "sweeps": [_sweep_view(run, sweep) for sweep in sweeps if sweep.record is not None],
+        "sweeps": [_sweep_view(run, s, resumer) for s in sweeps if s.record is not None],
     }
 
 
-def _sweep_view(run: FollowedRun, sweep: FollowedSweep) -> dict[str, Any]:
+def _sweep_view(run: FollowedRun, sweep: FollowedSweep, resumer: actions.Resumer) -> dict[str, Any]:
     """The summary, with what its best configuration looks like on a command line."""
     view = summarize(sweep, run.is_live(sweep))
     if view["best"] is not None:
         view["best"] |= _as_commands(run, sweep, view["best"]["number"])
     start = _start_or_none(run, sweep)
     view["start"] = None if start is None else {**vars(start), "command": start.command}
-    view["resumable"] = view["state"] not in ("running", "finished") and run.holder() is None
+    ended = view["state"] in ("stopped", "interrupted", "failed")
+    view["starting"] = ended and resumer.is_running(sweep)
+    view["resumable"] = ended and not view["starting"] and run.holder() is None
     return view
 
 

@@ -341,7 +341,7 @@ def test_trials_and_sweep_are_stopped_and_resumed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "python"
-    script.write_text('#!/bin/sh\necho "resumed: $@"\nexec sleep 2\n')
+    script.write_text('#!/bin/sh\necho "resumed: $@"\nexec sleep 4\n')
     script.chmod(0o755)
     monkeypatch.setattr(actions.sys, "executable", str(script))
     monkeypatch.setattr(actions, "LOOK_SECONDS", 0.3)
@@ -368,6 +368,7 @@ def test_trials_and_sweep_are_stopped_and_resumed(
     log = storage / "reviews" / "resumed.log"
     until(lambda: log.exists() and "resumed: -m orchestrator run job.yaml" in log.read_text())
     until(lambda: "resumed.log" in page.inner_text("#toasts"))
+    until(lambda: page.inner_text("#state") == "starting")
 
 
 def test_all_runs_are_listed_and_lead_to_their_sweeps(tmp_path: Path, show: Show) -> None:

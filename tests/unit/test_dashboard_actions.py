@@ -108,7 +108,8 @@ def test_a_resumed_sweep_is_of_a_session_of_its_own(
     where, session, tokens = log.read_text().split()
     assert (where, tokens) == (str(tmp_path), "0")
     assert int(session) != os.getsid(0)
-    with pytest.raises(UserError, match="a moment ago"):
+    assert resumer.is_running(followed(run)[1])
+    with pytest.raises(UserError, match="still runs"):
         resumer.resume(*followed(run))
 
 

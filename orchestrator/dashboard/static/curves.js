@@ -5,7 +5,7 @@ import { number, shortNames } from "./format.js";
 import { Plane, dot } from "./plane.js";
 import { css, faint, markColour, shades } from "./palette.js";
 import { STATES, changed, marks, store } from "./store.js";
-import { scaleOf } from "./scales.js";
+import { rangeOf, scaleOf, withoutOutliers } from "./scales.js";
 import { hue, stateColour } from "./palette.js";
 
 const REACH = 18; // pixels around the pointer in which a curve is found
@@ -13,7 +13,7 @@ const REACH = 18; // pixels around the pointer in which a curve is found
 export function makeCurves(root, chooseMetric) {
   const chart = new Curves(root);
   $("#metric", root).addEventListener("change", (event) => chooseMetric(event.target.value));
-  for (const id of ["curve-x", "log-x", "log-y"]) {
+  for (const id of ["curve-x", "log-x", "log-y", "outliers"]) {
     $(`#${id}`, root).addEventListener("change", () => chart.plane.draw());
   }
   $("#smooth", root).addEventListener("input", (event) => {
@@ -61,29 +61,26 @@ class Curves {
 
   axes() {
     this.over = $("#curve-x", this.root).value;
-    const [logX, logY] = ["log-x", "log-y"].map((id) => $(`#${id}`, this.root).checked);
-    const span = { x: [Infinity, -Infinity], y: [Infinity, -Infinity] };
-    const extend = (range, v, log) => {
-      if (v === null || (log && v <= 0)) return;
-      if (v < range[0]) range[0] = v;
-      if (v > range[1]) range[1] = v;
-    };
+    const [logX, logY, all] = ["log-x", "log-y", "outliers"].map(
+      (id) => $(`#${id}`, this.root).checked,
+    );
+    const [xs, ys] = [[], []];
     for (const trial of store.list) {
-      if (!trial.passes) continue;
       const { value } = trial.curve;
-      const xs = trial.curve[this.over];
-      for (let i = 0; i < value.length; i += 1) {
-        if (value[i] === null) continue;
-        extend(span.x, xs[i], logX);
-        extend(span.y, value[i], logY);
+      const over = trial.curve[this.over];
+      for (let i = 0; trial.passes && i < value.length; i += 1) {
+        if (value[i] === null || over[i] === null) continue;
+        if (!(logX && over[i] <= 0)) xs.push(over[i]);
+        if (!(logY && value[i] <= 0)) ys.push(value[i]);
       }
     }
-    const known = ([low, high], log) => (low <= high ? [low, high] : [log ? 1 : 0, log ? 10 : 1]);
-    const [[left, right], [low, high]] = [known(span.x, logX), known(span.y, logY)];
+    const shown = ([low, high], log) => (low <= high ? [low, high] : [log ? 1 : 0, log ? 10 : 1]);
+    const [left, right] = shown(rangeOf(xs), logX);
+    const [low, high] = shown(all || logY ? rangeOf(ys) : withoutOutliers(ys), logY);
     return {
       x: { title: this.over, low: left, high: right, log: logX },
       y: { title: store.metric, low, high, log: logY },
-      key: `${this.over} ${store.metric} ${logX} ${logY}`,
+      key: `${this.over} ${store.metric} ${logX} ${logY} ${all}`,
     };
   }
 

@@ -4,11 +4,15 @@ import { $, el, fillList, setText } from "./dom.js";
 import { DASH, clock, duration, number, plural, value } from "./format.js";
 import { STATES, store } from "./store.js";
 
+/** A sweep's state in a word, also on the way to another one. */
+export const stateOf = ({ state, starting, stopping }) =>
+  starting ? "starting" : stopping ? "stopping" : state;
+
 export function fillHead(summary) {
   $("#status").hidden = false;
   const state = $("#state");
-  setText(state, summary.stopping ? "stopping" : summary.state);
-  state.className = `pill ${summary.state}`;
+  setText(state, stateOf(summary));
+  state.className = `pill ${summary.starting ? "running" : summary.state}`;
   const percent = Math.round(100 * summary.progress);
   $("#bar").setAttribute("aria-valuenow", String(percent));
   $("#bar i").style.width = `${percent}%`;

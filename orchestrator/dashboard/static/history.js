@@ -22,7 +22,8 @@ export class History {
 
   axes() {
     const log = $("#history-log", this.root).checked;
-    const y = axisOf(scaleOf(VALUE), store.summary.metric);
+    this.scale = scaleOf(VALUE);
+    const y = axisOf(this.scale, store.summary.metric);
     const positive = store.list.map((t) => t.value).filter((v) => v !== null && v > 0);
     const low = log && y.low <= 0 ? positive.reduce((a, b) => Math.min(a, b), 1) : y.low;
     const last = Math.max(1, store.list.at(-1)?.number ?? 1);
@@ -30,7 +31,7 @@ export class History {
   }
 
   paint(context, map) {
-    paintPoints(context, (trial) => [map.x(trial.number), map.y(trial.value ?? NaN)]);
+    paintPoints(context, this.place(map));
     context.strokeStyle = faint(css("--best"), 0.9);
     context.lineWidth = 1.6;
     context.beginPath();
@@ -48,15 +49,18 @@ export class History {
   }
 
   overlay(context, map) {
-    overlayPoints(context, (trial) => [map.x(trial.number), map.y(trial.value ?? NaN)]);
+    overlayPoints(context, this.place(map));
+  }
+
+  place(map) {
+    return ({ number, value }) => [
+      map.x(number),
+      value === null ? NaN : map.y(this.scale.within(value)),
+    ];
   }
 
   find(map, x, y) {
-    return nearest(
-      shownPoints((t) => [map.x(t.number), map.y(t.value ?? NaN)]),
-      x,
-      y,
-    );
+    return nearest(shownPoints(this.place(map)), x, y);
   }
 
   close() {

@@ -2,6 +2,7 @@
 
 import { $, el, setText } from "./dom.js";
 import { Poll, get } from "./api.js";
+import { stateOf } from "./facts.js";
 import { DASH, clock, duration, number, plural } from "./format.js";
 
 const PAUSE = 3_000;
@@ -104,7 +105,7 @@ function sweepRow(sweep) {
   return el(
     "a",
     { class: "sweep", href: sweepLink(sweep) },
-    el("span", { class: `pill ${sweep.state}` }, sweep.stopping ? "stopping" : sweep.state),
+    el("span", { class: `pill ${sweep.state}` }, stateOf(sweep)),
     el(
       "span",
       { class: "what" },

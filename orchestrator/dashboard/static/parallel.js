@@ -249,7 +249,10 @@ export class Parallel {
       delete this.ranges[key];
       delete store.brush[key];
     } else {
-      const [low, high] = shares.map(scale.from);
+      // What lies at an end of the axis may lie beyond it.
+      const least = scale.log ? 0 : -Infinity;
+      const low = shares[0] === 0 ? least : scale.from(shares[0]);
+      const high = shares[1] === 1 ? Infinity : scale.from(shares[1]);
       const spare = scale.categories ? 0.2 : 0; // a category is a point, which is hard to meet
       this.ranges[key] = [low, high];
       store.brush[key] = (trial) => {

@@ -66,7 +66,7 @@ class Slice {
   point(map, trial) {
     const x = this.x.at(trial);
     if (x === null || trial.value === null) return [NaN, NaN];
-    return [map.x(x + (this.x.categories ? jitter(trial) : 0)), map.y(trial.value)];
+    return [map.x(x + (this.x.categories ? jitter(trial) : 0)), map.y(this.y.within(trial.value))];
   }
 
   paint(context, map) {

@@ -167,13 +167,11 @@ function endOf(trial) {
   return trial.shown === "running" ? Date.now() / 1000 : trial.started + trial.seconds;
 }
 
-/** When a trial was at a step, by the seconds of its curve. */
+/** When a trial was at a step, by the seconds of its curve: it may have waited for its turns. */
 function timeAt({ trial, end }, step) {
   const { curve } = trial;
   let at = curve.step.findIndex((s) => s >= step);
   if (at < 0) at = curve.step.length - 1;
-  const seconds = curve.seconds[at];
-  const last = curve.seconds.at(-1);
-  if (seconds === null || seconds === undefined || !last) return trial.started;
-  return Math.max(trial.started, Math.min(end, end - (Math.max(trial.seconds, last) - seconds)));
+  const share = (curve.seconds[at] ?? 0) / Math.max(trial.seconds, 1e-9);
+  return trial.started + Math.min(1, share) * (end - trial.started);
 }
