@@ -110,7 +110,7 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
     ray_folder = recorder.folder / "ray"
     in_population = job.tune.scheduler == "pbt"
     sweeping = Sweeping(job, prepared.folder.uri, recorder.folder.uri, in_population)
-    chosen = scheduler(job.tune, recorder.metric)
+    chosen = scheduler(job.tune, recorder.metric, job.train.warmup_steps)
     replay(chosen, recorder.search.trials.values())
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
