@@ -96,7 +96,14 @@ def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
         "cluster.workers": job.tune.workers,
         "cluster.spares": False,
     }
-    return job.override(config["overrides"] | budget)
+    warmup = {"train.warmup_steps": warmup_steps(job)}
+    return job.override(warmup | config["overrides"] | budget)
+
+
+def warmup_steps(job: Job) -> int:
+    """Of a trial, which is shorter than the training: so that it comes to the rate it is to try."""
+    assert job.tune is not None
+    return min(job.train.warmup_steps, job.tune.steps // 5)
 
 
 def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: bool) -> None:
