@@ -34,6 +34,9 @@ NANOGPT ?= nanoGPT
 bench-time-to-loss: .venv/.installed-bench  ## beside nanoGPT, whose checkout is NANOGPT=path
 	$(BIN)/python -m benchmarks.time_to_loss --nanogpt $(NANOGPT)
 
+bench-tune: .venv/.installed-bench  ## sweeps beside nested trainers, and Optuna alone
+	$(BIN)/python -m benchmarks.tune
+
 quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours
 	$(BIN)/python -m benchmarks.quality
 

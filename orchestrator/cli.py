@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from orchestrator import __version__
-from orchestrator.errors import OrchestratorError, UserError
+from orchestrator.errors import OrchestratorError, StoppedError, UserError
 from orchestrator.job import STAGES, json_schema
 from orchestrator.job_file import load_job
 
@@ -67,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
+    except StoppedError as error:
+        errors.print(f"stopped: {escape(str(error))}")
+        return _exit_code(error)
     except OrchestratorError as error:
         if options.debug:
             raise
@@ -122,9 +125,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     run = _job_command(commands, "run", "run all stages, then serve until Ctrl-C", run_command)
     run.add_argument("--until", choices=STAGES, default="serve", help="the last stage to run")
+    run.add_argument(
+        "--no-dashboard",
+        dest="dashboard",
+        action="store_false",
+        help="do not show a sweep in a browser while it runs",
+    )
     for stage in STAGES:
         text = f"run the stages up to {stage}"
-        _job_command(commands, stage, text, run_command).set_defaults(until=stage)
+        _job_command(commands, stage, text, run_command).set_defaults(until=stage, dashboard=False)
     plan_text = "print the resolved job and what it will do; starts nothing"
     _job_command(commands, "plan", plan_text, plan_command)
     status = _job_command(commands, "status", "print where each stage stands", status_command)
@@ -220,6 +229,13 @@ def run_command(options: argparse.Namespace) -> int:
                 display.finish()
             return clusters[0]
 
+        if options.dashboard and job.tune is not None and run.chosen_job() is None:
+            from orchestrator.dashboard.beside import beside
+
+            def announce(address: str) -> None:
+                console.print(f"sweep      {address}", soft_wrap=True)
+
+            stack.enter_context(beside(run.folder, announce))
         outcome = run_stages(run, options.until, connected, display)
         if options.until != "serve":
             print_outcome(terminal.statuses, outcome)
@@ -242,7 +258,7 @@ def run_command(options: argparse.Namespace) -> int:
         between, path = ("", "completions") if completes else (" -> ", "predict")
         console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{between}{escape(text)}\n")
         console.print(f"endpoint   {url}/v1/{path}")
-        console.print(f"dashboard  {cluster.dashboard_url}")
+        console.print(f"Ray        {cluster.dashboard_url}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")
             return 0
@@ -301,7 +317,7 @@ def plan_command(options: argparse.Namespace) -> int:
         "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
         + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
         "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
-        "sweep": f"{plan.trials} trials" if plan.trials else "none",
+        "sweep": plan.sweep,
         "chosen for it": chosen or "nothing: the job says how large its model is",
         "storage": run.folder.uri,
     }

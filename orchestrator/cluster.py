@@ -26,6 +26,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `feed.py` looks for notices itself
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # it sets its logger's level itself, when it is imported
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

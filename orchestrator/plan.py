@@ -10,6 +10,7 @@ from orchestrator.cost import compiles, train_seconds
 from orchestrator.defaults import BYTES_PER_TOKEN
 from orchestrator.job import Job
 from orchestrator.sources import SourceFile, total_bytes
+from orchestrator.space import TuneConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Plan:
     steps: int | None  # None: as many as fit into the time budget
     epochs: float | None
     accumulation: dict[int, int]  # micro-batches a step, by the number of workers
-    trials: int
+    sweep: str
     train_seconds: float  # an estimate, from the time budget where the job has one
     compiles: bool
 
@@ -61,5 +62,14 @@ def make_plan(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
         steps=config.steps,
         epochs=epochs,
         accumulation=accumulation,
-        trials=job.tune.trials if job.tune is not None else 0,
+        sweep=_sweep(job.tune) if job.tune is not None else "none",
+    )
+
+
+def _sweep(config: TuneConfig) -> str:
+    repeats = f", up to {config.repeats} seeds each" if config.repeats > 1 else ""
+    budget = f", {config.minutes:g} minutes at most" if config.minutes else ""
+    return (
+        f"{config.configurations} configurations by {config.searched_by}, {config.scheduler}, "
+        f"{config.steps:,} steps each{repeats}{budget}: {', '.join(sorted(config.space))}"
     )

@@ -21,7 +21,7 @@ import httpx
 from orchestrator import __version__, lease
 from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.defaults import derive, says_all
-from orchestrator.errors import OrchestratorError, UserError, last_line
+from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.events import EventLog
 from orchestrator.folder import Folder
 from orchestrator.job import Job, Stage
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 State = Literal["finished", "running", "interrupted", "pending", "skipped"]
 ENDPOINT = "endpoint.json"
+ASKED_FOR = (KeyboardInterrupt, StoppedError)  # ends that are no errors
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class RecordedDisplay:
     ) -> None:
         if self._running is None or error is None:
             return
-        event = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        event = "interrupted" if isinstance(error, ASKED_FOR) else "failed"
         self._events.write(self._running, event, **_reason(error))
 
     def stage_started(self, stage: Stage) -> None:
@@ -225,8 +226,8 @@ class RecordedDisplay:
 
 
 def _reason(error: BaseException) -> dict[str, str]:
-    """The error's text as a field of an event; none for Ctrl-C, which is no error."""
-    if isinstance(error, KeyboardInterrupt):
+    """The error's text as a field of an event; none where somebody asked for the end."""
+    if isinstance(error, ASKED_FOR):
         return {}
     if isinstance(error, OrchestratorError):
         return {"error": str(error)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 
+from orchestrator.errors import UserError
 from orchestrator.job import Job
 from orchestrator.space import Domain
 from orchestrator.task import Metric
@@ -79,11 +80,12 @@ def importances(
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
-def at_the_edge(space: dict[str, Domain], best: dict[str, Any]) -> list[str]:
-    """In words, where the best values lie at an end of what was tried."""
+def at_the_edge(job: Job, best: dict[str, Any]) -> list[str]:
+    """In words, where the best values lie at an end of what was tried, and there is more beyond."""
+    assert job.tune is not None
     found = []
     for key, value in best.items():
-        domain = space[key]
+        domain = job.tune.space[key]
         ends = domain.loguniform or domain.uniform or domain.randint
         if ends is None:
             continue
@@ -91,10 +93,22 @@ def at_the_edge(space: dict[str, Domain], best: dict[str, Any]) -> list[str]:
         share = (value - low) / (high - low) if high > low else 0.5
         if domain.loguniform is not None:
             share = math.log(value / low) / math.log(high / low)
-        if share <= EDGE or share >= 1 - EDGE:
-            end = low if share <= EDGE else high
+        if EDGE < share < 1 - EDGE:
+            continue
+        end, other = (low, high) if share <= EDGE else (high, low)
+        beyond = end * end / other if domain.loguniform is not None else 2 * end - other
+        if _may_be(job, key, type(value)(beyond)):
             found.append(f"{key} = {value:.4g} lies at the end of its range ({end:g}): widen it")
     return found
+
+
+def _may_be(job: Job, key: str, value: Any) -> bool:
+    """Whether a job may have this value: a dropout below 0 is none."""
+    try:
+        job.override({key: value})
+    except UserError:
+        return False
+    return True
 
 
 def saved_share(trials: Iterable[Trial], steps: int) -> float:
@@ -109,7 +123,7 @@ def findings(job: Job, trials: list[Trial], order: list[Ranked]) -> str:
     assert job.tune is not None
     metric, space = job.build_task().metric, job.tune.space
     important = importances(space, metric, trials)
-    warned = at_the_edge(space, order[0].overrides)
+    warned = at_the_edge(job, order[0].overrides)
     counts = [f"{sum(t.state == state for t in trials)} {state}" for state in _states(trials)]
     lines = [
         "## The sweep",

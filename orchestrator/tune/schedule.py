@@ -24,10 +24,10 @@ PERTURBATIONS = 8  # of a population's trial, at most
 QUANTILE = 0.25  # of a population: so many give up for so many
 
 
-def scheduler(config: TuneConfig, metric: Metric) -> TrialScheduler:
-    """The scheduler that a job names."""
+def scheduler(config: TuneConfig, metric: Metric, warmup_steps: int) -> TrialScheduler:
+    """The scheduler that a job names. In the first half of the warm-up no trial has shown much."""
     if config.scheduler == "asha":
-        return _Halving(config, metric)
+        return _Halving(config, metric, earliest=warmup_steps / 2)
     if config.scheduler == "median":
         return MedianStoppingRule(
             time_attr="step",
@@ -53,7 +53,7 @@ class _Halving(ASHAScheduler):
     best or its next found as surely (docs/log.md). Li et al. 2018, arXiv 1810.05934.
     """
 
-    def __init__(self, config: TuneConfig, metric: Metric) -> None:
+    def __init__(self, config: TuneConfig, metric: Metric, earliest: float) -> None:
         super().__init__(
             time_attr="step",
             metric=metric.name,
@@ -61,9 +61,10 @@ class _Halving(ASHAScheduler):
             max_t=config.steps + 1,  # a trial ends by itself, and is then no stopped one
             reduction_factor=REDUCTION,
         )
-        rungs = {_validated_at(config, number) for number in RUNGS} - {config.steps}
+        steps = {_validated_at(config, number) for number in RUNGS} - {config.steps}
+        rungs = sorted((step for step in steps if step >= earliest), reverse=True)
         (bracket,) = self._brackets
-        bracket._rungs = [(step, {}) for step in sorted(rungs, reverse=True)]
+        bracket._rungs = [(step, {}) for step in rungs]
 
 
 class _Population(PopulationBasedTraining):

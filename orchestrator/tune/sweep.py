@@ -22,7 +22,7 @@ from orchestrator.tune.findings import findings, ranked
 from orchestrator.tune.recorder import Recorder
 from orchestrator.tune.schedule import replay, scheduler
 from orchestrator.tune.search import Search
-from orchestrator.tune.trial import Sweeping, run_trial
+from orchestrator.tune.trial import Sweeping, run_trial, warmup_steps
 
 ATTEMPTS = 2  # starts of a trial whose process was lost: the second may be luckier
 NO_RESOURCES = {
@@ -56,7 +56,7 @@ def tune(
             _run_trials(job, prepared, recorder)
         if recorder.stop_asked:
             state, error = "stopped", ""
-            raise StoppedError("the sweep was stopped: the same command goes on with it")
+            raise StoppedError("somebody asked the sweep to: the same command goes on with it")
         recorder.flush()
         sweep = _result(job, folder, recorder.seconds, list(search.trials.values()))
         state, error = "finished", ""
@@ -110,7 +110,7 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
     ray_folder = recorder.folder / "ray"
     in_population = job.tune.scheduler == "pbt"
     sweeping = Sweeping(job, prepared.folder.uri, recorder.folder.uri, in_population)
-    chosen = scheduler(job.tune, recorder.metric)
+    chosen = scheduler(job.tune, recorder.metric, warmup_steps(job))
     replay(chosen, recorder.search.trials.values())
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(

@@ -44,19 +44,26 @@ class Sweeping:
     folder: str
     in_population: bool  # whose trials may go on from one another's weights
 
+    @property
+    def steps(self) -> int:
+        assert self.job.tune is not None
+        return self.job.tune.steps
+
 
 def run_trial(config: dict[str, Any], sweeping: Sweeping) -> None:
     """Train as the configuration says, from where an earlier start of this trial came to.
 
     A failure is reported, not raised: it is a row of the sweep, not its end.
     """
-    job, folder = _job_of(config, sweeping), trial_folder(Folder(sweeping.folder), config["number"])
+    folder = trial_folder(Folder(sweeping.folder), config["number"])
     with logged(folder):
-        _train_or_tell(job, folder, sweeping)
+        _train_or_tell(config, folder, sweeping)
 
 
-def _train_or_tell(job: Job, folder: Folder, sweeping: Sweeping) -> None:
+def _train_or_tell(config: dict[str, Any], folder: Folder, sweeping: Sweeping) -> None:
+    job = sweeping.job
     try:
+        job = _job_of(config, sweeping)  # keys that are valid one by one may not be together
         data = PreparedData.load(Folder(sweeping.prepared))
         if data is None:
             raise StageError(
@@ -70,7 +77,7 @@ def _train_or_tell(job: Job, folder: Folder, sweeping: Sweeping) -> None:
         metric = job.build_task().metric
         worst = WORST if metric.mode == "min" else -WORST
         failure = {"reason": str(explain(error, job.train)), "traceback": traceback.format_exc()}
-        ray.tune.report({metric.name: worst, "step": job.train.steps, "failure": failure})
+        ray.tune.report({metric.name: worst, "step": sweeping.steps, "failure": failure})
 
 
 def trial_folder(sweep: Folder, number: int) -> Folder:
@@ -89,7 +96,14 @@ def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
         "cluster.workers": job.tune.workers,
         "cluster.spares": False,
     }
-    return job.override(config["overrides"] | budget)
+    warmup = {"train.warmup_steps": warmup_steps(job)}
+    return job.override(warmup | config["overrides"] | budget)
+
+
+def warmup_steps(job: Job) -> int:
+    """Of a trial, which is shorter than the training: so that it comes to the rate it is to try."""
+    assert job.tune is not None
+    return min(job.train.warmup_steps, job.tune.steps // 5)
 
 
 def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: bool) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.job import Job
 from orchestrator.space import TuneConfig
 from orchestrator.task import Metric
 from orchestrator.trials import Trial
@@ -177,9 +178,13 @@ def test_importances_name_the_key_that_matters() -> None:
 
 
 def test_a_best_value_at_the_end_of_its_range_is_told() -> None:
-    space = config().space
+    data = {"source": "python-stdlib"}
+    settings = {"name": "a", "task": "language_modelling", "data": data, "tune": {"space": SPACE}}
+    job = Job.model_validate(settings)
     middle = {"train.lr": 3e-3, "model.num_layers": 2, "model.dropout": 0.2}
-    assert at_the_edge(space, middle) == []
-    (lr, layers) = at_the_edge(space, middle | {"train.lr": 0.09, "model.num_layers": 4})
+    assert at_the_edge(job, middle) == []
+    (lr, layers) = at_the_edge(job, middle | {"train.lr": 0.09, "model.num_layers": 4})
     assert lr == "train.lr = 0.09 lies at the end of its range (0.1): widen it"
     assert layers.startswith("model.num_layers = 4 lies at the end of its range (4)")
+    # Beyond these ends there is nothing.
+    assert at_the_edge(job, middle | {"model.dropout": 0.001, "model.num_layers": 1}) == []

@@ -1,0 +1,62 @@
+"""The dashboard beside a command that sweeps: a process of its own, which ends with the command.
+
+The sweep's process has enough to do, and is told nothing: both know the run's folder.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from orchestrator.dashboard.server import HOST, PORT, serve
+from orchestrator.errors import UserError
+from orchestrator.folder import Folder
+
+
+@contextlib.contextmanager
+def beside(where: Folder, announce: Callable[[str], None]) -> Iterator[None]:
+    """Show a run while the block lasts; `announce` gets the address once it answers, if ever."""
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "orchestrator.dashboard.beside", where.uri],
+        stdin=subprocess.PIPE,  # whose end it sees, however this process ends
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C is this process's to handle
+    )
+    assert process.stdin is not None and process.stdout is not None
+    threading.Thread(target=_pass_on, args=[process.stdout, announce], daemon=True).start()
+    try:
+        yield
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _pass_on(lines: Iterator[str], announce: Callable[[str], None]) -> None:
+    for line in lines:
+        announce(line.strip())
+
+
+def main() -> None:
+    """Serve the run named by the argument on the usual port, or on any, until input ends."""
+
+    def end_with_input() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    threading.Thread(target=end_with_input, daemon=True).start()
+    for port in (PORT, 0):  # another dashboard may have the usual one
+        with contextlib.suppress(UserError):
+            serve(sys.argv[1], HOST, port, None, lambda address: print(address, flush=True))  # noqa: T201
+            return
+
+
+if __name__ == "__main__":
+    main()
