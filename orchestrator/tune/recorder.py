@@ -177,7 +177,10 @@ class Recorder(ray.tune.Callback):
         if config["overrides"] == record.overrides:
             return
         donor = self._running.get(config["donor"]) or self.search.trials[config["donor"]]
+        if donor.step >= self.record.steps:  # nothing is trained any more with these values
+            return
         record.overrides = config["overrides"]
+        record.reason = record.traceback = ""  # of a trial that failed, and goes on all the same
         record.exploits.append(
             Exploit(step=donor.step, donor=donor.number, overrides=record.overrides)
         )
