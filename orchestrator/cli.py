@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C."""
     gc.set_threshold(50_000)  # of 700: imports, most of a command's time, leave nothing to collect
     options = _parse(make_parser(), arguments)
+    if arguments is None and not options.debug:
+        sys.unraisablehook = _unheard
     options.arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -90,6 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/] {type(error).__name__}: {escape(reason)}")
         errors.print("this was not foreseen: run it with --debug for the traceback")
         return 1
+
+
+def _unheard(_: "sys.UnraisableHookArgs") -> None:
+    """For what objects raise when they are freed: Ray's do where Ctrl-C met them half made."""
 
 
 def _exit_code(error: BaseException | None) -> int:
