@@ -12,7 +12,7 @@ from orchestrator.job import Job
 from orchestrator.pulse import Directive
 from orchestrator.world import World
 
-VALIDATIONS = 16  # as `orchestrator.tune.trial` has them, whose import brings Ray
+VALIDATIONS = 16  # as `orchestrator.tune.schedule` has them, whose import brings Ray
 
 
 def load_work(folder: str) -> dict[str, Any]:

@@ -105,11 +105,18 @@ class Recorder(ray.tune.Callback):
             record.reason = result["failure"]["reason"]
             record.traceback = result["failure"]["traceback"]
             return
-        metrics = result["metrics"]
-        record.step, record.metrics = result["step"], metrics
+        points = [
+            {
+                "step": point["step"],
+                "seconds": round(record.seconds - point["age"], 3),
+                **point["metrics"],
+            }
+            for point in result["points"]
+        ]
+        record.step, record.metrics = result["step"], result["points"][-1]["metrics"]
         # A trial that was interrupted comes again to steps that it had validated before.
-        record.curve = [point for point in record.curve if point["step"] < record.step]
-        record.curve.append({"step": record.step, "seconds": round(record.seconds, 3), **metrics})
+        first = points[0]["step"]
+        record.curve = [point for point in record.curve if point["step"] < first] + points
         if time.monotonic() - self._written.get(record.number, 0.0) >= WRITE_SECONDS:
             self._write(record)
         self._show()

@@ -16,8 +16,8 @@ from orchestrator.space import Domain, TuneConfig
 from orchestrator.task import Metric
 from orchestrator.trials import Trial
 from orchestrator.tune.search import sample
-from orchestrator.tune.trial import VALIDATIONS
 
+VALIDATIONS = 16  # of a trial that is not stopped: what a scheduler decides by
 REDUCTION = 4  # at each rung, ASHA lets a trial on that is among the best quarter so far
 RUNGS = (1, 2, 4, 8)  # after which of a trial's validations
 PERTURBATIONS = 8  # of a population's trial, at most
@@ -25,9 +25,9 @@ QUANTILE = 0.25  # of a population: so many give up for so many
 
 
 def scheduler(config: TuneConfig, metric: Metric, warmup_steps: int) -> TrialScheduler:
-    """The scheduler that a job names. In the first half of the warm-up no trial has shown much."""
+    """The scheduler that a job names."""
     if config.scheduler == "asha":
-        return _Halving(config, metric, earliest=warmup_steps / 2)
+        return _Halving(config, metric, rungs(config, warmup_steps))
     if config.scheduler == "median":
         return MedianStoppingRule(
             time_attr="step",
@@ -38,6 +38,22 @@ def scheduler(config: TuneConfig, metric: Metric, warmup_steps: int) -> TrialSch
     if config.scheduler == "pbt":
         return _Population(config, metric)
     return FIFOScheduler()
+
+
+def rungs(config: TuneConfig, warmup_steps: int) -> list[int]:
+    """The steps at which ASHA decides, the last one first.
+
+    In the first half of the warm-up no trial has shown much.
+    """
+    steps = {_validated_at(config, number) for number in RUNGS} - {config.steps}
+    return sorted((step for step in steps if step >= warmup_steps / 2), reverse=True)
+
+
+def decides_at(config: TuneConfig, warmup_steps: int, step: int) -> bool:
+    """Whether the scheduler has to hear of a validation before the trial goes on."""
+    if config.scheduler == "asha":
+        return step in rungs(config, warmup_steps)
+    return config.scheduler != "none"
 
 
 def _validated_at(config: TuneConfig, number: int) -> int:
@@ -53,7 +69,7 @@ class _Halving(ASHAScheduler):
     best or its next found as surely (docs/log.md). Li et al. 2018, arXiv 1810.05934.
     """
 
-    def __init__(self, config: TuneConfig, metric: Metric, earliest: float) -> None:
+    def __init__(self, config: TuneConfig, metric: Metric, steps: list[int]) -> None:
         super().__init__(
             time_attr="step",
             metric=metric.name,
@@ -61,10 +77,8 @@ class _Halving(ASHAScheduler):
             max_t=config.steps + 1,  # a trial ends by itself, and is then no stopped one
             reduction_factor=REDUCTION,
         )
-        steps = {_validated_at(config, number) for number in RUNGS} - {config.steps}
-        rungs = sorted((step for step in steps if step >= earliest), reverse=True)
         (bracket,) = self._brackets
-        bracket._rungs = [(step, {}) for step in rungs]
+        bracket._rungs = [(step, {}) for step in steps]
 
 
 class _Population(PopulationBasedTraining):

@@ -28,9 +28,10 @@ from orchestrator.pulse import Directive
 from orchestrator.snapshot import Snapshot
 from orchestrator.train import train_group
 from orchestrator.tune.log import logged
+from orchestrator.tune.schedule import VALIDATIONS, decides_at
 from orchestrator.world import World
 
-VALIDATIONS = 16  # of a trial that is not stopped: what the scheduler decides by
+REPORT_SECONDS = 1.0  # between reports that nothing depends on: a trial waits until each is heard
 SAVE_SECONDS = 10.0  # at most so much of a trial is lost with its process
 WORST = 1e30  # what a failed trial reports: finite, since schedulers take means of it
 
@@ -118,7 +119,7 @@ def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: boo
     else:
         assert job.tune is not None
         kept = _Sparing(checkpoints, with_last=job.tune.deploy_best_trial)
-        fit(task, data, job.train, world, _TuneReporter(task.metric.name), kept)
+        fit(task, data, job.train, world, _TuneReporter(job, task.metric.name), kept)
 
 
 def _train_group(job: Job, data: PreparedData, folder: Folder) -> None:
@@ -151,15 +152,21 @@ def _unheard(kind: str, **fields: Any) -> None:
     pass
 
 
-def report(
-    metric: str,
-    step: int,
-    metrics: dict[str, float],
-    checkpoint: Any = None,
-) -> None:
-    """Tell Tune of a validation; Tune ends the trial here where its scheduler says so."""
+@dataclass(frozen=True)
+class Validated:
+    """One validation of a trial."""
+
+    at: float  # by this process's monotonic clock
+    step: int
+    metrics: dict[str, float]
+
+
+def report(metric: str, points: list[Validated], checkpoint: Any = None) -> None:
+    """Tell Tune of validations; Tune ends the trial here where its scheduler says so."""
+    now, last = time.monotonic(), points[-1]
+    told = [{"age": now - p.at, "step": p.step, "metrics": p.metrics} for p in points]
     ray.tune.report(
-        {metric: metrics[metric], "step": step, "metrics": metrics}, checkpoint=checkpoint
+        {metric: last.metrics[metric], "step": last.step, "points": told}, checkpoint=checkpoint
     )
 
 
@@ -200,7 +207,8 @@ class _Shown:
                 for name in folder.names():
                     (path / name).write_bytes(folder.read(name))
             shown = ray.tune.Checkpoint.from_directory(path)
-            report(self._metric, snapshot.step, snapshot.metrics, shown)
+            point = Validated(time.monotonic(), snapshot.step, snapshot.metrics)
+            report(self._metric, [point], shown)
 
 
 class _Silent:
@@ -223,16 +231,26 @@ class _Silent:
 
 
 class _TuneReporter:
-    """Tells Tune of each validation."""
+    """Tells Tune of validations: at once where its scheduler decides, else once a second."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, job: Job, metric: str) -> None:
+        assert job.tune is not None
+        self._config, self._warmup = job.tune, job.train.warmup_steps
         self._metric = metric
+        self._points: list[Validated] = []
+        self._reported = time.monotonic()
         silent = _Silent()
         self.stepped, self.progress = silent.stepped, silent.progress
         self.directive, self.event = silent.directive, silent.event
 
     def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        report(self._metric, step, metrics)
+        now = time.monotonic()
+        self._points.append(Validated(now, step, metrics))
+        due = step >= total_steps or now - self._reported >= REPORT_SECONDS
+        if due or decides_at(self._config, self._warmup, step):
+            self._reported = now
+            points, self._points = self._points, []
+            report(self._metric, points)
 
 
 class _Group:
@@ -251,7 +269,7 @@ class _Group:
     def show(self, values: dict[str, Any]) -> None:
         named = {k.removeprefix("validation "): v for k, v in values.items() if "validation " in k}
         if self.metric in named:
-            report(self.metric, self.step, named)
+            report(self.metric, [Validated(time.monotonic(), self.step, named)])
 
     def finish(self) -> None:
         pass
