@@ -108,6 +108,13 @@ class Engine:
         command = [str(COMMAND), stage, str(self.job), *overrides]
         return Started(command, environment, self.log)
 
+    def prepare(self, machine: Machine) -> Path:
+        """Prepare the job's data; returns its folder."""
+        with running_ray(machine) as environment, self.start("prepare", [], environment) as started:
+            started.output()
+        (path,) = self.storage.glob("*/prepare-*")
+        return path
+
     def workers(self) -> dict[tuple[int, int], list[float]]:
         """By rank and process: when it was ready, and when each of its steps began."""
         found = {}

@@ -136,13 +136,7 @@ def _options() -> Any:
 
 def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
     """Prepare the job's data, and write its settings and the rows of its steps for the peers."""
-    with (
-        running_ray(machine) as environment,
-        engine.start("prepare", [], environment) as started,
-    ):
-        started.output()
-    (path,) = engine.storage.glob("*/prepare-*")
-    prepared = PreparedData.load(Folder(str(path)))
+    prepared = PreparedData.load(Folder(str(engine.prepare(machine))))
     assert prepared is not None
     job = load_job(str(engine.job), [])
     reader = ShardReader(prepared, "train")

@@ -105,16 +105,10 @@ def _options() -> Any:
 
 def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
     """Prepare the job's data, and write down for the peers what a trial is."""
-    with (
-        running_ray(machine) as environment,
-        engine.start("prepare", [], environment) as started,
-    ):
-        started.output()
-    (path,) = engine.storage.glob("*/prepare-*")
     plain = {k: v for k, v in JOB.items() if k != "tune"}
     work = {
         "job": {**plain, "task": "language_modelling"},
-        "prepared": str(path),
+        "prepared": str(engine.prepare(machine)),
         "space": SPACE,
         "metric": "loss",
     }

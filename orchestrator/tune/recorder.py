@@ -135,8 +135,7 @@ class Recorder(ray.tune.Callback):
         elif self.stop_asked:
             self._write(record)  # still running, for whoever goes on with the sweep
         elif self.out_of_time:
-            record.reason = f"the sweep's {self.record.minutes:g} minutes are over"
-            self._end(record, "stopped")
+            self._cut_off(record)
         else:
             record.reason = f"{self.record.scheduler} at step {record.step}"
             self._end(record, "stopped early")
@@ -160,12 +159,15 @@ class Recorder(ray.tune.Callback):
         """Write down how the sweep ended; trials that were cut off end with its time."""
         for record in list(self._running.values()):
             if self.out_of_time and not self.stop_asked and record.started:
-                record.reason = f"the sweep's {self.record.minutes:g} minutes are over"
-                self._end(record, "stopped")
+                self._cut_off(record)
         self.record.state, self.record.error = state, error  # type: ignore[assignment]
         self.record.seconds = self.seconds
         self._writer.close()
         self.record.save(self.folder)
+
+    def _cut_off(self, record: Trial) -> None:
+        record.reason = f"the sweep's {self.record.minutes:g} minutes are over"
+        self._end(record, "stopped")
 
     def _end(self, record: Trial, state: str) -> None:
         record.state, record.ended = state, time.time()  # type: ignore[assignment]
@@ -198,10 +200,9 @@ class Recorder(ray.tune.Callback):
 
     def _show(self) -> None:
         """The best so far, on the terminal."""
-        trials = [*self.search.trials.values(), *self._running.values()]
         values = [
             trial.metrics[self.metric.name]
-            for trial in trials
+            for trial in self.search.trials.values()
             if self.metric.name in trial.metrics and trial.state != "failed"
         ]
         if values:
