@@ -164,14 +164,14 @@ class Started:
 
 
 @contextlib.contextmanager
-def running_ray(machine: Machine) -> Iterator[dict[str, str]]:
-    """A Ray head on all cores that has run a job before: the environment that leads to it.
+def running_ray(machine: Machine, cores: int | None = None) -> Iterator[dict[str, str]]:
+    """A Ray head, on all cores unless told, that has run a job before: how to get to it.
 
     With its first job a Ray starts what it keeps from then on.
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with ray_head(os.cpu_count() or 1) as head:
+    with ray_head(cores or os.cpu_count() or 1) as head:
         first_job = "import ray; ray.init(log_to_driver=False); ray.data.range(1).take()"
         subprocess.run(
             [sys.executable, "-c", first_job], env=head.environment, check=True, capture_output=True

@@ -5,10 +5,14 @@ milliseconds rather than the start of processes. Each trial is written down as i
 was killed goes on with those that ran, and knows what the others came to.
 """
 
+import contextlib
 import time
+import unittest.mock
+from collections.abc import Iterator
 from typing import Any
 
 import ray.tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from orchestrator.artifact import FINDINGS, PreparedData, Sweep
@@ -17,6 +21,7 @@ from orchestrator.errors import StageError, StoppedError
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.progress import Progress
+from orchestrator.spares import KEPT_MEMORY
 from orchestrator.trials import SweepRecord, Trial, earlier_trials, read_trials
 from orchestrator.tune.findings import findings, ranked
 from orchestrator.tune.recorder import Recorder
@@ -134,10 +139,18 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        ray_folder.delete()
+    with _kept_memory():
+        try:
+            tuner.fit()
+        finally:
+            ray_folder.delete()
+
+
+@contextlib.contextmanager
+def _kept_memory() -> Iterator[None]:
+    """For the actors of trials: Tune has no other place for an environment of theirs."""
+    with unittest.mock.patch.dict(class_cache.DEFAULT_ENV_VARS, KEPT_MEMORY):
+        yield
 
 
 def _resources(job: Job) -> dict[str, float]:
