@@ -50,7 +50,7 @@ def tune(
     earlier = earlier_trials(folder) if job.tune.warm_start else []
     search = Search(job.tune, metric, past.values(), earlier)
     record = SweepRecord.load(folder) or _new_record(job, cluster)
-    record.state, record.concurrent = "running", _concurrent(job, cluster)
+    record.state, record.concurrent = "running", room_for_trials(job, cluster)
     record.save(folder)
     recorder = Recorder(record, folder, search, metric, progress)
     progress.start("tuning", total=search.expected, unit="trials")
@@ -99,7 +99,7 @@ def _new_record(job: Job, cluster: Cluster) -> SweepRecord:
     )
 
 
-def _concurrent(job: Job, cluster: Cluster) -> int:
+def room_for_trials(job: Job, cluster: Cluster) -> int:
     """How many trials the cluster has room for at the same time; others wait."""
     assert job.tune is not None
     sizes, workers = job.cluster, job.tune.workers
@@ -119,7 +119,7 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
     replay(chosen, recorder.search.trials.values())
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
-            ray.tune.with_parameters(run_trial, sweeping=sweeping), _resources(job)
+            ray.tune.with_parameters(run_trial, sweeping=sweeping), resources_of_a_trial(job)
         ),
         tune_config=ray.tune.TuneConfig(
             scheduler=chosen,
@@ -153,7 +153,7 @@ def _kept_memory() -> Iterator[None]:
         yield
 
 
-def _resources(job: Job) -> dict[str, float]:
+def resources_of_a_trial(job: Job) -> dict[str, float]:
     if job.tune is not None and job.tune.workers > 1:
         return NO_RESOURCES  # its workers take theirs through Ray Train
     resources = {"CPU": float(job.cluster.cpus_per_worker)}

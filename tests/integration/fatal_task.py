@@ -17,6 +17,7 @@ class Fatal(LanguageModelling):
     """Kills its own process, always or once, or asks for more memory than there is."""
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert "trim_threshold" in os.environ["GLIBC_TUNABLES"]  # as the workers of a training
         assert isinstance(self.data.source, str)
         died = Path(self.data.source).parent / "died"
         dropout = self.model.dropout
