@@ -51,7 +51,7 @@ GRID = {
     "model.num_layers": {"choice": [1, 2]},
 }
 GRID_SIZE, GRID_STEPS = 48, 64
-TRIALS = {"ours": 32, "optuna": 16, "nested": 4}  # about a minute of work each; nested ones more
+TRIALS = {"ours": 32, "optuna": 16, "nested": 8}  # about a minute of work each; nested ones more
 SHORT = 64  # trials of one step, where what is beside the work is looked for
 SKIPPED = 4  # trials, before the pace is looked at
 

@@ -4,6 +4,7 @@ The loop inside is this engine's own `fit()`, with the same job, space and numbe
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ def main() -> None:
     ray.init(log_to_driver=False)
     ends = Ends(work["metric"])
     ray.tune.Tuner(
-        ray.tune.with_resources(trial, {"CPU": 0.01}),
+        ray.tune.with_resources(trial, {"memory": 1.0}),  # the cores are the workers'
         param_space={
             "folder": folder,
             "steps": steps,
@@ -65,7 +66,10 @@ def main() -> None:
             },
         },
         tune_config=ray.tune.TuneConfig(
-            metric=work["metric"], mode="min", num_samples=trials, max_concurrent_trials=1
+            metric=work["metric"],
+            mode="min",
+            num_samples=trials,
+            max_concurrent_trials=os.cpu_count(),
         ),
         run_config=ray.tune.RunConfig(
             storage_path=str(Path(folder) / "nested"), callbacks=[ends], verbose=0

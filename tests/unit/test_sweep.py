@@ -27,7 +27,7 @@ def test_a_sweep_asks_for_no_more_than_there_is(
     sizes: dict[str, Any], workers: int, room: int, resources: dict[str, float]
 ) -> None:
     tune = {"workers": workers, "space": {"train.lr": {"uniform": [0.1, 0.2]}}}
-    given = {"task": "language_modelling", "data": {"source": "python-stdlib"}}
+    given = {"name": "sweep", "task": "language_modelling", "data": {"source": "python-stdlib"}}
     job = Job.model_validate({**given, "cluster": sizes, "tune": tune})
     assert room_for_trials(job, CLUSTER) == room
     assert resources_of_a_trial(job) == resources
