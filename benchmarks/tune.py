@@ -50,7 +50,7 @@ GRID = {
     "train.weight_decay": {"choice": [0.01, 0.3]},
     "model.num_layers": {"choice": [1, 2]},
 }
-GRID_SIZE, GRID_STEPS = 48, 64
+GRID_SIZE, GRID_STEPS = 48, 128
 TRIALS = {"ours": 32, "optuna": 16, "nested": 8}  # about a minute of work each; nested ones more
 SHORT = 64  # trials of one step, where what is beside the work is looked for
 SKIPPED = 4  # trials, before the pace is looked at
