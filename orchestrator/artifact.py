@@ -145,6 +145,11 @@ class Training(Artifact):
     metrics: dict[str, float]
     history: list[dict[str, float]]
 
+    @property
+    def exported(self) -> Folder:
+        """Where its model is left, for other jobs to begin with."""
+        return self.folder / "export"
+
     def checkpoint(self) -> Checkpoint:
         """Raises StageError where the checkpoint has been deleted since."""
         checkpoint = Checkpoint.load(self.folder / self.best_checkpoint)

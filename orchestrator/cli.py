@@ -288,9 +288,10 @@ def export_command(options: argparse.Namespace) -> int:
         raise UserError(
             f"{run.folder}: holds no finished training: orchestrator train {options.job}"
         )
-    check_writable(options.into)
-    from orchestrator.export import export
+    from orchestrator.export import check_theirs, export
 
+    check_theirs(chosen, finished[1])
+    check_writable(options.into)
     auto = export(chosen, *finished, Folder(options.into))
     console.print(f"{options.into}: transformers.{auto}.from_pretrained({options.into!r}) loads it")
     return 0

@@ -1,4 +1,5 @@
-"""A finished training as Hugging Face's libraries load it: weights, tokenizer and a card."""
+"""A finished training as Hugging Face's libraries load it, and other jobs of ours: weights,
+tokenizer and a card."""
 
 import json
 
@@ -9,6 +10,7 @@ from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
+from orchestrator.model import hf
 from orchestrator.processors.text import TextProcessor
 
 AUTO = {  # the class to load it with, by head and family
@@ -20,6 +22,21 @@ AUTO = {  # the class to load it with, by head and family
 }
 
 
+def check_theirs(job: Job, training: Training) -> None:
+    """
+    Raises:
+        UserError: where no architecture of Hugging Face's is the job's model.
+    """
+    model = job.model
+    if not hf.is_theirs(model):
+        raise UserError(
+            f"no architecture of Hugging Face's is a model like this one: a {model.family} with "
+            f"norm = {model.norm} ({model.norm_position}), positions = {model.positions}, "
+            f"activation = {model.activation}, bias = {str(model.bias).lower()}; other jobs begin "
+            f"with it by model.init_from: {training.exported}"
+        )
+
+
 def export(
     job: Job,
     prepared: PreparedData,
@@ -27,10 +44,11 @@ def export(
     evaluation: Evaluation | None,
     folder: Folder,
 ) -> str:
-    """Write the best checkpoint; returns the class that loads it.
+    """Write the best checkpoint; returns the class that loads it, unless no architecture of Hugging
+    Face's is the model: then `model.init_from` alone does.
 
     Raises:
-        UserError: where no architecture of Hugging Face's is the model, or its input is no text.
+        UserError: where its input is no text.
     """
     task = job.build_task()
     processor = load_processor(task, prepared)
@@ -63,6 +81,26 @@ def export(
     return auto
 
 
+INIT_FROM = [
+    "No architecture of `transformers` is this model. A job of the orchestrator begins with it by",
+    "",
+    "```yaml",
+    "model: {init_from: PATH}",
+    "```",
+]
+
+
+def _python(auto: str) -> list[str]:
+    return [
+        "```python",
+        f"from transformers import AutoTokenizer, {auto}",
+        "",
+        f'model = {auto}.from_pretrained("PATH")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        "```",
+    ]
+
+
 def _card(job: Job, training: Training, evaluation: Evaluation | None, auto: str) -> str:
     """What it is, how good it is, and how to load it."""
     lines = [
@@ -73,12 +111,7 @@ def _card(job: Job, training: Training, evaluation: Evaluation | None, auto: str
         "",
         f"A Transformer ({job.model.family}) for `{job.task}` after {training.steps:,} steps.",
         "",
-        "```python",
-        f"from transformers import AutoTokenizer, {auto}",
-        "",
-        f'model = {auto}.from_pretrained("PATH")',
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
-        "```",
+        *(_python(auto) if hf.is_theirs(job.model) else INIT_FROM),
         "",
     ]
     if evaluation is not None:

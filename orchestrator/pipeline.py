@@ -17,8 +17,6 @@ from orchestrator.progress import Progress
 from orchestrator.rows import Reading, check_columns
 from orchestrator.run import Run, StageStatus, stage_status
 
-EXPORT = "export"
-
 
 class Display(Progress, Protocol):
     """Whoever watches a run."""
@@ -55,9 +53,9 @@ def check_room(job: Job, cluster: Cluster) -> None:
 
 
 def _export(job: Job, prepared: PreparedData, training: Training) -> None:
-    """Leave the model beside its checkpoints as Hugging Face's libraries load it, where it is one
-    of theirs."""
-    folder = training.folder / EXPORT
+    """Leave the model beside its checkpoints for other jobs to begin with, and for Hugging Face's
+    libraries, where it is one of theirs."""
+    folder = training.exported
     if not folder.exists("README.md"):  # which is written last
         from orchestrator.export import export
 

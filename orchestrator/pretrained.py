@@ -90,15 +90,9 @@ def load(model: Transformer, folder: Folder) -> list[str]:
 def save(
     model: Transformer, folder: Folder, labels: list[str] | None = None, **token_ids: int | None
 ) -> None:
-    """Write a model as `from_pretrained` loads it.
-
-    Raises:
-        UserError: where no architecture of Hugging Face's is this model.
-    """
-    try:
-        settings = hf.export_config(model, labels, **token_ids)
-    except ValueError as error:
-        raise UserError(f"this model cannot be written for Hugging Face: {error}") from None
+    """Write a model as `from_pretrained` loads it or, where no architecture of Hugging Face's is
+    this model, as `load` alone does."""
+    settings = hf.export_config(model, labels, **token_ids)
     folder.write(CONFIG, json.dumps(settings, indent=2, ensure_ascii=False).encode())
     weights = safetensors.torch.save(hf.export_weights(model), metadata={"format": "pt"})
     folder.write(WEIGHTS, weights)

@@ -1,6 +1,7 @@
 """Hugging Face's architectures that are this Transformer, and their names for its parts.
 
-Each is a `Layout`: how its config translates, and what its modules are called.
+Each is a `Layout`: how its config translates, and what its modules are called. A model that is none
+of theirs has a layout of its own, `OURS`.
 """
 
 import re
@@ -25,12 +26,13 @@ GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 
 @dataclass(frozen=True)
 class Layout:
-    """One of Hugging Face's architectures."""
+    """One of Hugging Face's architectures, or our own."""
 
     model_type: str
     classes: Mapping[HeadKind, str]  # the class to load it with, by head
     prefix: str  # of the body's names in a model with a head; a body alone may lack it
-    names: Mapping[str, str]  # modules and parameters, ours to theirs; {i} is a block's number
+    # Modules and parameters, ours to theirs; {i} is a block's number. None: they have our names.
+    names: Mapping[str, str] | None
     read: Callable[[Settings], Settings]  # their config into values of ModelConfig
     write: Callable[[ModelConfig], Settings]
     fits: Callable[[ModelConfig], bool]  # whether a model of ours is one of these
@@ -87,12 +89,13 @@ def load(model: Transformer, settings: Settings, weights: Weights) -> list[str]:
     return new
 
 
-def export_config(model: Transformer, labels: list[str] | None = None, **more: Any) -> Settings:
-    """What config.json holds; `more` are ids of special tokens, which the model does not know.
+def is_theirs(config: ModelConfig) -> bool:
+    """Whether an architecture of Hugging Face's is such a model."""
+    return _layout_of(config) is not OURS
 
-    Raises:
-        ValueError: where no architecture of theirs is this model.
-    """
+
+def export_config(model: Transformer, labels: list[str] | None = None, **more: Any) -> Settings:
+    """What config.json holds; `more` are ids of special tokens, which the model does not know."""
     layout = _layout_of(model.config)
     settings = layout.write(model.config)
     if model.head_kind != "tokens":
@@ -122,7 +125,7 @@ def export_weights(model: Transformer) -> Weights:
 
 
 def _layout(settings: Settings) -> Layout:
-    for layout in LAYOUTS:
+    for layout in (*LAYOUTS, OURS):
         if layout.model_type == settings.get("model_type"):
             return layout
     known = ", ".join(layout.model_type for layout in LAYOUTS)
@@ -132,14 +135,7 @@ def _layout(settings: Settings) -> Layout:
 
 
 def _layout_of(config: ModelConfig) -> Layout:
-    for layout in LAYOUTS:
-        if layout.fits(config):
-            return layout
-    raise ValueError(
-        f"no architecture of Hugging Face's is a {config.family} with norm = {config.norm} "
-        f"({config.norm_position}), positions = {config.positions}, activation = "
-        f"{config.activation}, bias = {str(config.bias).lower()}"
-    )
+    return next((layout for layout in LAYOUTS if layout.fits(config)), OURS)
 
 
 def _with_prefix(weights: Weights, layout: Layout) -> Weights:
@@ -151,6 +147,8 @@ def _with_prefix(weights: Weights, layout: Layout) -> Weights:
 
 def _their_name(name: str, layout: Layout, head: HeadKind) -> str | None:
     """Their name of one of our parameters; None where the layout has no such thing."""
+    if layout.names is None:
+        return name
     number = re.search(r"\.blocks\.(\d+)\.", name)
     plain = re.sub(r"\.blocks\.\d+\.", ".blocks.{i}.", name)
     names = {**layout.names, **layout.heads.get(head, {})}
@@ -686,4 +684,15 @@ LAYOUTS = (
     VIT,
     _bart("bart", "Bart", "post"),
     _bart("mbart", "MBart", "pre"),
+)
+
+OURS = Layout(
+    model_type="orchestrator",
+    classes=dict.fromkeys(("tokens", "label", "each_token"), "Transformer"),
+    prefix="",
+    names=None,
+    heads={},
+    read=lambda settings: dict(settings["transformer"]),
+    write=lambda config: {"transformer": config.model_dump(exclude={"init_from"})},
+    fits=lambda config: True,
 )

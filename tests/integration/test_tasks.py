@@ -96,6 +96,30 @@ def test_what_is_exported_starts_another_training(
     assert json.loads((folder / "report.json").read_text())["metrics"]["accuracy"] > 0.9
 
 
+def test_what_no_library_has_starts_another_training_all_the_same(
+    finished: Path, head: Head, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(finished.read_text())
+    content |= {"name": "own", "model": {**content.get("model", {}), "activation": "gelu"}}
+    content["train"] |= {"steps": 2, "lr": 1e-6}
+    (own := tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    assert orchestrate("train", own, environment=head.environment).returncode == 0
+    left = Path(stages(own, head.environment)["train"]["path"]) / "export"
+
+    refused = orchestrate("export", own, str(tmp_path / "model"), environment=head.environment)
+
+    told = " ".join(refused.stderr.split())
+    assert refused.returncode == 2 and "Traceback" not in told
+    assert "no architecture of Hugging Face's" in told and "activation = gelu" in told
+    assert f"model.init_from: {left}".replace(" ", "") in told.replace(" ", "")
+    assert not (tmp_path / "model").exists()
+    assert "init_from" in (left / "README.md").read_text()
+    content |= {"name": "again-own", "model": {"init_from": str(left)}}
+    (again := tmp_path / "again.yaml").write_text(yaml.safe_dump(content))
+    done = orchestrate("train", again, environment=head.environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_not_trained_cannot_be_exported(finished: Path, head: Head, tmp_path: Path) -> None:
     done = orchestrate("export", finished, str(tmp_path), "name=x", environment=head.environment)
     assert done.returncode == 2 and "holds no finished training" in done.stderr

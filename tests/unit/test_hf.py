@@ -11,6 +11,7 @@ import transformers
 from orchestrator import pretrained
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
+from orchestrator.model import hf
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import HeadKind, Transformer
 
@@ -316,8 +317,27 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         ours(tmp_path)
 
 
-def test_a_model_that_is_none_of_theirs_is_not_written(tmp_path: Path) -> None:
-    model = Transformer(ModelConfig(d_model=24, num_heads=3, positions="sinusoidal"), V)
+@pytest.mark.parametrize(
+    ("settings", "head"),
+    [
+        ({"family": "encoder_decoder", "norm": "rmsnorm", "positions": "rotary"}, "tokens"),
+        ({"family": "decoder", "positions": "sinusoidal", "num_kv_heads": 1}, "tokens"),
+        ({"family": "encoder", "norm_position": "post"}, "label"),
+    ],
+    ids=["rotary pairs", "sinusoidal", "post-norm rotary"],
+)
+def test_a_model_that_is_none_of_theirs_has_a_layout_of_its_own(
+    settings: dict[str, Any], head: HeadKind, tmp_path: Path
+) -> None:
+    config = ModelConfig(**settings, d_model=24, num_heads=3, max_seq_len=16)
+    model = Transformer(config, V, head, 2 if head == "label" else 1).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    pretrained.save(model, Folder(str(tmp_path)))
 
-    with pytest.raises(UserError, match="no architecture of Hugging Face's"):
-        pretrained.save(model, Folder(str(tmp_path)))
+    again = ours(tmp_path, head, model.num_outputs)
+
+    assert not hf.is_theirs(config) and again.config == config
+    inputs = {"source_BS": tokens()} if config.family == "encoder_decoder" else {}
+    given = tokens(), padding("right")
+    torch.testing.assert_close(again(*given, **inputs), model(*given, **inputs), rtol=0, atol=0)
