@@ -243,9 +243,8 @@ def babi(data: Path, folder: Path, others: int | None = None) -> dict[str, Any]:
             "d_model": 64,
             "num_heads": 4,
             "max_seq_len": 128,
-            # Of learned positions it learns late, or never, who went where.
-            "positions": "rotary",
-            "rope_theta": 100,
+            # T5's parts: of learned positions it learns late, or never, who went where.
+            "positions": "relative",
             "norm": "rmsnorm",
             "activation": "relu2",
             "bias": False,

@@ -51,9 +51,11 @@ class Sight:
     causal: bool = False
     start: int = 0  # the position of the first query among the keys
     real_BS: Tensor | None = None  # bool: which keys are no padding; None: all
+    preference_HTS: Tensor | None = None  # what is added to the scores besides
 
     def mask(self, length: int, seen: int, like: Tensor) -> Tensor:
-        """What is added to the scores, (1 or B, 1, length, seen): 0, or the lowest number.
+        """What is added to the scores, (1 or B, 1 or H, length, seen): 0, or a preference, or the
+        lowest number.
 
         Not minus infinity: padding that sees nothing but padding must not become NaN.
         """
@@ -62,6 +64,8 @@ class Sight:
             mask_BHTS = like.new_full((1, 1, length, seen), lowest).triu(self.start + 1)
         else:
             mask_BHTS = like.new_zeros(1, 1, length, seen)
+        if self.preference_HTS is not None:
+            mask_BHTS = mask_BHTS + self.preference_HTS.to(like.dtype)
         if self.real_BS is not None:
             mask_BHTS = mask_BHTS.masked_fill(~self.real_BS[:, None, None, :seen], lowest)
         return mask_BHTS
@@ -78,9 +82,8 @@ def attend(query_BHTK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, sight: Sigh
         value_BHSK = value_BHSK.repeat_interleave(groups, dim=1)
     length, seen = query_BHTK.shape[2], key_BHSK.shape[2]
     by_hand = length > 1 and _is_short_on_cpu(query_BHTK)
-    plain = sight.real_BS is None and (
-        not sight.causal or length == 1 or (sight.start == 0 and not by_hand)
-    )
+    sees_all = sight.real_BS is None and sight.preference_HTS is None
+    plain = sees_all and (not sight.causal or length == 1 or (sight.start == 0 and not by_hand))
     mask_BHTS = None if plain else sight.mask(length, seen, query_BHTK)
     if by_hand:
         scores_BHTS = (query_BHTK / math.sqrt(query_BHTK.shape[-1])) @ key_BHSK.mT

@@ -85,13 +85,13 @@ class ModelConfig(BaseModel):
         "pre", description="before attention and feed-forward, or after them"
     )
     norm_eps: float = Field(1e-6, gt=0, description="what a norm adds to the variance")
-    positions: Literal["rotary", "learned", "sinusoidal"] = Field(
+    positions: Literal["rotary", "relative", "learned", "sinusoidal"] = Field(
         "rotary", description="how a token's position enters"
     )
     rope_theta: float = Field(10_000.0, gt=0, description="base of rotary positions' wavelengths")
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu"] = Field(
-        "relu2", description="feed-forward nonlinearity"
-    )
+    activation: Literal[
+        "gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_tanh"
+    ] = Field("relu2", description="feed-forward nonlinearity")
     bias: bool = Field(False, description="linear maps add a vector")
     embedding_norm: bool = Field(False, description="normalise embeddings too, as BERT and BART do")
     token_types: int = Field(0, ge=0, description="kinds of segments, such as BERT's two; 0: none")
@@ -145,7 +145,7 @@ class ModelConfig(BaseModel):
 
     @property
     def is_gated(self) -> bool:
-        return self.activation in ("swiglu", "geglu")
+        return self.activation in ("swiglu", "geglu", "geglu_tanh")
 
     @property
     def feed_forward_width(self) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from orchestrator.model.config import ModelConfig, Patches
 
+BUCKETS, FAR = 32, 128  # T5's
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (..., T, K/2), to turn queries and keys by
 
 
@@ -25,22 +26,28 @@ class PatchEmbedding(nn.Module):
 
 
 class Positions(nn.Module):
-    """What a stack knows of positions: vectors that are added, or a rotation of its attention."""
+    """What a stack knows of positions: vectors that are added, a rotation of its attention, or what
+    its attention prefers by distance."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, causal: bool) -> None:
         super().__init__()
         self.kind = config.positions
         length, width = config.max_seq_len, config.d_model
         self.learned = nn.Embedding(length, width) if self.kind == "learned" else None
-        tables: list[Tensor | None] = [None, None, None]
+        relative = self.kind == "relative"
+        self.relative = nn.Embedding(BUCKETS, config.num_heads) if relative else None
+        tables: list[Tensor | None] = [None, None, None, None]
         if self.kind == "sinusoidal":
             tables[0] = sinusoids(length, width)
         if self.kind == "rotary":
-            tables[1:] = rotary_table(length, config.head_width, config.rope_theta)
+            tables[1:3] = rotary_table(length, config.head_width, config.rope_theta)
+        if relative:
+            tables[3] = distance_buckets(torch.arange(1 - length, length), causal)
         self.table_TD: Tensor | None
         self.cos: Tensor | None
         self.sin: Tensor | None
-        for name, table in zip(("table_TD", "cos", "sin"), tables, strict=True):
+        self.buckets: Tensor | None  # of a key's distances, from 1 - length to length - 1
+        for name, table in zip(("table_TD", "cos", "sin", "buckets"), tables, strict=True):
             self.register_buffer(name, table, persistent=False)
 
     def forward(self, x_BTD: Tensor, where: slice | Tensor) -> tuple[Tensor, Rotation | None]:
@@ -50,11 +57,36 @@ class Positions(nn.Module):
             return x_BTD + self.learned.weight[where], None
         if self.table_TD is not None:
             return x_BTD * math.sqrt(x_BTD.shape[-1]) + self.table_TD[where], None
+        if self.relative is not None:
+            return x_BTD, None
         assert self.cos is not None and self.sin is not None
         cos, sin = self.cos[where], self.sin[where]
         if isinstance(where, Tensor):  # of each sequence, the same for all heads
             cos, sin = cos[:, None], sin[:, None]
         return x_BTD, (cos, sin)
+
+    def preference(self, start: int, length: int) -> Tensor | None:
+        """What each head adds to the scores of queries start .. start + length - 1 for the keys up
+        to the last of them, (H, T, S), by their distance. Raffel et al. 2020, section 2.1."""
+        if self.relative is None or self.buckets is None:
+            return None
+        key_S = torch.arange(start + length, device=self.buckets.device)
+        distance_TS = key_S - key_S[start:, None]
+        bucket_TS = self.buckets[distance_TS + len(self.buckets) // 2]
+        preference_TSH: Tensor = self.relative(bucket_TS)
+        return preference_TSH.permute(2, 0, 1)
+
+
+def distance_buckets(distances: Tensor, causal: bool) -> Tensor:
+    """A number below BUCKETS for each distance of a key from its query, int64: near ones have one
+    each, farther ones share, all from FAR on the same. Raffel et al. 2020, T5."""
+    count = BUCKETS if causal else BUCKETS // 2  # for either direction
+    ahead = torch.zeros_like(distances) if causal else (distances > 0).long() * count
+    far = -distances.clamp(max=0) if causal else distances.abs()
+    exact = count // 2
+    grown = torch.log(far.clamp(min=1) / exact) / math.log(FAR / exact) * (count - exact)
+    shared = (exact + grown.long()).clamp(max=count - 1)
+    return ahead + torch.where(far < exact, far, shared)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -4,6 +4,7 @@ Each is a `Layout`: how its config translates, and what its modules are called. 
 of theirs has a layout of its own, `OURS`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.model.config import ModelConfig
+from orchestrator.model.embedding import BUCKETS, FAR
 from orchestrator.model.transformer import HeadKind, Transformer
 
 Settings = dict[str, Any]  # what a config.json holds
@@ -22,6 +24,7 @@ Weights = dict[str, Tensor]
 PLAIN = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 PLAIN |= {"relu": "relu", "relu2": "relu2", "silu": "silu", "swish": "silu"}
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
+T5S = {**PLAIN, "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}  # its gelu is the other one
 
 
 @dataclass(frozen=True)
@@ -675,6 +678,126 @@ def _bart(model_type: str, name: str, norm_position: str) -> Layout:
     )
 
 
+# T5, and T5 1.1 and Flan-T5, which gate and have an output head of their own.
+
+
+def _read_t5(settings: Settings) -> Settings:
+    _require(
+        settings,
+        relative_attention_num_buckets=BUCKETS,
+        relative_attention_max_distance=FAR,
+    )
+    layers, decoder_layers = settings["num_layers"], settings.get("num_decoder_layers")
+    # An older config says so by the ties alone.
+    scaled = settings.get("scale_decoder_outputs", True)
+    return {
+        "family": "encoder_decoder",
+        "num_layers": layers,
+        "num_decoder_layers": None if decoder_layers in (None, layers) else decoder_layers,
+        "d_model": settings["d_model"],
+        "num_heads": settings["num_heads"],
+        "head_dim": settings["d_kv"],
+        "d_ff": settings["d_ff"],
+        "max_seq_len": settings.get("n_positions", 512),  # which it was trained with: it has no end
+        "norm": "rmsnorm",
+        "norm_position": "pre",
+        "norm_eps": settings.get("layer_norm_epsilon", 1e-6),
+        "positions": "relative",
+        "activation": _activation(settings, "feed_forward_proj", "relu", T5S),
+        "bias": False,
+        "embedding_norm": False,
+        "tie_embeddings": settings.get("tie_word_embeddings", True) and scaled,
+        "dropout": settings.get("dropout_rate", 0.0),
+    }
+
+
+def _write_t5(config: ModelConfig) -> Settings:
+    return {
+        "num_layers": config.num_layers,
+        "num_decoder_layers": config.layers_to_decode,
+        "d_model": config.d_model,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_width,
+        "d_ff": config.feed_forward_width,
+        "n_positions": config.max_seq_len,
+        "layer_norm_epsilon": config.norm_eps,
+        "relative_attention_num_buckets": BUCKETS,
+        "relative_attention_max_distance": FAR,
+        "feed_forward_proj": _their_activation(config.activation, T5S),
+        "dropout_rate": config.dropout,
+        "is_encoder_decoder": True,
+    }
+
+
+T5_BIAS = "SelfAttention.relative_attention_bias"
+T5_MAPS = {"gate": "wi_0", "up": "wi_1", "output": "wo"}  # without a gate theirs is `wi`
+T5_PARTS = {
+    "attention": {m: f"SelfAttention.{m[0]}" for m in ("query", "key", "value", "output")},
+    "cross": {m: f"EncDecAttention.{m[0]}" for m in ("query", "key", "value", "output")},
+    "feed_forward": {m: f"DenseReluDense.{n}" for m, n in T5_MAPS.items()},
+}
+
+
+def _t5_names() -> dict[str, str]:
+    names = {"tokens": "shared"}
+    for stack, parts in (
+        ("encoder", ("attention", "feed_forward")),
+        ("decoder", ("attention", "cross", "feed_forward")),
+    ):
+        names[f"{stack}.norm"] = f"{stack}.final_layer_norm"
+        names[f"{stack}.positions.relative"] = f"{stack}.block.0.layer.0.{T5_BIAS}"
+        for number, part in enumerate(parts):
+            ours, theirs = f"{stack}.blocks.{{i}}", f"{stack}.block.{{i}}.layer.{number}"
+            names[f"{ours}.{part}_norm"] = f"{theirs}.layer_norm"
+            names |= {
+                f"{ours}.{part}.{m}": f"{theirs}.{name}" for m, name in T5_PARTS[part].items()
+            }
+    return names
+
+
+def _split_t5(theirs: Weights) -> Weights:
+    weights = {name.replace(".wi.", ".wi_1."): tensor for name, tensor in theirs.items()}
+    return {name: tensor * _t5_scale(name, weights) for name, tensor in weights.items()}
+
+
+def _fuse_t5(ours: Weights) -> Weights:
+    gated = any(".wi_0." in name for name in ours)
+    weights = {name: tensor / _t5_scale(name, ours) for name, tensor in ours.items()}
+    return weights if gated else {n.replace(".wi_1.", ".wi."): t for n, t in weights.items()}
+
+
+def _t5_scale(name: str, weights: Weights) -> float:
+    """T5 does not divide its scores by sqrt(K), but what comes out of its decoder by sqrt(D)
+    where it has no head of its own: here that is in its queries' weights, and its last norm's."""
+    width = len(weights[name])
+    if name.endswith("Attention.q.weight"):
+        heads = weights[f"encoder.block.0.layer.0.{T5_BIAS}.weight"].shape[1]
+        return math.sqrt(width / heads)
+    if name == "decoder.final_layer_norm.weight" and "lm_head.weight" not in weights:
+        return 1 / math.sqrt(width)
+    return 1.0
+
+
+T5 = Layout(
+    model_type="t5",
+    classes={"tokens": "T5ForConditionalGeneration"},
+    prefix="",
+    names=_t5_names(),
+    heads={"tokens": {"head.logits": "lm_head"}},
+    read=_read_t5,
+    write=_write_t5,
+    fits=lambda config: (
+        (config.family, config.norm, config.norm_position, config.positions)
+        == ("encoder_decoder", "rmsnorm", "pre", "relative")
+        and not (config.bias or config.embedding_norm or config.token_types)
+        and config.activation in T5S.values()
+        and config.tie_embeddings
+        and config.kv_heads == config.num_heads
+    ),
+    split=_split_t5,
+    fuse=_fuse_t5,
+)
+
 LAYOUTS = (
     _llama("llama", "Llama", gated=True),
     _llama("arcee", "Arcee", gated=False),
@@ -682,6 +805,7 @@ LAYOUTS = (
     GPT2,
     BERT,
     VIT,
+    T5,
     _bart("bart", "Bart", "post"),
     _bart("mbart", "MBart", "pre"),
 )

@@ -214,6 +214,44 @@ def test_encoder_decoders_give_the_same_logits(class_name: str, side: str, tmp_p
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
+T5 = {"d_model": 24, "d_kv": 10, "d_ff": 40, "num_layers": 2, "num_heads": 3}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_decoder_layers": 1, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ],
+    ids=["T5", "Flan-T5"],
+)
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_t5_gives_the_same_logits(settings: dict[str, Any], side: str, tmp_path: Path) -> None:
+    model = theirs("T5ForConditionalGeneration", **T5, **settings)
+    if settings:  # the public ones have a head of their own
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(V, 24))
+        model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path)
+    long, short = 150, 140  # of distances that share a bucket, too
+    source_BS, target_BT, real_BS = tokens(long), tokens(short), padding(side, long)
+
+    with torch.no_grad():
+        expected = model(
+            input_ids=source_BS, attention_mask=real_BS.long(), decoder_input_ids=target_BT
+        ).logits
+        found = ours(tmp_path)(target_BT, source_BS=source_BS, source_real_BS=real_BS)
+
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+AS_T5 = {
+    "family": "encoder_decoder",
+    "norm": "rmsnorm",
+    "positions": "relative",
+    "bias": False,
+    "embedding_norm": False,
+    "norm_eps": 1e-6,
+}
 OURS: dict[str, tuple[HeadKind, dict[str, Any]]] = {
     "decoder": ("tokens", {"family": "decoder", "num_kv_heads": 3}),
     "decoder swiglu": ("tokens", {"family": "decoder", "activation": "swiglu", "bias": True}),
@@ -225,6 +263,11 @@ OURS: dict[str, tuple[HeadKind, dict[str, Any]]] = {
     "encoder, label": ("label", {"family": "encoder"}),
     "encoder, each token": ("each_token", {"family": "encoder", "tie_embeddings": False}),
     "encoder_decoder": ("tokens", {"family": "encoder_decoder"}),
+    "encoder_decoder as t5": ("tokens", {**AS_T5, "activation": "relu2", "num_decoder_layers": 1}),
+    "encoder_decoder as t5, gated": (
+        "tokens",
+        {**AS_T5, "activation": "geglu_tanh", "head_dim": 6},
+    ),
     "encoder_decoder, post": (
         "tokens",
         {"family": "encoder_decoder", "norm_position": "post", "num_decoder_layers": 1},

@@ -84,7 +84,7 @@ def test_attention_is_the_formula_written_out(
     expected = [attention_by_formula(attention, x_TD, turn, causal) for x_TD in x_BTD.numpy()]
     rotation = None
     if positions == "rotary":
-        _, rotation = Positions(config)(x_BTD, slice(0, 7))
+        _, rotation = Positions(config, causal=False)(x_BTD, slice(0, 7))
     found = attention(x_BTD, Sight(causal), rotation)
     np.testing.assert_allclose(found.detach(), expected, atol=1e-5)
 
