@@ -26,7 +26,7 @@ def continued(model: Transformer, cache: Cache, prompts_BT: torch.Tensor, **samp
 
 
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "rotary", "relative"])
 def test_padding_changes_nothing_of_an_encoder(
     make_model, positions: str, norm_position: str
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_decoder_sees_the_source_and_not_its_padding(make_model) -> None:
     assert (first - other).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "rotary", "relative"])
 def test_prompts_padded_on_the_left_go_on_as_each_by_itself(make_model, positions: str) -> None:
     model = make_model(positions=positions, num_kv_heads=2)
     prompts = [random_tokens(1, length)[0].tolist() for length in (5, 3, 1)]

@@ -18,7 +18,7 @@ from orchestrator.model.transformer import Transformer
 Array = npt.NDArray[np.float64]
 
 NORMS = ("rmsnorm", "layernorm")
-POSITIONS = ("rotary", "learned", "sinusoidal")
+POSITIONS = ("rotary", "relative", "learned", "sinusoidal")
 ACTIVATIONS = ("gelu", "relu2", "swiglu")
 
 
@@ -155,6 +155,19 @@ def test_cached_logits_equal_uncached_ones_however_the_tokens_are_cut(
         torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-4, rtol=1e-4)
 
 
+def test_relative_positions_prefer_by_distance_alone(make_config) -> None:
+    config = make_config(positions="relative", num_heads=3, max_seq_len=300)
+    positions = Positions(config, causal=False)
+    preference_HTS = positions.preference(0, 300)
+    assert preference_HTS is not None and preference_HTS.shape == (3, 300, 300)
+    assert torch.equal(preference_HTS[:, 1:, 1:], preference_HTS[:, :-1, :-1])
+    first_HS = preference_HTS[:, 0]  # of what comes after: eight of their own, eight that share
+    assert [len(head.unique()) for head in first_HS] == [16] * 3
+    assert (first_HS[:, 128:] == first_HS[:, -1:]).all()
+    assert not torch.equal(preference_HTS[:, 0, 5], preference_HTS[:, 5, 0])
+    torch.testing.assert_close(positions.preference(290, 10), preference_HTS[:, 290:])
+
+
 def test_two_caches_do_not_know_of_each_other(make_model) -> None:
     model = make_model()
     tokens, other = random_tokens(2, 1, 6)
@@ -169,7 +182,8 @@ def hand_count(config: ModelConfig, vocab_size: int) -> int:
     width, hidden = config.d_model, config.d_ff
     norm = {"rmsnorm": 1, "layernorm": 2}[config.norm] * width
     feed_forward = {"gelu": 2, "relu2": 2, "swiglu": 3}[config.activation] * width * hidden
-    positions = config.max_seq_len * width if config.positions == "learned" else 0
+    tables = {"learned": config.max_seq_len * width, "relative": 32 * config.num_heads}
+    positions = tables.get(config.positions, 0)
     head = 0 if config.tie_embeddings else vocab_size * width
     blocks = config.num_layers * (4 * width**2 + feed_forward + 2 * norm)
     return vocab_size * width + positions + blocks + norm + head
