@@ -156,7 +156,7 @@ def test_cached_logits_equal_uncached_ones_however_the_tokens_are_cut(
 
 
 def test_relative_positions_prefer_by_distance_alone(make_config) -> None:
-    config = make_config(positions="relative", num_heads=3, max_seq_len=300)
+    config = make_config(positions="relative", d_model=24, num_heads=3, max_seq_len=300)
     positions = Positions(config, causal=False)
     preference_HTS = positions.preference(0, 300)
     assert preference_HTS is not None and preference_HTS.shape == (3, 300, 300)
