@@ -8,7 +8,9 @@ import torch
 from orchestrator.job import TrainConfig
 from orchestrator.world import World
 
-CALIBRATION_STEPS = 16  # timed to turn minutes into steps, the first ones left out
+# Timed to turn minutes into steps: so many or, where they are short, so many seconds or such a share
+# of the minutes.
+CALIBRATION_STEPS, CALIBRATION_SECONDS, CALIBRATION_SHARE = 16, 10.0, 0.05
 VALIDATIONS = 10  # of a training, where `eval_every` is not given
 REPORT_SECONDS = 0.5
 PULSE_SECONDS = 1.0
@@ -25,6 +27,7 @@ class Pace:
         self.resumed = 0
         self.next_pulse = 0
         self.last_pulse = 0, self.started
+        self.calibration = CALIBRATION_STEPS
         self.step_seconds: list[float] = []
         self.validation_seconds = 0.0
         self.loss: torch.Tensor | float = 0.0  # since the last report, still on the device
@@ -33,7 +36,7 @@ class Pace:
     def resume(self, step: int, total_steps: int | None) -> None:
         """Go on from a checkpoint, which knows how many steps a time budget has come to."""
         self.total_steps = total_steps if total_steps is not None else self.config.steps
-        self.resumed = step
+        self.resumed, self.calibration, self.step_seconds = step, CALIBRATION_STEPS, []
         self.next_pulse = step
         self.step_ended = self.reported = time.monotonic()
         self.last_pulse = step, self.step_ended
@@ -46,6 +49,8 @@ class Pace:
         now = time.monotonic()
         if self.total_steps is None:
             self.step_seconds.append(now - self.step_ended)
+            if len(self.step_seconds) == CALIBRATION_STEPS:
+                self.calibration = self._calibration_steps()
         self.step_ended = now
         self.loss = self.loss + torch.where(taken, loss, 0.0)
         self.count = self.count + torch.where(taken, count, 0.0)
@@ -63,7 +68,7 @@ class Pace:
 
     def validation_due(self, step: int) -> bool:
         if self.total_steps is None:
-            return step == self.resumed + CALIBRATION_STEPS
+            return step == self.resumed + self.calibration
         return self.ended(step) or step % self._validation_interval(self.total_steps) == 0
 
     def checkpoint_due(self, step: int) -> bool:
@@ -95,11 +100,18 @@ class Pace:
         if self.total_steps is None:
             budget = 60.0 * self.config.budget_minutes - (self.step_ended - self.started)
             budget -= VALIDATIONS * self.validation_seconds
-            # The quicker ones: much else is still starting up around the first steps.
-            typical = statistics.quantiles(self.step_seconds[3:], n=4)[0]
+            # The later ones: much else is still starting up around the first.
+            typical = statistics.fmean(self.step_seconds[len(self.step_seconds) // 2 :])
             mine = step + max(int(budget / typical), 1)
             self.total_steps = self.world.exchange(mine)[0][0]
         return self.total_steps
+
+    def _calibration_steps(self) -> int:
+        share = 60.0 * self.config.budget_minutes * CALIBRATION_SHARE
+        seconds = min(share, CALIBRATION_SECONDS)
+        typical = statistics.median(self.step_seconds)
+        mine = max(int(seconds / max(typical, 1e-6)), CALIBRATION_STEPS)
+        return self.world.exchange(mine)[0][0]
 
     def _validation_interval(self, total_steps: int) -> int:
         return self.config.eval_every or -(-total_steps // VALIDATIONS)

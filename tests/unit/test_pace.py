@@ -1,6 +1,7 @@
 """When a training reports, validates, saves and ends."""
 
 import itertools
+import random
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -67,6 +68,15 @@ def test_a_slow_first_step_does_not_shorten_a_time_budget_by_much(clock: Clock) 
     pace, started = Pace(toy_config(steps=None, minutes=0.2), World()), clock.now
     run(pace, clock, lambda step: 2.0 if step == 1 else 0.1, validation_seconds=0.0)
     assert 0.85 * 12 < clock.now - started < 1.05 * 12
+
+
+def test_a_time_budget_is_kept_where_steps_differ_and_the_first_second_is_slow(
+    clock: Clock,
+) -> None:
+    chance = random.Random(0)
+    pace, started = Pace(toy_config(steps=None, minutes=2), World()), clock.now
+    run(pace, clock, lambda step: chance.uniform(0.005, 0.05) * (3 if step < 30 else 1), 0.1)
+    assert 0.9 * 120 < clock.now - started < 1.05 * 120
 
 
 def test_a_budget_that_is_spent_before_it_is_measured_still_ends(clock: Clock) -> None:
