@@ -8,8 +8,8 @@ import torch
 from orchestrator.job import TrainConfig
 from orchestrator.world import World
 
-# Timed to turn minutes into steps: so many or, where they are short, so many seconds or such a share
-# of the minutes.
+# Timed to turn minutes into steps: so many or, where they are short, so many seconds, or such a
+# share of the minutes.
 CALIBRATION_STEPS, CALIBRATION_SECONDS, CALIBRATION_SHARE = 16, 10.0, 0.05
 VALIDATIONS = 10  # of a training, where `eval_every` is not given
 REPORT_SECONDS = 0.5
