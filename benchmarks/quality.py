@@ -103,9 +103,9 @@ def sst2(data: Path, folder: Path) -> dict[str, Any]:
             "header": False,
             "columns": {"text": 0, "label": 1},
         },
-        "tokenizer": {"vocab_size": 4096},
+        "tokenizer": {"vocab_size": 8000},
         "model": {
-            "num_layers": 2,
+            "num_layers": 1,
             "d_model": 128,
             "num_heads": 2,
             "max_seq_len": 64,
@@ -130,7 +130,7 @@ def sst2_sentences(data: Path, folder: Path) -> dict[str, Any]:
         "data": {"source": source, "header": False, "columns": {"text": 0}},
         "tokenizer": job["tokenizer"],
         "model": {**job["model"], "dropout": 0.1},
-        "train": {"minutes": 6, "global_batch_size": 64, "lr": 5e-3},
+        "train": {"minutes": 4, "global_batch_size": 64, "lr": 5e-3},
     }
 
 
@@ -204,7 +204,7 @@ def tatoeba(data: Path, folder: Path) -> dict[str, Any]:
             "dropout": 0.2,
         },
         "train": {
-            "minutes": 8,
+            "minutes": 6,
             "global_batch_size": 128,
             "micro_batch_size": 64,
             "lr": 4e-3,

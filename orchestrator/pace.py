@@ -10,7 +10,7 @@ from orchestrator.world import World
 
 # Timed to turn minutes into steps: so many or, where they are short, so many seconds, or such a
 # share of the minutes.
-CALIBRATION_STEPS, CALIBRATION_SECONDS, CALIBRATION_SHARE = 16, 10.0, 0.05
+CALIBRATION_STEPS, CALIBRATION_SECONDS, CALIBRATION_SHARE = 16, 30.0, 0.1
 VALIDATIONS = 10  # of a training, where `eval_every` is not given
 REPORT_SECONDS = 0.5
 PULSE_SECONDS = 1.0
