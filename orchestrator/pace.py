@@ -11,6 +11,7 @@ from orchestrator.world import World
 # Timed to turn minutes into steps: so many or, where they are short, so many seconds, or such a
 # share of the minutes.
 CALIBRATION_STEPS, CALIBRATION_SECONDS, CALIBRATION_SHARE = 16, 30.0, 0.1
+CALIBRATION_PARTS = 8
 VALIDATIONS = 10  # of a training, where `eval_every` is not given
 REPORT_SECONDS = 0.5
 PULSE_SECONDS = 1.0
@@ -100,11 +101,17 @@ class Pace:
         if self.total_steps is None:
             budget = 60.0 * self.config.budget_minutes - (self.step_ended - self.started)
             budget -= VALIDATIONS * self.validation_seconds
-            # The later ones: much else is still starting up around the first.
-            typical = statistics.fmean(self.step_seconds[len(self.step_seconds) // 2 :])
+            # The quicker parts: much else is still starting up around the first steps.
+            typical = statistics.quantiles(self._parts(), n=4)[0]
             mine = step + max(int(budget / typical), 1)
             self.total_steps = self.world.exchange(mine)[0][0]
         return self.total_steps
+
+    def _parts(self) -> list[float]:
+        """The seconds of a step, in each of CALIBRATION_PARTS: of one alone its rows say much."""
+        size = len(self.step_seconds) // CALIBRATION_PARTS
+        starts = range(0, size * CALIBRATION_PARTS, size)
+        return [statistics.fmean(self.step_seconds[start : start + size]) for start in starts]
 
     def _calibration_steps(self) -> int:
         share = 60.0 * self.config.budget_minutes * CALIBRATION_SHARE
