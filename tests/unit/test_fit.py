@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator import pace
 from orchestrator import pace as pace_module
 from orchestrator.artifact import PreparedData
 from orchestrator.batches import to_device
@@ -176,6 +177,13 @@ def test_progress_tells_loss_rate_and_speed_of_every_step(
     assert all(slowest < value["throughput"] < math.inf for value in values)
 
 
+@pytest.fixture
+def timed_for_16_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short they are."""
+    monkeypatch.setattr(pace, "CALIBRATION_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("timed_for_16_steps")
 def test_a_training_in_minutes_saves_its_steps_with_the_first_checkpoint(
     prepared: PreparedData, tmp_path: Path
 ) -> None:
@@ -191,6 +199,7 @@ def test_a_training_in_minutes_saves_its_steps_with_the_first_checkpoint(
     assert {total for _, total, _ in resumed.validations} == {total_steps}
 
 
+@pytest.mark.usefixtures("timed_for_16_steps")
 @pytest.mark.parametrize("saved", [5, 15])
 def test_a_training_in_minutes_may_be_killed_before_its_steps_are_known(
     prepared: PreparedData, tmp_path: Path, saved: int
