@@ -47,8 +47,8 @@ class Row:
 def shakespeare(data: Path, folder: Path) -> dict[str, Any]:
     text = (data / "text_generation" / "tinyshakespeare.txt").read_bytes()
     cut = int(0.9 * len(text))  # nanoGPT's split
-    (folder / "train.txt").write_bytes(text[:cut])
-    (folder / "test.txt").write_bytes(text[cut:])
+    write(folder / "train.txt", text[:cut])
+    write(folder / "test.txt", text[cut:])
     return {
         "task": "language_modelling",
         "data": {"source": "train.txt", "test_source": "test.txt", "validation_fraction": 0.04},
@@ -137,7 +137,7 @@ def sst2_sentences(data: Path, folder: Path) -> dict[str, Any]:
 def rt_polarity(data: Path, folder: Path) -> dict[str, Any]:
     files = data / "sentiment" / "rt_polarity"
     for kind in ("pos", "neg"):
-        (folder / f"{kind}.txt").write_bytes((files / f"rt-polarity.{kind}").read_bytes())
+        write(folder / f"{kind}.txt", (files / f"rt-polarity.{kind}").read_bytes())
     return {
         "task": "text_classification",
         "data": {
@@ -286,7 +286,13 @@ def babi_rows(data: Path, task: str, split: str) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+    write(path, "".join(lines).encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Where it is not there already: a file that is written anew is new data to a kept run."""
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
 
 
 def accuracy(report: Report) -> dict[str, float]:
