@@ -251,7 +251,7 @@ def babi(data: Path, folder: Path, others: int | None = None) -> dict[str, Any]:
             "embedding_norm": False,
         },
         "train": {
-            "minutes": 10.5,
+            "minutes": 11.5,
             "precision": "fp32",
             "global_batch_size": 32,
             "lr": 2e-3,
