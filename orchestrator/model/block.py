@@ -1,6 +1,7 @@
 """One Transformer block: attention and feed-forward, each normalised and added back."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,15 +10,16 @@ from orchestrator.model.attention import Attention, LayerCache, Sight
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import Rotation
 
+_gelu_tanh = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
     "silu": F.silu,
     "swiglu": F.silu,  # Shazeer 2020: these two are multiplied with a second map
     "geglu": F.gelu,
-    "geglu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "geglu_tanh": _gelu_tanh,
 }
 
 

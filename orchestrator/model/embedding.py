@@ -36,19 +36,20 @@ class Positions(nn.Module):
         self.learned = nn.Embedding(length, width) if self.kind == "learned" else None
         relative = self.kind == "relative"
         self.relative = nn.Embedding(BUCKETS, config.num_heads) if relative else None
-        tables: list[Tensor | None] = [None, None, None, None]
+        tables: dict[str, Tensor] = {}
         if self.kind == "sinusoidal":
-            tables[0] = sinusoids(length, width)
+            tables["table_TD"] = sinusoids(length, width)
         if self.kind == "rotary":
-            tables[1:3] = rotary_table(length, config.head_width, config.rope_theta)
+            cos, sin = rotary_table(length, config.head_width, config.rope_theta)
+            tables |= {"cos": cos, "sin": sin}
         if relative:
-            tables[3] = distance_buckets(torch.arange(1 - length, length), causal)
+            tables["buckets"] = distance_buckets(torch.arange(1 - length, length), causal)
         self.table_TD: Tensor | None
         self.cos: Tensor | None
         self.sin: Tensor | None
         self.buckets: Tensor | None  # of a key's distances, from 1 - length to length - 1
-        for name, table in zip(("table_TD", "cos", "sin", "buckets"), tables, strict=True):
-            self.register_buffer(name, table, persistent=False)
+        for name in ("table_TD", "cos", "sin", "buckets"):
+            self.register_buffer(name, tables.get(name), persistent=False)
 
     def forward(self, x_BTD: Tensor, where: slice | Tensor) -> tuple[Tensor, Rotation | None]:
         """Vectors with their positions, and the rotation; `where` indexes the tables: a slice, or

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import pace
 from orchestrator import pace as pace_module
 from orchestrator.artifact import PreparedData
 from orchestrator.batches import to_device
@@ -180,7 +179,7 @@ def test_progress_tells_loss_rate_and_speed_of_every_step(
 @pytest.fixture
 def timed_for_16_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short they are."""
-    monkeypatch.setattr(pace, "CALIBRATION_SHARE", 0.0)
+    monkeypatch.setattr(pace_module, "CALIBRATION_SHARE", 0.0)
 
 
 @pytest.mark.usefixtures("timed_for_16_steps")

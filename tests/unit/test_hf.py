@@ -196,6 +196,17 @@ def test_vit_gives_the_same_logits(qkv_bias: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
+@torch.no_grad()
+def assert_same_pairs(model: Any, folder: Path, side: str, source: int, target: int) -> None:
+    """An encoder-decoder of theirs, and ours read from its folder, for so many tokens of each."""
+    source_BS, target_BT, real_BS = tokens(source), tokens(target), padding(side, source)
+    expected = model(
+        input_ids=source_BS, attention_mask=real_BS.long(), decoder_input_ids=target_BT
+    ).logits
+    found = ours(folder)(target_BT, source_BS=source_BS, source_real_BS=real_BS)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize(
     "class_name", ["BartForConditionalGeneration", "MBartForConditionalGeneration"]
 )
@@ -203,15 +214,8 @@ def test_vit_gives_the_same_logits(qkv_bias: bool, tmp_path: Path) -> None:
 def test_encoder_decoders_give_the_same_logits(class_name: str, side: str, tmp_path: Path) -> None:
     model = theirs(class_name, **BART)
     model.save_pretrained(tmp_path)
-    source_BS, target_BT, real_BS = tokens(7), tokens(5), padding(side, 7)
 
-    with torch.no_grad():
-        expected = model(
-            input_ids=source_BS, attention_mask=real_BS.long(), decoder_input_ids=target_BT
-        ).logits
-        found = ours(tmp_path)(target_BT, source_BS=source_BS, source_real_BS=real_BS)
-
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert_same_pairs(model, tmp_path, side, 7, 5)
 
 
 T5 = {"d_model": 24, "d_kv": 10, "d_ff": 40, "num_layers": 2, "num_heads": 3}
@@ -232,16 +236,8 @@ def test_t5_gives_the_same_logits(settings: dict[str, Any], side: str, tmp_path:
         model.lm_head.weight = torch.nn.Parameter(torch.randn(V, 24))
         model.config.tie_word_embeddings = False
     model.save_pretrained(tmp_path)
-    long, short = 150, 140  # of distances that share a bucket, too
-    source_BS, target_BT, real_BS = tokens(long), tokens(short), padding(side, long)
 
-    with torch.no_grad():
-        expected = model(
-            input_ids=source_BS, attention_mask=real_BS.long(), decoder_input_ids=target_BT
-        ).logits
-        found = ours(tmp_path)(target_BT, source_BS=source_BS, source_real_BS=real_BS)
-
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert_same_pairs(model, tmp_path, side, 150, 140)  # distances that share a bucket, too
 
 
 AS_T5 = {
