@@ -45,15 +45,16 @@ def fit_text(
     tokenizer: TokenizerConfig,
     model: ModelConfig,
     special: tuple[str, ...] = (),
+    prefix_space: bool = False,
 ) -> TextProcessor:
-    """A tokenizer: the one of the model's weights where it begins with some, else a new one, with
-    further special tokens.
+    """A tokenizer: the one of the model's weights where it begins with some, else a new one, by
+    `TextProcessor.fit`.
 
     Raises:
         UserError: where there is none beside those weights, or it cannot be used.
     """
     if model.init_from is None:
-        return TextProcessor.fit(texts, tokenizer, special)
+        return TextProcessor.fit(texts, tokenizer, special, prefix_space)
     folder = Folder(model.init_from)
     try:
         content = folder.read(TOKENIZER)

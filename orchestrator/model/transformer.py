@@ -185,6 +185,7 @@ class Transformer(nn.Module):
         types_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         cache: Cache | None = None,
+        asked_BT: Tensor | None = None,
     ) -> Tensor:
         """The head's output for int64 tokens (B, T), or for images (B, channels, side, side).
 
@@ -195,12 +196,16 @@ class Transformer(nn.Module):
             types_BT: the segment of each token, where the model has `token_types`.
             positions_BT: int64, where the tokens do not stand at 0, 1, 2, ...
             cache: `inputs` are T more tokens of its sequences.
+            asked_BT: bool, from an encoder: the N tokens whose logits alone are wanted, (N, V).
 
         Raises:
             ValueError: where the sequence would grow beyond `max_seq_len`, or the cache's capacity.
         """
         if self.decoder is None:
-            return self._apply_head(self.encode(inputs, real_BT, types_BT, positions_BT), real_BT)
+            encoded_BTD = self.encode(inputs, real_BT, types_BT, positions_BT)
+            if asked_BT is not None:
+                encoded_BTD = encoded_BTD[asked_BT]
+            return self._apply_head(encoded_BTD, real_BT)
         memory_BSD, memory_real_BS = None, source_real_BS
         if cache is not None:
             self._check_fit(cache.length + inputs.shape[1], cache)

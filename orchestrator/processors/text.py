@@ -53,11 +53,20 @@ class TextProcessor:
 
     @classmethod
     def fit(
-        cls, texts: Iterable[str], config: TokenizerConfig, special: tuple[str, ...] = ()
+        cls,
+        texts: Iterable[str],
+        config: TokenizerConfig,
+        special: tuple[str, ...] = (),
+        prefix_space: bool = False,
     ) -> Self:
-        """Train on texts. Where they hold too little, the vocabulary is smaller than asked for."""
+        """Train on texts. Where they hold too little, the vocabulary is smaller than asked for.
+
+        Args:
+            prefix_space: a text is read as if a space stood before it, so that its first word is
+                the same token as elsewhere; for models that never write, since it comes back too.
+        """
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=config.vocab_size,

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.metrics import language_metrics
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import next_token_loss, trimmed
+from orchestrator.objectives import trimmed
 from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import MASK, TextProcessor
 from orchestrator.shards import Arrays
@@ -42,20 +43,26 @@ class MaskedLanguageModelling(Task[TextProcessor]):
 
     def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
         texts = (row["text"] for row in rows)
-        return fit_text(texts, self.tokenizer, self.model, special=(MASK,))
+        return fit_text(texts, self.tokenizer, self.model, special=(MASK,), prefix_space=True)
 
     def load_processor(self, content: bytes) -> TextProcessor:
         return TextProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         length = self.model.max_seq_len
-        pieces = [
-            tokens[start : start + length]
-            for tokens in processor.encode_batch([row["text"] for row in rows])
-            for start in range(0, len(tokens), length)
-        ]
-        mask = np.full(len(pieces), processor.mask_token, dtype=processor.dtype)
-        return {**processor.padded("tokens", pieces, length), "mask": mask}
+        pieces: list[list[int]] = []
+        sizes: list[int] = []  # in bytes of text
+        texts = [row["text"] for row in rows]
+        for text, tokens in zip(texts, processor.encode_batch(texts), strict=True):
+            found = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+            later = [int(processor.token_bytes[piece].sum()) for piece in found[1:]]
+            pieces += found
+            sizes += [len(text.encode()) - sum(later), *later]
+        return {
+            **processor.padded("tokens", pieces, length),
+            "bytes": np.array(sizes, dtype=np.int32),
+            "mask": np.full(len(pieces), processor.mask_token, dtype=processor.dtype),
+        }
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
@@ -71,8 +78,8 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         any_BT = torch.randint_like(tokens_BT, model_vocabulary(model))
         is_random_BT = (chance_BT >= HIDDEN * MASKED) & (chance_BT < HIDDEN * (MASKED + RANDOM))
         shown_BT = torch.where(is_random_BT, any_BT, shown_BT)
-        losses_BT = next_token_loss(model(shown_BT, real_BT), tokens_BT) * hidden_BT
-        return losses_BT.sum(), hidden_BT.sum().float()
+        losses_N = hidden_losses(model, shown_BT, real_BT, hidden_BT, tokens_BT)
+        return losses_N.sum(), hidden_BT.sum().float()
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
         """The nats of every token while it, and every PASSES-th one with it, is hidden."""
@@ -82,13 +89,12 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         for turn in range(PASSES):
             hidden_BT = (positions_T % PASSES == turn) & real_BT
             shown_BT = torch.where(hidden_BT, batch["mask"].long()[:, None], tokens_BT)
-            losses_BT = next_token_loss(model(shown_BT, real_BT), tokens_BT) * hidden_BT
-            nats_B += losses_BT.double().sum(1)
-        token_bytes = torch.from_numpy(processor.token_bytes).to(tokens_BT.device)
+            losses_N = hidden_losses(model, shown_BT, real_BT, hidden_BT, tokens_BT)
+            nats_B.index_add_(0, hidden_BT.nonzero()[:, 0], losses_N.double())
         return {
             "nats": nats_B.cpu().numpy(),
             "tokens": real_BT.sum(1).cpu().numpy(),
-            "bytes": (token_bytes[tokens_BT] * real_BT).sum(1).cpu().numpy(),
+            "bytes": batch["bytes"].cpu().numpy(),
         }
 
     def score(self, predictions: Arrays) -> dict[str, float]:
@@ -101,6 +107,15 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         """How usual a text is."""
         loss = float(answers["nats"][row]) / int(answers["tokens"][row])
         return {"loss": loss, "pseudo_perplexity": math.exp(min(loss, 700.0))}
+
+
+def hidden_losses(
+    model: torch.nn.Module, shown_BT: Tensor, real_BT: Tensor, hidden_BT: Tensor, tokens_BT: Tensor
+) -> Tensor:
+    """Cross-entropy in nats of each of the N hidden tokens, float32 (N,): the logits of the others,
+    most of the work where a vocabulary is large, are never computed."""
+    logits_NV = model(shown_BT, real_BT, asked_BT=hidden_BT)
+    return F.cross_entropy(logits_NV.float(), tokens_BT[hidden_BT], reduction="none")
 
 
 def model_vocabulary(model: torch.nn.Module) -> int:

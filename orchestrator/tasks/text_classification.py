@@ -33,7 +33,7 @@ class TextClassification(Task[LabelProcessor]):
     def fit_processor(self, rows: Iterable[Row]) -> LabelProcessor:
         return LabelProcessor.fit(
             ((row["text"], row["label"]) for row in rows),
-            lambda texts: fit_text(texts, self.tokenizer, self.model),
+            lambda texts: fit_text(texts, self.tokenizer, self.model, prefix_space=True),
         )
 
     def load_processor(self, content: bytes) -> LabelProcessor:

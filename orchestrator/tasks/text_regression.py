@@ -38,7 +38,8 @@ class TextRegression(Task[NumberProcessor]):
 
     def fit_processor(self, rows: Iterable[Row]) -> NumberProcessor:
         found = list(rows)
-        text = fit_text((row["text"] for row in found), self.tokenizer, self.model)
+        texts = (row["text"] for row in found)
+        text = fit_text(texts, self.tokenizer, self.model, prefix_space=True)
         return NumberProcessor.fit(text, [float(row["number"]) for row in found])
 
     def load_processor(self, content: bytes) -> NumberProcessor:
