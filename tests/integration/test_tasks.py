@@ -9,6 +9,7 @@ import torch
 import transformers
 import yaml
 
+from orchestrator.processors.text import TextProcessor
 from tests.integration.conftest import WORDS, orchestrate, stages, write_job
 from tests.ray_head import Head
 
@@ -55,6 +56,9 @@ def test_what_is_exported_says_the_same(finished: Path, head: Head, tmp_path: Pa
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     asked = ["the and good of to a in", "he was for bad as on be"]
     batch = tokenizer(asked, padding=True, return_tensors="pt")
+    ours = TextProcessor.from_bytes((tmp_path / "tokenizer.json").read_bytes())
+    assert tokenizer(asked)["input_ids"] == ours.encode_batch(asked)
+    assert ours.encode("good") == ours.encode(" good")
     with torch.no_grad():
         labels = model(batch["input_ids"], batch["attention_mask"]).logits.argmax(-1)
     assert [model.config.id2label[label] for label in labels.tolist()] == ["5", "1"]

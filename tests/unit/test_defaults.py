@@ -45,6 +45,13 @@ def test_more_data_and_more_time_make_a_larger_model() -> None:
     assert vocabularies == sorted(set(vocabularies))
 
 
+def test_what_reads_alone_has_tokens_for_whole_words() -> None:
+    sizes = (1000, 100_000, 720_000, MEGABYTE, 10**7, 10**9)
+    found = [chosen(make("text_classification"), size).tokenizer.vocab_size for size in sizes]
+    assert found == [1024, 1024, 8192, 8192, 32_768, 32_768]
+    assert found[3] > chosen(make(), MEGABYTE).tokenizer.vocab_size
+
+
 def test_what_is_repeated_often_is_dropped_out() -> None:
     dropouts = [chosen(make(), size).model.dropout for size in (10**9, MEGABYTE, 10**4)]
     assert dropouts == sorted(dropouts) and dropouts[0] == 0 < dropouts[-1]

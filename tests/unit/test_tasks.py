@@ -167,3 +167,12 @@ def test_a_task_refuses_a_family_that_is_not_its_own(name: str) -> None:
     for family in families:
         with pytest.raises(Exception, match=f"model.family = {family}"):
             task_of(name, family=family)
+
+
+def test_masked_pieces_of_a_document_hold_all_of_its_bytes() -> None:
+    task = task_of("masked_language_modelling", max_seq_len=4)
+    processor = task.fit_processor([{"text": text} for text in SCRIPTS])
+    arrays = task.encode([{"text": text} for text in SCRIPTS], processor)
+    assert len(arrays["bytes"]) > len(SCRIPTS)
+    assert arrays["bytes"].sum() == sum(len(text.encode()) for text in SCRIPTS)
+    assert arrays["bytes"].min() > 0

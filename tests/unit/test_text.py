@@ -35,6 +35,15 @@ def test_the_bytes_of_the_tokens_sum_to_the_bytes_of_the_text(
     assert processor.token_bytes[processor.encode(text)].sum() == len(text.encode())
 
 
+def test_with_a_space_before_a_text_its_first_word_is_the_same_as_elsewhere() -> None:
+    config = TokenizerConfig(vocab_size=300)
+    bare = TextProcessor.fit(TRAINING, config)
+    spaced = TextProcessor.fit(TRAINING, config, prefix_space=True)
+    for processor in (spaced, TextProcessor.from_bytes(spaced.to_bytes())):
+        assert processor.encode("then the") == processor.encode(" then the")
+    assert bare.encode("then the") != bare.encode(" then the")
+
+
 def test_the_end_token_stands_for_no_text(processor: TextProcessor) -> None:
     assert processor.token_bytes[processor.end_token] == 0
     tokens = [*processor.encode("a"), processor.end_token, *processor.encode("b")]
