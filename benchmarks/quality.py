@@ -112,15 +112,17 @@ def sst2(data: Path, folder: Path) -> dict[str, Any]:
             "d_model": 128,
             "num_heads": 2,
             "max_seq_len": 64,
-            "dropout": 0.4,
+            "dropout": 0.5,
         },
         "train": {
-            "minutes": 2,
+            "steps": 1100,  # more of them know the sentences by heart, and no others better
+            "precision": "fp32",
             "optimizer": "adamw",
             "global_batch_size": 64,
             "lr": 1e-3,
             "weight_decay": 0.3,
             "eval_rows": 872,
+            "eval_every": 275,  # chance chooses among many checkpoints
         },
     }
 
