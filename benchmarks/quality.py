@@ -122,7 +122,9 @@ def sst2(data: Path, folder: Path) -> dict[str, Any]:
             "lr": 1e-3,
             "weight_decay": 0.3,
             "eval_rows": 872,
-            "eval_every": 275,  # chance chooses among many checkpoints
+            # The last is the best one; among several, chance would choose: 872 rows tell 0.785 and
+            # 0.812 of the test's apart no better than 0.802 and 0.791.
+            "eval_every": 1100,
         },
     }
 
