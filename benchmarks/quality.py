@@ -157,6 +157,12 @@ def rt_polarity(data: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+SMILES: dict[str, Any] = {
+    "tokenizer": {"vocab_size": 300},
+    "model": {"num_layers": 3, "d_model": 128, "num_heads": 4, "max_seq_len": 128},
+}
+
+
 def molecules(data: Path, folder: Path) -> dict[str, Any]:
     """Drug-like molecules as lines of SMILES, without labels."""
     lines = (data / "drug_discovery" / "zinc_smiles" / "train_24k.txt").read_text().split()
@@ -164,8 +170,7 @@ def molecules(data: Path, folder: Path) -> dict[str, Any]:
     return {
         "task": "masked_language_modelling",
         "data": {"source": "train.jsonl"},
-        "tokenizer": {"vocab_size": 300},
-        "model": {"num_layers": 3, "d_model": 128, "num_heads": 4, "max_seq_len": 128},
+        **SMILES,
         "train": {"minutes": 8, "global_batch_size": 64, "lr": 5e-3},
     }
 
@@ -177,7 +182,6 @@ def bbbp(data: Path, folder: Path) -> dict[str, Any]:
     random.Random(0).shuffle(rows)
     for name, some in (("train", rows[:200]), ("validation", rows[200:300]), ("test", rows[300:])):
         write_rows(folder / f"{name}.jsonl", some)
-    job = molecules(data, folder)
     return {
         "task": "text_classification",
         "data": {
@@ -185,8 +189,8 @@ def bbbp(data: Path, folder: Path) -> dict[str, Any]:
             "validation_source": "validation.jsonl",
             "test_source": "test.jsonl",
         },
-        "tokenizer": job["tokenizer"],
-        "model": {**job["model"], "dropout": 0.2},
+        **SMILES,
+        "model": {**SMILES["model"], "dropout": 0.2},
         "train": {
             "steps": 150,
             "optimizer": "adamw",
