@@ -27,7 +27,7 @@ def language_metrics(nats: float, tokens: int, text_bytes: int) -> dict[str, flo
 
 
 def classification_metrics(probabilities: Any, labels: Any) -> dict[str, float]:
-    """Accuracy, macro-F1 over the labels that occur, and loss in nats.
+    """Accuracy, macro-F1 over the labels that occur, loss in nats and, of two labels, `roc_auc`.
 
     `probabilities` is (rows, labels), `labels` (rows,) with -1 for one that was never learned: a
     mistake, whatever is said.
@@ -38,11 +38,24 @@ def classification_metrics(probabilities: Any, labels: Any) -> dict[str, float]:
     there = np.bincount(labels[known], minlength=count)
     f1 = 2 * right / np.maximum(there + np.bincount(said, minlength=count), 1)
     chosen = np.take_along_axis(probabilities[known], labels[known, None].astype(np.int64), 1)
-    return {
+    found = {
         "accuracy": float((said == labels).mean()),
         "macro_f1": float(f1[there > 0].mean()) if known.any() else 0.0,
         "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()) if known.any() else 0.0,
     }
+    if count == 2:
+        found["roc_auc"] = _area(probabilities[known, 1], labels[known])
+    return found
+
+
+def _area(scores: Any, labels: Any) -> float:
+    """How often a row of label 1 has the higher score than one of label 0, an equal one half; 0.5
+    where there are not both."""
+    ones, zeros = int((labels == 1).sum()), int((labels == 0).sum())
+    if not ones or not zeros:
+        return 0.5
+    above = float(_ranks(np.asarray(scores))[labels == 1].sum()) - ones * (ones + 1) / 2
+    return above / (ones * zeros)
 
 
 def answer_metrics(said: Iterable[str], wanted: Iterable[str]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.metrics import (
     answer_metrics,
     answer_words,
+    classification_metrics,
     language_metrics,
     ngram_nats,
     regression_metrics,
@@ -140,6 +141,20 @@ def test_errors_of_numbers() -> None:
     assert found["rmse"] == pytest.approx(math.sqrt(8 / 3))
     assert found["mae"] == pytest.approx(4 / 3)
     assert found["spearman"] == pytest.approx(0.5)
+
+
+def test_the_area_under_the_curve_is_scikit_learns() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    random = np.random.default_rng(0)
+    ones = random.integers(0, 8, 60) / 8  # many are equal
+    labels = random.integers(-1, 2, 60)
+    probabilities = np.stack((1 - ones, ones), 1)
+    known = labels >= 0
+    found = classification_metrics(probabilities, labels)
+    assert found["roc_auc"] == pytest.approx(roc_auc_score(labels[known], ones[known]))
+    assert classification_metrics(probabilities, np.ones(60, np.int64))["roc_auc"] == 0.5
+    assert "roc_auc" not in classification_metrics(np.full((4, 3), 1 / 3), np.array([0, 1, 2, 0]))
 
 
 def test_the_rank_correlation_is_scipys() -> None:
