@@ -565,6 +565,7 @@ def page(found: dict[str, Any], seed: int) -> str:
             "Small public data sets, at most 15 minutes of training each, two workers of a core.",
             f"Made by `make quality`, {datetime.date.today()}, commit {done.stdout.strip()}, seed "
             f"{seed}; the jobs are in `benchmarks/quality.py`.",
+            "What else was tried, and other seeds, is in [the log](log.md).",
             "",
             "| data | figure | this model | target | beside | steps |",
             "| --- | --- | --- | --- | --- | --- |",
