@@ -31,7 +31,7 @@ RAY_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray._private")  # their
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")  # their
 # failures reach the user as exceptions of the calls that failed
 
 

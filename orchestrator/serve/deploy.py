@@ -1,6 +1,7 @@
 """Putting the best checkpoint behind HTTP on Ray Serve, and asking it for a first answer."""
 
 import json
+import logging
 import socket
 import time
 from typing import Any, cast
@@ -17,6 +18,8 @@ from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.serve.app import Endpoint
+
+logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it has made it talk
 
 
 def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> str:
