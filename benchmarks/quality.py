@@ -533,26 +533,31 @@ def orchestrate(*arguments: str) -> str:
 def line(name: str, rows: dict[str, Any]) -> str:
     """A row of the page."""
     row, found = ROWS[name], rows[name]
-    value, *others = found["figures"].values()
-    goal, target = row.target, ""
-    if 0 < goal < math.inf:
-        target = f"{'<' if row.fewer else '>='} {goal:g}"
-    if row.better_than in rows:
-        goal = next(iter(rows[row.better_than]["figures"].values()))
-        target = f"> {goal:.3f}, the row without that"
-    reached = value < goal if row.fewer else value > goal if row.better_than else value >= goal
-    mark = "" if not target else " ✓" if reached else " ✗"
-    names = list(found["figures"])[1:]
+    (_, value), *others = found["figures"].items()
     beside = [f"{other} {next(iter(f.values())):.3f}" for other, f in found["baselines"].items()]
     cells = [
         row.what,
         row.figure,
-        f"**{value:.3f}**" + "".join(f", {n} {v:.3f}" for n, v in zip(names, others, strict=True)),
-        target + mark,
+        f"**{value:.3f}**" + "".join(f", {other} {v:.3f}" for other, v in others),
+        judged(row, value, rows),
         "; ".join([*beside, row.beside] if row.beside else beside),
         f"{found['steps']:,} in {found['train_seconds']:,} s",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def judged(row: Row, value: float, rows: dict[str, Any]) -> str:
+    """What a figure is to reach, and whether it does."""
+    if row.better_than in rows:
+        goal = next(iter(rows[row.better_than]["figures"].values()))
+        target, reached = f"> {goal:.3f}, the row without that", value > goal
+    elif not 0 < row.target < math.inf:
+        return ""
+    elif row.fewer:
+        target, reached = f"< {row.target:g}", value < row.target
+    else:
+        target, reached = f">= {row.target:g}", value >= row.target
+    return f"{target} {'✓' if reached else '✗'}"
 
 
 def page(found: dict[str, Any], seed: int) -> str:

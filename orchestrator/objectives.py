@@ -5,12 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy in nats of each target, float32 (B, T), computed in float32."""
-    losses = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none"
-    )
-    return losses.view(targets_BT.shape)
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target, (B, T) or (N,), by logits (B, T, V) or (N, V): float32,
+    computed in float32."""
+    losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)
 
 
 def thinned(real_BT: Tensor, share: float) -> Tensor:

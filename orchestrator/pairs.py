@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orchestrator.model.generate import GREEDY, beam_search, generate_batch
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import next_token_loss, trimmed
+from orchestrator.objectives import token_loss, trimmed
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
 
@@ -40,7 +40,7 @@ def pair_logits(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, T
 def pair_losses(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The nats of each target token (B, T), 0 where it is padding, and which are real."""
     logits_BTV, targets_BT, real_BT = pair_logits(model, batch)
-    return next_token_loss(logits_BTV, targets_BT) * real_BT, real_BT
+    return token_loss(logits_BTV, targets_BT) * real_BT, real_BT
 
 
 def predict_pairs(model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import next_token_loss
+from orchestrator.objectives import token_loss
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def as_tokens(rows: Any) -> Tensor:
 
 
 def mean_loss(model: nn.Module, tokens_BT: Tensor) -> Tensor:
-    return next_token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:]).mean()
+    return token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:]).mean()
 
 
 class Steps:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.metrics import language_metrics, ngram_nats
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import next_token_loss
+from orchestrator.objectives import token_loss
 from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
@@ -94,4 +94,4 @@ class LanguageModelling(Task[TextProcessor]):
 
     def _losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         tokens_BT = batch["tokens"].long()
-        return next_token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
+        return token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])

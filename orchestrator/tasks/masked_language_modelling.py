@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.metrics import language_metrics
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import trimmed
+from orchestrator.objectives import token_loss, trimmed
 from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import MASK, TextProcessor
 from orchestrator.shards import Arrays
@@ -55,6 +54,8 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         texts = [row["text"] for row in rows]
         for text, tokens in zip(texts, processor.encode_batch(texts), strict=True):
             found = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+            if not found:  # a tokenizer from elsewhere may see nothing in it
+                continue
             later = [int(processor.token_bytes[piece].sum()) for piece in found[1:]]
             pieces += found
             sizes += [len(text.encode()) - sum(later), *later]
@@ -115,7 +116,7 @@ def hidden_losses(
     """Cross-entropy in nats of each of the N hidden tokens, float32 (N,): the logits of the others,
     most of the work where a vocabulary is large, are never computed."""
     logits_NV = model(shown_BT, real_BT, asked_BT=hidden_BT)
-    return F.cross_entropy(logits_NV.float(), tokens_BT[hidden_BT], reduction="none")
+    return token_loss(logits_NV, tokens_BT[hidden_BT])
 
 
 def model_vocabulary(model: torch.nn.Module) -> int:

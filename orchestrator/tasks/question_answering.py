@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.metrics import answer_metrics
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import next_token_loss
+from orchestrator.objectives import token_loss
 from orchestrator.pairs import answer_pairs, encode_pairs, pair_logits, pair_losses, texts_of
 from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import TextProcessor, commonest
@@ -69,7 +69,7 @@ class QuestionAnswering(Task[TextProcessor]):
         greedy generation says the whole answer."""
         logits_BTV, targets_BT, real_BT = pair_logits(model, batch)
         right_BT = (logits_BTV.argmax(-1) == targets_BT) | ~real_BT
-        losses_BT = next_token_loss(logits_BTV, targets_BT) * real_BT
+        losses_BT = token_loss(logits_BTV, targets_BT) * real_BT
         return {
             "right": right_BT.all(1).cpu().numpy(),
             "nats": losses_BT.double().sum(1).cpu().numpy(),

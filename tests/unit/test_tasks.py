@@ -169,6 +169,17 @@ def test_a_task_refuses_a_family_that_is_not_its_own(name: str) -> None:
             task_of(name, family=family)
 
 
+def test_a_document_without_a_token_leaves_no_masked_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = task_of("masked_language_modelling")
+    processor = task.fit_processor([{"text": "ab"}])
+    monkeypatch.setattr(processor, "encode_batch", lambda texts: [[], [5, 6]])
+    arrays = task.encode([{"text": "\x00"}, {"text": "ab"}], processor)
+    assert {name: len(array) for name, array in arrays.items()} == dict.fromkeys(arrays, 1)
+    assert arrays["bytes"].tolist() == [2]
+
+
 def test_masked_pieces_of_a_document_hold_all_of_its_bytes() -> None:
     task = task_of("masked_language_modelling", max_seq_len=4)
     processor = task.fit_processor([{"text": text} for text in SCRIPTS])
