@@ -29,6 +29,11 @@ from benchmarks.sides import COMMAND, ROOT, print_json
 
 PAGE = ROOT / "docs" / "quality.md"
 BABI = ("qa1", "qa2", "qa6", "qa15", "qa20")
+SPLITS = {  # of a row that writes all three
+    "source": "train.jsonl",
+    "validation_source": "validation.jsonl",
+    "test_source": "test.jsonl",
+}
 Report = dict[str, Any]  # an evaluation's report.json
 
 
@@ -184,11 +189,7 @@ def bbbp(data: Path, folder: Path) -> dict[str, Any]:
         write_rows(folder / f"{name}.jsonl", some)
     return {
         "task": "text_classification",
-        "data": {
-            "source": "train.jsonl",
-            "validation_source": "validation.jsonl",
-            "test_source": "test.jsonl",
-        },
+        "data": SPLITS,
         **SMILES,
         "model": {**SMILES["model"], "dropout": 0.2},
         "train": {
@@ -283,11 +284,7 @@ def babi(data: Path, folder: Path, others: int | None = None) -> dict[str, Any]:
             write_rows(folder / "validation.jsonl", rows[99::100])
     return {
         "task": "question_answering",
-        "data": {
-            "source": "train.jsonl",
-            "validation_source": "validation.jsonl",
-            "test_source": "test.jsonl",
-        },
+        "data": SPLITS,
         "tokenizer": {"vocab_size": 1024},  # words are one token each
         "model": {
             "num_layers": 3,

@@ -20,7 +20,7 @@ UPDATES = 2_000  # that a training should come to, if its batches are not too sm
 WIDTH, MUON_LR, ADAMW_LR = 128, 1e-2, 2e-3  # rates at this width; wider models take smaller ones
 VOCABULARIES = [(2 << 20, 1024), (32 << 20, 2048), (1 << 30, 8192)]  # up to so many bytes
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 1024, 32_768
-# An encoder pays nothing for a large one, and words that are one token tell more than their pieces:
+# An encoder pays little for a large one, and words that are one token tell more than their pieces:
 # SST-2, of 0.7 MB, 0.749 with 1,024 tokens and 0.811 with 8,192 (docs/log.md).
 BYTES_TO_LEARN_A_WORD = 80
 DROPOUTS = [(3.0, 0.0), (10.0, 0.1)]  # up to so many epochs

@@ -9,6 +9,7 @@ from orchestrator.model.hf.layout import (
     Settings,
     Weights,
     activation,
+    has_plain_heads,
     require,
     their_activation,
 )
@@ -122,7 +123,7 @@ def _layout(model_type: str, name: str, norm_position: str) -> Layout:
             and (config.norm_position, config.norm_eps) == (norm_position, 1e-5)
             and config.embedding_norm
             and not (config.is_gated or config.token_types)
-            and (config.head_dim, config.kv_heads) == (None, config.num_heads)
+            and has_plain_heads(config)
         ),
         split=_split,
         fuse=_fuse,

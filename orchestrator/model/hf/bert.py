@@ -7,6 +7,7 @@ from orchestrator.model.hf.layout import (
     Settings,
     Weights,
     activation,
+    has_plain_heads,
     require,
     their_activation,
 )
@@ -60,7 +61,7 @@ def _is_usual(config: ModelConfig, norm_position: str, patches: bool) -> bool:
         (config.family, config.norm, config.norm_position, config.positions, config.bias)
         == ("encoder", "layernorm", norm_position, "learned", True)
         and not config.is_gated
-        and (config.head_dim, config.kv_heads) == (None, config.num_heads)
+        and has_plain_heads(config)
         and (config.patches is not None) == patches
     )
 
@@ -137,6 +138,17 @@ def _write_vit(config: ModelConfig) -> Settings:
     }
 
 
+# Parameters that are no module's, which have an axis or two of length 1 in front.
+VIT_PARAMETERS = ("vit.embeddings.cls_token", "vit.embeddings.position_embeddings")
+
+
+def _with_axes(ours: Weights) -> Weights:
+    return {
+        name: tensor.reshape(1, -1, tensor.shape[-1]) if name in VIT_PARAMETERS else tensor
+        for name, tensor in ours.items()
+    }
+
+
 VIT = Layout(
     model_type="vit",
     classes={"label": "ViTForImageClassification"},
@@ -162,14 +174,5 @@ VIT = Layout(
         _is_usual(config, "pre", patches=True) and not (config.embedding_norm or config.token_types)
     ),
     biases_optional=True,  # qkv_bias = false
-    fuse=lambda ours: _with_axes(ours, "vit.embeddings."),
+    fuse=_with_axes,
 )
-
-
-def _with_axes(ours: Weights, prefix: str) -> Weights:
-    """ViT's two parameters that are no module's have an axis or two of length 1 in front."""
-    names = (f"{prefix}cls_token", f"{prefix}position_embeddings")
-    return {
-        name: tensor.reshape(1, -1, tensor.shape[-1]) if name in names else tensor
-        for name, tensor in ours.items()
-    }

@@ -11,6 +11,7 @@ from orchestrator.model.hf.layout import (
     Settings,
     Weights,
     activation,
+    has_plain_heads,
     require,
     their_activation,
 )
@@ -102,7 +103,7 @@ GPT2 = Layout(
         (config.family, config.norm, config.norm_position, config.positions, config.bias)
         == ("decoder", "layernorm", "pre", "learned", True)
         and not (config.is_gated or config.embedding_norm or config.token_types)
-        and (config.head_dim, config.kv_heads) == (None, config.num_heads)
+        and has_plain_heads(config)
     ),
     split=_split,
     fuse=_fuse,

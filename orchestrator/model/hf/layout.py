@@ -37,6 +37,11 @@ class Layout:
     biases_optional: bool = False  # a map without a bias has one of zeros
 
 
+def has_plain_heads(config: ModelConfig) -> bool:
+    """Whether the heads share the width among them, each with keys and values of its own."""
+    return config.head_dim is None and config.kv_heads == config.num_heads
+
+
 def require(settings: Settings, **wanted: Any) -> None:
     """Refuse a setting that changes what the model computes in a way that ours does not know."""
     for name, value in wanted.items():
