@@ -56,6 +56,7 @@ class Artifact(BaseModel):
     folder: Folder = Field(exclude=True)
     seconds: float
     summary: str = Field(description="one line for the table at the end of a run")
+    notices: list[str] = Field([], description="what its user should know of it, a line each")
 
     def commit(self) -> Self:
         """Write the manifest: from here on the artifact exists."""

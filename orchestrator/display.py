@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -76,6 +77,8 @@ class TerminalDisplay:
             highlight=False,
             soft_wrap=True,
         )
+        for notice in status.notices:
+            self.console.print(f"  [yellow]![/] {escape(notice)}", highlight=False, soft_wrap=True)
 
     def start(self, name: str, total: float | None, unit: str) -> None:
         self.finish()

@@ -87,7 +87,7 @@ def run_stages(
     def prepared_data() -> PreparedData:
         from orchestrator.prepare import prepare
 
-        return prepare(job, run.files, folder, display)
+        return prepare(job, run.files, folder, display, run.notes)
 
     folder = run.prepare_folder()
     if PreparedData.load(folder) is None:

@@ -9,7 +9,7 @@ which order they worked, and a bucket that is finished is not done again.
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -57,8 +57,16 @@ class Bounds:
         return "validation" if place < self.validation else "train"
 
 
-def prepare(job: Job, files: list[SourceFile], folder: Folder, progress: Progress) -> PreparedData:
+def prepare(
+    job: Job,
+    files: list[SourceFile],
+    folder: Folder,
+    progress: Progress,
+    notes: Sequence[str] = (),
+) -> PreparedData:
     """Read, clean, split, encode and write the job's data into `folder`.
+
+    `notes` are what its user should know of how the files were found.
 
     Raises:
         UserError: where the data is too bad or too little.
@@ -104,6 +112,7 @@ def prepare(job: Job, files: list[SourceFile], folder: Folder, progress: Progres
             "quarantined": len(index.bad),
         },
         source_bytes=source_bytes,
+        notices=[*notes],
     ).commit()
 
 
@@ -210,7 +219,7 @@ def quarantine(bad: list[BadRow], job: Job, folder: Folder) -> None:
     bad = sorted(bad, key=lambda row: (row.file, row.row))
     lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad]
     folder.write("quarantine.jsonl", "".join(lines).encode())
-    if len(bad) > job.data.max_bad_rows:
+    if len(bad) > (job.data.max_bad_rows or 0):
         first = bad[0]
         raise UserError(
             f"{len(bad)} bad rows, more than data.max_bad_rows = {job.data.max_bad_rows}; "

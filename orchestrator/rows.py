@@ -37,6 +37,14 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something about a file that its user is told, once: that its columns are parted by `;`."""
+
+    file: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Reading:
     """What is read of each row, and how."""
 

@@ -44,6 +44,7 @@ class StageStatus:
     path: str | None = None
     seconds: float | None = None
     summary: str = ""
+    notices: tuple[str, ...] = ()  # what its user should know of the artifact
 
 
 class Run:
@@ -66,6 +67,11 @@ class Run:
         if self._files is None:
             self._files = find_files(self._data)
         return self._files
+
+    @property
+    def notes(self) -> list[str]:
+        """What its user should know of how the files were found, a line each."""
+        return []
 
     def _source_bytes(self) -> int:
         """How much data there is; or was, where it is prepared and may have moved on since."""
@@ -250,7 +256,8 @@ def storage(job: Job) -> Folder:
 def stage_status(stage: Stage, kind: type[Artifact], folder: Folder) -> StageStatus:
     artifact = kind.load(folder)
     if artifact is not None:
-        return StageStatus(stage, "finished", str(folder), artifact.seconds, artifact.summary)
+        known = artifact.seconds, artifact.summary, tuple(artifact.notices)
+        return StageStatus(stage, "finished", str(folder), *known)
     if folder.names():
         return StageStatus(stage, "interrupted", str(folder))
     return StageStatus(stage, "pending")

@@ -45,7 +45,9 @@ class Metric:
         return new < old if self.mode == "min" else new > old
 
 
-Kind = Literal["text", "value"]  # what a column holds: text only, or a number or truth value too
+# What a column holds: text only; a number or truth value too; the answers to a question, one text or
+# several; the places where they start, one whole number or several.
+Kind = Literal["text", "value", "answers", "starts"]
 Path = Annotated[str, Field(min_length=1)]
 Sources = (
     Path
@@ -84,10 +86,28 @@ class DataConfig(BaseModel):
     )
     validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
     test_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
-    max_bad_rows: int = Field(100, ge=0, description="more unreadable rows than this fail the run")
+    encoding: str | None = Field(
+        None, description="of text files, such as latin-1; without it UTF-8, or as their BOM says"
+    )
+    quoted: bool | None = Field(
+        None,
+        description="fields of csv and tsv files may stand in quotation marks; without it, those of "
+        "csv files may, and of tsv files whose header does",
+    )
+    max_bad_rows: int | None = Field(
+        None,
+        ge=0,
+        description="more rows than this that cannot be read fail the run; without it, more than "
+        "1 % of a split's rows, where these are more than 10 or a tenth of it",
+    )
     max_document_bytes: int = Field(
         16_384, ge=256, description="longer txt files are cut at a blank line into documents"
     )
+
+
+class LeftOut(ValueError):
+    """A sound row of which nothing can be learned: it has no label, say. Such rows are counted by
+    this reason and told, and are no mistake of the file's."""
 
 
 class Processor(Protocol):
