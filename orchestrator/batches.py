@@ -63,10 +63,11 @@ class Batches:
                 last=i + 1 == len(arrays),
             )
 
-    def validate(self) -> Iterator[Batch]:
-        """This worker's batches of the validation rows."""
+    def validate(self) -> Iterator[tuple[Batch, Arrays]]:
+        """This worker's batches of the validation rows, and what is kept beside them."""
         for _, rows in self._dealt(self.validation_rows, self.validation):
-            yield to_device(self.validation.read(rows), self.world.device)
+            arrays = self.validation.read(rows)
+            yield to_device(arrays, self.world.device), kept(arrays)
 
     def chain(self, digest: str, step: int) -> str:
         """The digest of all rows in their order, one step further: two runs have seen the same."""
@@ -137,10 +138,15 @@ def _lengths(rows: Rows, reader: ShardReader) -> Rows | None:
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Batch:
-    """The arrays as tensors there; the copy to a GPU runs beside what it computes."""
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    """The arrays of numbers as tensors there; the copy to a GPU runs beside what it computes."""
+    tensors = {n: torch.from_numpy(array) for n, array in arrays.items() if array.dtype != object}
     if device.type == "cpu":
         return tensors
     return {
         name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()
     }
+
+
+def kept(arrays: Arrays) -> Arrays:
+    """What is no number: see `Task.keep`."""
+    return {name: array for name, array in arrays.items() if array.dtype == object}

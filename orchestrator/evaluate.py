@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.artifact import Evaluation, PreparedData, Split, Training
-from orchestrator.batches import to_device
+from orchestrator.batches import kept, to_device
 from orchestrator.checkpoint import load_weights
 from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import StageError
@@ -130,14 +130,16 @@ class _Predictor:
         load_weights(self.model, training.checkpoint())
 
     def __call__(self, batch: Arrays) -> Arrays:
-        inputs = to_device(self.reader.read(batch["row"].astype(np.int64)), self.world.device)
+        arrays = self.reader.read(batch["row"].astype(np.int64))
+        inputs = to_device(arrays, self.world.device)
         bf16 = uses_bf16(self.job.train, self.world)
         with (
             torch.inference_mode(),
             torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16),
         ):
             found = self.task.predict(self.model, inputs, self.processor)
-            return {**found, **self.task.answer(self.model, inputs, self.processor)}
+            found |= self.task.answer(self.model, inputs, self.processor)
+        return {**found, **kept(arrays)}
 
 
 @ray.remote(num_cpus=0)

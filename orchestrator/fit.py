@@ -167,7 +167,9 @@ def validate(
 ) -> dict[str, float]:
     """The task's metrics of the validation rows, the same on every worker."""
     model.eval()
-    parts = [task.predict(model, batch, processor) for batch in batches.validate()]
+    parts = [
+        {**task.predict(model, batch, processor), **kept} for batch, kept in batches.validate()
+    ]
     model.train()
     metrics = task.score(batches.world.gather(join(parts)))
     if not math.isfinite(metrics[task.metric.name]):

@@ -30,18 +30,20 @@ def classification_metrics(probabilities: Any, labels: Any) -> dict[str, float]:
     """Accuracy, macro-F1 over the labels that occur, loss in nats and, of two labels, `roc_auc`.
 
     `probabilities` is (rows, labels), `labels` (rows,) with -1 for one that was never learned: a
-    mistake, whatever is said.
+    mistake, whatever is said. Where no label is known, there is no loss and no F1.
     """
     said, count = probabilities.argmax(1), probabilities.shape[1]
     known = labels >= 0
+    if not known.any():
+        return {"accuracy": 0.0}
     right = np.bincount(said[said == labels], minlength=count)
     there = np.bincount(labels[known], minlength=count)
     f1 = 2 * right / np.maximum(there + np.bincount(said, minlength=count), 1)
     chosen = np.take_along_axis(probabilities[known], labels[known, None].astype(np.int64), 1)
     found = {
         "accuracy": float((said == labels).mean()),
-        "macro_f1": float(f1[there > 0].mean()) if known.any() else 0.0,
-        "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()) if known.any() else 0.0,
+        "macro_f1": float(f1[there > 0].mean()),
+        "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()),
     }
     if count == 2:
         found["roc_auc"] = _area(probabilities[known, 1], labels[known])
@@ -58,14 +60,22 @@ def _area(scores: Any, labels: Any) -> float:
     return above / (ones * zeros)
 
 
-def answer_metrics(said: Iterable[str], wanted: Iterable[str]) -> dict[str, float]:
-    """Exact match and F1 of the words in common, both means from 0 to 1. Rajpurkar et al. 2016."""
+def answer_metrics(predictions: Iterable[str], answers: Iterable[list[str]]) -> dict[str, float]:
+    """Exact match and F1 of the words in common, both means from 0 to 1. Of several answers to a
+    question, the one that gives most counts, for each measure. Rajpurkar et al. 2016."""
     exact, f1 = [], []
-    for one, other in zip(map(answer_words, said), map(answer_words, wanted), strict=True):
-        common = sum((Counter(one) & Counter(other)).values())
-        exact.append(float(one == other))
-        f1.append(2 * common / (len(one) + len(other)) if one or other else 1.0)
+    for prediction, accepted in zip(predictions, answers, strict=True):
+        words = answer_words(prediction)
+        pairs = [_exact_and_f1(words, answer_words(answer)) for answer in accepted]
+        exact.append(max(pair[0] for pair in pairs))
+        f1.append(max(pair[1] for pair in pairs))
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+def _exact_and_f1(words: list[str], answer: list[str]) -> tuple[float, float]:
+    common = sum((Counter(words) & Counter(answer)).values())
+    f1 = 2 * common / (len(words) + len(answer)) if words or answer else 1.0
+    return float(words == answer), f1
 
 
 def answer_words(text: str) -> list[str]:

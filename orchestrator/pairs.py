@@ -56,7 +56,7 @@ def predict_pairs(model: torch.nn.Module, batch: Batch, processor: TextProcessor
 def answer_pairs(
     model: Transformer, batch: Batch, processor: TextProcessor, num_beams: int
 ) -> Arrays:
-    """The generated texts, and the targets as the model learned them."""
+    """The generated texts."""
     source_BS, real_BS = trimmed(batch, "source")
     count, end, length = len(source_BS), processor.end_token, model.config.max_seq_len
     cache = model.new_cache(count, length, source_BS=source_BS, source_real_BS=real_BS)
@@ -67,11 +67,7 @@ def answer_pairs(
         columns = list(generate_batch(model, cache, start_BT, length - 1, GREEDY, end))
         found = [list(row) for row in zip(*columns, strict=True)]
     cut = [row[: row.index(end)] if end in row else row for row in found]
-    arrays = {name: tensor.cpu().numpy() for name, tensor in batch.items()}
-    return {
-        "said": np.array([processor.decode(row) for row in cut], dtype=object),
-        "wanted": np.array(texts_of(arrays, "target", processor), dtype=object),
-    }
+    return {"said": np.array([processor.decode(row) for row in cut], dtype=object)}
 
 
 def texts_of(arrays: Arrays, name: str, processor: TextProcessor) -> list[str]:

@@ -6,9 +6,10 @@ split, so that the shards depend on the data alone, never on how many machines t
 which order they worked, and a bucket that is finished is not done again.
 """
 
-import hashlib
 import json
+import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,16 +19,19 @@ import numpy as np
 import numpy.typing as npt
 import ray.data
 from ray.data.context import ShuffleStrategy
+from ray.exceptions import RayError
 
 from orchestrator.artifact import SPLITS, PreparedData, Shard, Split
+from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
+from orchestrator.index import GIVEN, HASH, Index, hidden_splits, quarantine, record, share
 from orchestrator.job import Job
 from orchestrator.progress import Progress
-from orchestrator.rows import BadRow, read_cleaned
+from orchestrator.rows import read_cleaned
 from orchestrator.shards import Arrays, write_shard
 from orchestrator.sources import SourceFile, total_bytes
-from orchestrator.task import Row, Task
+from orchestrator.task import Task
 
 MIN_BUCKET_BYTES = 2 << 20  # below this a bucket is not worth a task
 MAX_BUCKET_BYTES = 64 << 20  # one task holds a bucket in memory
@@ -37,8 +41,8 @@ READ_BYTES = 4 << 20  # of input files that one task reads
 
 Table = dict[str, npt.NDArray[Any]]
 
-HASH = 32  # hexadecimal digits of a key; what stands behind them names the row's split
-GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}
+TOLD_IF_CUT = 0.01  # of the rows
+HEAVIEST = 16  # times the usual row: as much does a longer one weigh, where splits are cut
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,12 @@ class Bounds:
 
     test: float
     validation: float
+    hidden: tuple[Split, ...] = ()  # given, but without labels: nobody learns or is tested on them
 
-    def split(self, key: str) -> Split:
+    def split(self, key: str) -> Split | None:
         if len(key) > HASH:
-            return GIVEN[key[HASH:]]
+            given = GIVEN[key[HASH:]]
+            return None if given in self.hidden else given
         place = _place(key)
         if place < self.test:
             return "test"
@@ -78,17 +84,19 @@ def prepare(
     num_buckets = _num_buckets(source_bytes)
 
     rows = _read(task, files, num_buckets, progress)
-    index = _Index(rows)
-    quarantine(index.bad, job, folder)
+    index = Index(rows)
+    quarantine(index, job, folder)
     if not index.keys:
-        raise UserError(f"data.source = {job.data.source}: not one of its rows holds any text")
+        raise UserError(f"data.source = {_named(job)}: {index.why_nothing()}")
+    hidden, told = hidden_splits(index, files)
     bounds = split_bounds(
         index,
-        0.0 if job.data.validation_source else job.data.validation_fraction,
-        0.0 if job.data.test_source else job.data.test_fraction,
+        0.0 if index.has("v", hidden) else job.data.validation_fraction,
+        0.0 if index.has("t", hidden) else job.data.test_fraction,
+        hidden,
     )
 
-    processor_file = _fit_processor(task, rows, index, bounds, folder, progress)
+    processor_file, found = _fit_processor(task, rows, index, bounds, folder, progress)
     parts = _write(task, rows, bounds, processor_file, folder, num_buckets, index, progress)
 
     splits: dict[Split, list[Shard]] = {
@@ -99,21 +107,30 @@ def prepare(
     duplicates = sum(part["duplicates"] for part in parts)
     kept = len(index.keys) - duplicates
     counts = {split: sum(shard.rows for shard in shards) for split, shards in splits.items()}
+    notices = [*notes, *index.notices(), *told, *found, *cut_rows(parts, counts, job)]
+    aside = len(index.bad) + len(index.left_out)
     return PreparedData(
         folder=folder,
         seconds=time.monotonic() - started,
-        summary=f"{kept:,} documents, {counts['train']:,} training samples",
+        summary=f"{kept:,} documents, {counts['train']:,} training samples"
+        + (f", {aside:,} rows set aside" if aside else ""),
+        notices=notices,
         processor=processor_file,
         splits=splits,
         documents={
             "kept": kept,
             "empty": index.empty,
             "duplicate": duplicates,
+            "left out": len(index.left_out),
             "quarantined": len(index.bad),
         },
         source_bytes=source_bytes,
-        notices=[*notes],
     ).commit()
+
+
+def _named(job: Job) -> str:
+    source = job.data.source
+    return source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
 
 
 def _read(
@@ -128,10 +145,14 @@ def _read(
     )
     references = []
     progress.start("reading", total=len(files), unit="files")
-    for bundle in reading.iter_internal_ref_bundles():
-        references += list(bundle.block_refs)
-        progress.advance(len(files) / blocks)
-    progress.finish()
+    try:
+        for bundle in reading.iter_internal_ref_bundles():
+            references += list(bundle.block_refs)
+            progress.advance(len(files) / blocks)
+    except RayError as error:  # of a file of which nobody knows how much is lost
+        raise raised_by_user_code(error) or error from error
+    finally:
+        progress.finish()
     return ray.data.from_arrow_refs(references)
 
 
@@ -144,7 +165,7 @@ def _read_files(batch: Table, task: Task[Any], num_buckets: int) -> Iterator[Tab
             # Of rows that were given as a split, none is a duplicate, and none is dropped.
             place = f"{number} {file.uri}" if file.split else ""
             code = file.split[0] if file.split else ""
-            records.append(_record(row, task, num_buckets, place, code))
+            records.append(record(row, task, num_buckets, place, code))
             if len(records) == 4096:
                 yield _table(records)
                 records = []
@@ -157,36 +178,6 @@ def _file(content: dict[str, Any]) -> SourceFile:
     return SourceFile(**content, beside=beside)
 
 
-def _record(
-    cleaned: Row | BadRow | None,
-    task: Task[Any],
-    num_buckets: int,
-    place: str = "",
-    code: str = "",
-) -> dict[str, Any]:
-    """A row with its key; `place` tells apart what may be equal, `code` is of GIVEN."""
-    record: dict[str, Any] = dict.fromkeys(task.columns, "")
-    record |= {"key": "", "bucket": -1, "bytes": 0, "bad": ""}
-    if isinstance(cleaned, BadRow):
-        return record | {"bad": json.dumps(asdict(cleaned))}
-    if cleaned is None:
-        return record
-    content = json.dumps(cleaned, sort_keys=True, ensure_ascii=False).encode()
-    first = _hash(content + place.encode())
-    shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())
-    key = first[: HASH // 2] + shared[HASH // 2 :]
-    return cleaned | {
-        "key": key + code,
-        "bucket": int(key[:16], 16) % num_buckets,
-        "bytes": len(content),
-        "bad": "",
-    }
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=HASH // 2).hexdigest()
-
-
 def _table(records: list[dict[str, Any]]) -> Table:
     """Columns; text as objects, since numpy's own would pad it all to the longest and lose NULs."""
     return {
@@ -195,48 +186,25 @@ def _table(records: list[dict[str, Any]]) -> Table:
     }
 
 
-class _Index:
-    """What the driver knows of the rows: the keys and sizes of the kept ones, and the bad ones."""
-
-    def __init__(self, rows: ray.data.Dataset) -> None:
-        self.keys: list[str] = []
-        self.bytes: list[int] = []
-        self.bad: list[BadRow] = []
-        self.empty = 0
-        for batch in rows.select_columns(["key", "bytes", "bad"]).iter_batches(batch_size=None):
-            for key, size, bad in zip(batch["key"], batch["bytes"], batch["bad"], strict=True):
-                if key:
-                    self.keys.append(key)
-                    self.bytes.append(int(size))
-                elif bad:
-                    self.bad.append(BadRow(**json.loads(bad)))
-                else:
-                    self.empty += 1
-
-
-def quarantine(bad: list[BadRow], job: Job, folder: Folder) -> None:
-    """Keep the bad rows' places and reasons beside the data; too many of them end the stage."""
-    bad = sorted(bad, key=lambda row: (row.file, row.row))
-    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad]
-    folder.write("quarantine.jsonl", "".join(lines).encode())
-    if len(bad) > (job.data.max_bad_rows or 0):
-        first = bad[0]
-        raise UserError(
-            f"{len(bad)} bad rows, more than data.max_bad_rows = {job.data.max_bad_rows}; "
-            f"the first: {first.file}, row {first.row}: {first.reason} "
-            f"(all of them: {folder}/quarantine.jsonl)"
-        )
-
-
-def split_bounds(index: _Index, validation_fraction: float, test_fraction: float) -> Bounds:
+def split_bounds(
+    index: Index,
+    validation_fraction: float,
+    test_fraction: float,
+    hidden: tuple[Split, ...] = (),
+) -> Bounds:
     """Bounds that give test and validation at least their share of the bytes, and one row each.
 
-    Of three rows or more, a row is also left for each split that comes after.
+    Of three rows or more, a row is also left for each split that comes after. A row that is much
+    longer than usual weighs no more than HEAVIEST of them: it would move all others otherwise.
     """
-    sizes = dict(zip(index.keys, index.bytes, strict=True))  # a duplicate counts once
+    sizes: dict[str, float] = dict(
+        zip(index.keys, index.bytes, strict=True)
+    )  # a duplicate counts once
     sizes = {key: size for key, size in sizes.items() if len(key) == HASH}
     if not sizes:
-        raise UserError("data.source: not one of its rows holds any text")
+        raise UserError("data.source: not one of its rows is for training: all are of given splits")
+    most = HEAVIEST * statistics.median(sizes.values())
+    sizes = {key: min(size, most) for key, size in sizes.items()}
     order = sorted(sizes, key=_place)
     share = np.cumsum([0, *(sizes[key] for key in order)]) / sum(sizes.values())
 
@@ -251,18 +219,21 @@ def split_bounds(index: _Index, validation_fraction: float, test_fraction: float
         return _place(order[row]) if row < len(order) else 1.0
 
     test = end(0, test_fraction, left=2)
-    return Bounds(bound(test), bound(end(test, validation_fraction, left=1)))
+    return Bounds(bound(test), bound(end(test, validation_fraction, left=1)), hidden)
 
 
 def _fit_processor(
     task: Task[Any],
     rows: ray.data.Dataset,
-    index: _Index,
+    index: Index,
     bounds: Bounds,
     folder: Folder,
     progress: Progress,
-) -> str:
-    """Fit the processor to the training rows of lowest key and write it; returns its file."""
+) -> tuple[str, list[str]]:
+    """Fit the processor and write it; returns its file, and what the user should know of the rows.
+
+    It is fitted to the training rows of lowest key, and one more of each value that they lack.
+    """
     train = sorted(
         {
             key: size
@@ -275,17 +246,25 @@ def _fit_processor(
     within = int(np.searchsorted(np.cumsum([size for _, size in train]), SAMPLE_BYTES))
     last = train[min(within, len(train) - 1)][0]
     progress.start("fitting the tokenizer", total=None, unit="")
-    chosen = rows.map_batches(partial(_sample, bounds=bounds, last=last), batch_size=None)
+    split_of = [bounds.split(key) for key in index.keys]
+    further = index.first_of_each_value(split_of, after=last)
+    sampled = partial(_sample, bounds=bounds, last=last, further=further)
+    chosen = rows.map_batches(sampled, batch_size=None)
     sample = {row["key"]: {name: row[name] for name in task.columns} for row in chosen.iter_rows()}
     processor = task.fit_processor(sample[key] for key in sorted(sample))
     folder.write(processor.file_name, processor.to_bytes())
     progress.finish()
-    return str(processor.file_name)
+    found = index.repeats(split_of, task)
+    if task.counted is not None:
+        found += task.look(index.values_by_split(split_of), processor)
+    return str(processor.file_name), found
 
 
-def _sample(batch: Table, bounds: Bounds, last: str) -> Table:
-    """The training rows with a key up to `last`."""
-    chosen = [bool(k) and k <= last and bounds.split(k) == "train" for k in batch["key"]]
+def _sample(batch: Table, bounds: Bounds, last: str, further: set[str]) -> Table:
+    """The training rows with a key up to `last`, or one of those further ones."""
+    chosen = [
+        bool(k) and (k <= last or k in further) and bounds.split(k) == "train" for k in batch["key"]
+    ]
     return {name: column[chosen] for name, column in batch.items()}
 
 
@@ -296,7 +275,7 @@ def _write(
     processor_file: str,
     folder: Folder,
     num_buckets: int,
-    index: _Index,
+    index: Index,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Encode bucket by bucket; returns what each holds, in order of buckets."""
@@ -346,11 +325,14 @@ def _write_bucket(
     unique: dict[str, int] = {}
     for i in np.argsort(group["key"], kind="stable"):
         unique.setdefault(group["key"][i], i)
-    shards = {}
+    shards, full = {}, Counter[str]()
     for number, split in enumerate(SPLITS):
         chosen = [i for key, i in unique.items() if bounds.split(key) == split]
         rows = [{name: group[name][i] for name in task.columns} for i in chosen]
-        arrays = shuffled(task.encode(rows, processor), seed=(bucket, number))
+        arrays = task.encode(rows, processor)
+        arrays = arrays if split == "train" else {**arrays, **task.keep(rows)}
+        full.update(_full(arrays, len(rows)))
+        arrays = shuffled(arrays, seed=(bucket, number))
         if len(next(iter(arrays.values()))):
             name = f"{split}-{bucket:05d}.arrow"
             shards[split] = write_shard(folder, name, arrays).model_dump()
@@ -359,6 +341,7 @@ def _write_bucket(
         "rows": len(group["key"]),
         "duplicates": len(group["key"]) - len(unique),
         "shards": shards,
+        "full": full,
     }
     folder.write(part_file, json.dumps(part).encode())
     return {"part": np.array([json.dumps(part)])}
@@ -369,6 +352,32 @@ def shuffled(arrays: Arrays, seed: tuple[int, ...]) -> Arrays:
     count = len(next(iter(arrays.values())))
     order = np.random.default_rng(seed).permutation(count)
     return {name: array[order] for name, array in arrays.items()}
+
+
+def _full(arrays: Arrays, rows: int) -> dict[str, int]:
+    """How many rows fill the room that there is for their tokens, by column; none where a row may
+    become several samples, and nothing of it is lost."""
+    if len(next(iter(arrays.values()))) != rows:
+        return {}
+    return {
+        name: int((arrays[f"{name}_length"] == arrays[name].shape[1]).sum())
+        for name in arrays
+        if f"{name}_length" in arrays
+    }
+
+
+def cut_rows(parts: list[dict[str, Any]], rows: dict[Split, int], job: Job) -> list[str]:
+    """What to tell of rows that fill `model.max_seq_len`, where these are many enough to matter."""
+    total = sum(rows.values())
+    full = Counter[str]()
+    for part in parts:
+        full.update(part["full"])
+    return [
+        f"{share(count, total, 'rows')} fill model.max_seq_len = {job.model.max_seq_len} with "
+        f"their {name}: what is longer is cut"
+        for name, count in full.items()
+        if count > TOLD_IF_CUT * total
+    ]
 
 
 def _check_splits(splits: dict[Split, list[Shard]], job: Job) -> None:

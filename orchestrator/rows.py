@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from orchestrator.errors import UserError, first_line
 from orchestrator.sources import SourceFile
-from orchestrator.task import DataConfig, Kind, Row, Task
+from orchestrator.task import DataConfig, Kind, LeftOut, Row, Task
 
 MAX_FIELD = 1 << 28  # bytes of one csv field
 DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -34,6 +34,10 @@ class BadRow:
     file: str
     row: int
     reason: str
+    is_fault: bool = True  # else the row is sound, and says nothing: `LeftOut`
+
+    def __str__(self) -> str:
+        return f"{self.file}{f', row {self.row}' if self.row else ''}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def read_cleaned(file: SourceFile, task: Task[Any]) -> Iterator[Row | BadRow | N
         try:
             yield row if isinstance(row, BadRow) else task.clean(row)
         except ValueError as error:
-            yield BadRow(file.uri, number, str(error))
+            yield BadRow(file.uri, number, str(error), not isinstance(error, LeftOut))
 
 
 def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow]:

@@ -186,11 +186,12 @@ class ShardReader:
 
 
 def write_shard(folder: Folder, name: str, arrays: Arrays) -> Shard:
-    """Write one Arrow file of fixed-shape columns and describe it."""
+    """Write one Arrow file of columns of a fixed shape, or of texts as objects, and describe it."""
     columns, fields = [], []
     for column, values in arrays.items():
         shape = list(values.shape[1:])
-        flat = pa.array(values.reshape(-1))
+        text = pa.large_string() if values.dtype == object else None
+        flat = pa.array(values.reshape(-1), text)
         array = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape))) if shape else flat
         columns.append(array)
         fields.append(pa.field(column, array.type, metadata={"shape": json.dumps(shape)}))
@@ -232,8 +233,9 @@ def _open(folder: Folder, shard: Shard) -> Arrays:
 def _array(column: pa.Array, field: pa.Field) -> npt.NDArray[Any]:
     shape = json.loads(field.metadata[b"shape"])
     flat = column.flatten() if shape else column
-    packed = pa.types.is_boolean(flat.type)  # eight to a byte: they cannot be mapped
-    array: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=not packed)
+    # Truth values are eight to a byte, and texts of any length: they cannot be mapped.
+    copied = pa.types.is_boolean(flat.type) or pa.types.is_large_string(flat.type)
+    array: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=not copied)
     return array.reshape(len(column), *shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import (
@@ -19,6 +20,7 @@ from typing import (
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.artifact import Split
 from orchestrator.model.config import Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.shards import Arrays
@@ -29,8 +31,9 @@ if TYPE_CHECKING:  # a job names its task without waiting for torch
 
     from orchestrator.model.transformer import Transformer
 
-UNKNOWN = "?"  # in place of what a request to the endpoint does not bring: the label, say
-Row = dict[str, Any]  # one raw sample: a value for each of the task's columns
+# One raw sample: a value for each of the task's columns. A request to the endpoint has None in
+# place of what it does not bring: the label, say.
+Row = dict[str, Any]
 Batch: TypeAlias = "dict[str, Tensor]"  # Arrays on the model's device
 
 
@@ -45,8 +48,8 @@ class Metric:
         return new < old if self.mode == "min" else new > old
 
 
-# What a column holds: text only; a number or truth value too; the answers to a question, one text or
-# several; the places where they start, one whole number or several.
+# What a column holds: text only; a number or truth value too; the answers to a question, one text
+# or several; the places where they start, one whole number or several.
 Kind = Literal["text", "value", "answers", "starts"]
 Path = Annotated[str, Field(min_length=1)]
 Sources = (
@@ -91,8 +94,8 @@ class DataConfig(BaseModel):
     )
     quoted: bool | None = Field(
         None,
-        description="fields of csv and tsv files may stand in quotation marks; without it, those of "
-        "csv files may, and of tsv files whose header does",
+        description="fields of csv and tsv files may stand in quotation marks; without it, "
+        "those of csv files may, and those of tsv files whose header does",
     )
     max_bad_rows: int | None = Field(
         None,
@@ -138,6 +141,7 @@ class Task(ABC, Generic[P]):
     fewest_rows: ClassVar[int] = 64  # of a global batch, likewise
     lines: ClassVar[bool] = True  # a row of a txt file is a line, not a document
     split_by: ClassVar[str | None] = None  # rows that share this column come into one split
+    counted: ClassVar[str | None] = None  # every value of this column is looked at: see `look`
 
     def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, model: ModelConfig) -> None:
         self.data = data
@@ -146,15 +150,28 @@ class Task(ABC, Generic[P]):
 
     @abstractmethod
     def clean(self, row: Row) -> Row | None:
-        """A row as it is to be learned from, or None where nothing is in it.
+        """A row as it is to be learned from, its values as text; None where nothing is in it.
 
         Raises:
             ValueError: where it cannot be learned from; it is set aside, with this reason.
+            LeftOut: where the row is sound and says nothing: it has no label.
         """
 
     @abstractmethod
     def fit_processor(self, rows: Iterable[Row]) -> P:
-        """Learn the processor from a sample of the cleaned training rows."""
+        """Learn the processor from a sample of the cleaned training rows.
+
+        The sample has a row of every value of the column `counted`.
+        """
+
+    def look(self, values: dict[Split, Counter[str]], processor: P) -> list[str]:
+        """What the user should know of the values of `counted` in each split, before anything is
+        trained: a line each.
+
+        Raises:
+            UserError: where nothing can be learned from them.
+        """
+        return []
 
     @abstractmethod
     def load_processor(self, content: bytes) -> P:
@@ -163,6 +180,12 @@ class Task(ABC, Generic[P]):
     @abstractmethod
     def encode(self, rows: list[Row], processor: P) -> Arrays:
         """Cleaned rows, in order, as fixed-shape samples; their number may differ."""
+
+    def keep(self, rows: list[Row]) -> Arrays:
+        """What `score` and `baselines` need whole of rows that are validated or tested: texts, as
+        arrays of objects. `encode` makes one sample of each row then. Nothing, unless a task says.
+        """
+        return {}
 
     @abstractmethod
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
@@ -178,7 +201,8 @@ class Task(ABC, Generic[P]):
 
     @abstractmethod
     def score(self, predictions: Arrays) -> dict[str, float]:
-        """Metrics of all predictions; the task's own metric is among them."""
+        """Metrics of all predictions, with what `keep` kept of their rows; the task's own metric is
+        among them."""
 
     def answer(self, model: Transformer, batch: Batch, processor: P) -> Arrays:
         """What takes longer, generated text say: `score` has it for the test split, and the

@@ -1,10 +1,94 @@
 """Texts with labels: a tokenizer, and the labels that the training rows hold."""
 
 import json
-from collections.abc import Callable, Iterable
-from typing import ClassVar, Self
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Self
 
+from orchestrator.errors import UserError
 from orchestrator.processors.text import TextProcessor
+
+NO_LABEL = ("", "nan", "null")  # in any case: blank cells, pandas' gaps, JSON's and SQL's
+WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+SHOWN = 5  # labels that a message names
+FEW = 5  # rows, of which it is chance what labels they have
+TRUTH = {"true": "1", "false": "0"}
+
+
+def label_text(label: str) -> str | None:
+    """A label as it is learned, or None where it is none.
+
+    Labels are normalised as texts are, and a whole number is written without decimals.
+    """
+    label = unicodedata.normalize("NFC", label).strip()
+    if label.casefold() in NO_LABEL:
+        return None
+    whole = WHOLE.fullmatch(label)
+    label = whole[1] if whole else label
+    return "0" if label == "-0" else label
+
+
+def sense(label: str) -> str:
+    """What labels of one class have in common: 1, 1.0 and true are one, in any case of letters."""
+    return TRUTH.get(label.casefold(), label)
+
+
+def look_at_labels(values: Mapping[Any, Counter[str]], processor: "LabelProcessor") -> list[str]:
+    """What is unusual about the labels of each split, `train` among them: a line each.
+
+    Raises:
+        UserError: where they are all one class, or a split has none of training's.
+    """
+    train = values["train"]
+    classes: dict[str, Counter[str]] = {}
+    for label, count in train.items():
+        classes.setdefault(sense(label), Counter())[label] = count
+    rows = train.total()
+    if len(classes) == 1:
+        raise UserError(
+            f"all {rows:,} training rows have the label {_named(train)}: there is nothing to "
+            f"learn; does data.columns.label name the right column?"
+        )
+    told = [
+        f"the labels {_named(names)} are one class, called {processor.labels[number]!r}"
+        for names in classes.values()
+        if len(names) > 1 and (number := processor.number(next(iter(names)))) >= 0
+    ]
+    alone = Counter({next(iter(c)): 1 for c in classes.values() if c.total() == 1})
+    if len(classes) > rows / 2:
+        told.append(
+            f"{len(classes):,} labels on {rows:,} training rows, {len(alone):,} of them on one row "
+            f"alone: does data.columns.label name classes?"
+        )
+    elif alone:
+        told.append(f"{len(alone):,} labels stand on one training row alone: {_named(alone)}")
+    for split in ("validation", "test"):
+        rows = values[split].total()
+        unknown = Counter({t: n for t, n in values[split].items() if processor.number(t) < 0})
+        if unknown and unknown.total() == rows >= FEW:
+            raise UserError(
+                f"not one of the {rows:,} {split} rows has a label that training has: theirs are "
+                f"{_named(unknown)}, training's {_named(train)}: give data.{split}_source a file "
+                f"with labels, or leave it out"
+            )
+        if unknown:
+            told.append(
+                f"{unknown.total():,} of {rows:,} {split} rows have a label that no training row "
+                f"has, and count as mistakes: {_named(unknown)}"
+            )
+    return told
+
+
+def _named(labels: Counter[str]) -> str:
+    """The commonest of them, with counts where several rows have one."""
+    shown = [
+        f"{label[:40]!r}" + (f" ({count:,})" if count > 1 else "")
+        for label, count in labels.most_common(SHOWN)
+    ]
+    more = len(labels) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
 
 
 class LabelProcessor:
@@ -17,7 +101,7 @@ class LabelProcessor:
         self.labels = labels
         self.vocab_size = text.vocab_size
         self.num_outputs = len(labels)
-        self._numbers = {label: number for number, label in enumerate(labels)}
+        self._numbers = {sense(label): number for number, label in enumerate(labels)}
 
     @classmethod
     def fit(
@@ -25,10 +109,13 @@ class LabelProcessor:
         rows: Iterable[tuple[str, str]],
         fit_text: Callable[[Iterable[str]], TextProcessor],
     ) -> Self:
-        """Learn from texts and their labels."""
+        """Learn from texts and their labels. Of several names of a class, the commonest is kept."""
         pairs = list(rows)
-        text = fit_text(text for text, _ in pairs)
-        return cls(text, sorted({label for _, label in pairs}))
+        counts = Counter(label for _, label in pairs)
+        names: dict[str, str] = {}
+        for label in sorted(counts, key=lambda label: (-counts[label], label)):
+            names.setdefault(sense(label), label)
+        return cls(fit_text(text for text, _ in pairs), sorted(names.values()))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -42,4 +129,4 @@ class LabelProcessor:
 
     def number(self, label: str) -> int:
         """-1 for a label that the training rows did not hold."""
-        return self._numbers.get(label, -1)
+        return self._numbers.get(sense(label), -1)

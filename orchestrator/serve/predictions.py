@@ -9,7 +9,6 @@ from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
-from orchestrator.task import UNKNOWN
 
 
 class Predictor:
@@ -23,7 +22,7 @@ class Predictor:
         self.model = self.task.build_model(*sizes).eval()
         load_weights(self.model, training.checkpoint())
         left_out = dict.fromkeys(self.task.optional, "")
-        self.nothing = dict.fromkeys(self.task.columns, UNKNOWN) | left_out
+        self.nothing = dict.fromkeys(self.task.columns) | left_out
 
     @torch.inference_mode()
     def predict(self, request: PredictionRequest) -> PredictionResponse:

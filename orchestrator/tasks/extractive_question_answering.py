@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.metrics import answer_metrics, answer_words
+from orchestrator.answers import clean_answers, keep_answers, pack, score_answers, unpack
+from orchestrator.metrics import answer_words
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import trimmed
-from orchestrator.pairs import texts_of
 from orchestrator.pretrained import fit_text
 from orchestrator.processors.text import TextProcessor
 from orchestrator.shards import Arrays
-from orchestrator.task import UNKNOWN, Batch, Kind, Metric, Row, Task
+from orchestrator.task import Batch, Kind, Metric, Row, Task
 
 LONGEST_ANSWER = 32  # tokens
 SENTENCE_ENDS = ".!?。！？\n"
@@ -27,15 +27,16 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
     """A sample is the question, an end token, and the context as far as max_seq_len lets it.
 
     An answer that lies beyond that cannot be found: such a row is not learned from, and counts as a
-    mistake where it is tested. Without `answer_start`, the answer is where it first occurs.
+    mistake where it is tested. Without `answer_start`, the answer is where it first occurs. Of
+    several answers the first that occurs in the context is learned, and the best one counts.
     """
 
     metric = Metric("f1", "max")
     columns: ClassVar[dict[str, Kind]] = {
         "context": "text",
         "question": "text",
-        "answer": "text",
-        "answer_start": "value",
+        "answer": "answers",
+        "answer_start": "starts",
     }
     inputs = ("context", "question")
     optional = ("answer_start",)
@@ -43,17 +44,18 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
     families = ("encoder",)
 
     def clean(self, row: Row) -> Row | None:
-        context, question, answer = (
-            unicodedata.normalize("NFC", row[c]) for c in ("context", "question", "answer")
-        )
-        answer = answer.strip()
-        if not (context.strip() and question.strip() and answer):
+        context, question = (unicodedata.normalize("NFC", row[c]) for c in self.inputs)
+        if not (context.strip() and question.strip()):
             return None
-        start = -1 if answer == UNKNOWN else _start(context, answer, row)
+        answers = clean_answers(row["answer"])
+        start = 0
+        if answers is not None:
+            start, learned = _place(context, answers, row)
+            answers = [learned, *[answer for answer in answers if answer != learned]]
         return {
             "context": context,
             "question": question.strip(),
-            "answer": answer,
+            "answer": pack(answers),
             "answer_start": str(start),
         }
 
@@ -66,9 +68,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         length = self.model.max_seq_len
-        questions, answers = (
-            processor.encode_batch([row[c] for row in rows]) for c in ("question", "answer")
-        )
+        questions = processor.encode_batch([row["question"] for row in rows])
         contexts = processor.encode_with_places([row["context"] for row in rows])
         tokens, bounds = [], np.full((len(rows), 3), -1, dtype=np.int32)
         for i, (row, question, (context, places)) in enumerate(
@@ -78,21 +78,24 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
             tokens.append([*question[: begin - 1], processor.end_token, *context])
             bounds[i, 0] = begin
             start = int(row["answer_start"])
+            learned = next(iter(unpack(row["answer"])), "")
             within = [
                 begin + at
                 for at, (first, last) in enumerate(places)
-                if start >= 0 and last > start and first < start + len(row["answer"])
+                if last > start and first < start + len(learned)
             ]
             if within and within[-1] < length:
                 bounds[i, 1:] = within[0], within[-1]
         context_at, start_at, end_at = bounds.T.copy()
         return {
             **processor.padded("tokens", tokens, length),
-            **processor.padded("answer", answers, 2 * LONGEST_ANSWER),
             "context": context_at,
             "start": start_at,
             "end": end_at,
         }
+
+    def keep(self, rows: list[Row]) -> Arrays:
+        return keep_answers(rows)
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size, "each_token", 2)
@@ -117,10 +120,8 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
             processor.decode(row[start : end + 1]).strip(" \n\t�")
             for row, (start, end) in zip(tokens, spans, strict=True)
         ]
-        arrays = {name: batch[name].cpu().numpy() for name in ("answer", "answer_length")}
         return {
             "said": np.array(said, dtype=object),
-            "wanted": np.array(texts_of(arrays, "answer", processor), dtype=object),
             "probability": best_B.exp().cpu().numpy(),
             "nats": nats_B.cpu().numpy(),
             "known": known_B.cpu().numpy(),
@@ -130,9 +131,9 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         return {"answer": answers["said"][row], "probability": float(answers["probability"][row])}
 
     def score(self, predictions: Arrays) -> dict[str, float]:
-        loss = predictions["nats"].sum() / max(predictions["known"].sum(), 1)
-        found = answer_metrics(predictions["said"], predictions["wanted"])
-        return found | {"loss": float(loss)}
+        known = predictions["known"].sum()  # not where all answers lie beyond max_seq_len
+        loss = {"loss": float(predictions["nats"].sum() / known)} if known else {}
+        return score_answers(predictions["said"], predictions) | loss
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
@@ -145,8 +146,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
             question = set(answer_words(processor.decode(row[: begin - 1])))
             sentences = _sentences(processor.decode(row[begin:length]))
             said.append(max(sentences, key=lambda s: len(question & set(answer_words(s)))))
-        wanted = texts_of(test, "answer", processor)
-        return {"sentence like the question": answer_metrics(said, wanted)}
+        return {"sentence like the question": score_answers(said, test)}
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Of each token of the context to be the first and the last one: float32 (B, 2, T)."""
@@ -165,21 +165,30 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         return torch.where(known_B, nats_B2.mean(1), 0.0), known_B
 
 
-def _start(context: str, answer: str, row: Row) -> int:
-    """The character at which the answer begins: where it occurs nearest to what the row says."""
-    said = row["answer_start"].strip()
-    if said in ("", UNKNOWN):
-        near = 0
-    else:
-        try:  # characters of the text as it was before it was normalised
-            near = len(unicodedata.normalize("NFC", row["context"][: int(float(said))]))
-        except (ValueError, OverflowError):
-            raise ValueError(f"answer_start {said!r} is no number") from None
-    behind, before = context.find(answer, near), context.rfind(answer, 0, near + len(answer))
-    found = [at for at in (behind, before) if at >= 0]
-    if not found:
-        raise ValueError(f"the answer {answer[:80]!r} does not occur in the context")
-    return min(found, key=lambda at: abs(at - near))
+def _place(context: str, answers: list[str], row: Row) -> tuple[int, str]:
+    """Where the first answer that occurs in the context begins, and that answer.
+
+    It is where it occurs nearest to what the row says.
+    """
+    starts = _starts(row)
+    for number, answer in enumerate(answers):
+        said = starts[min(number, len(starts) - 1)] if starts else 0
+        # Characters of the text as it was before it was normalised.
+        near = len(unicodedata.normalize("NFC", row["context"][:said]))
+        behind, before = context.find(answer, near), context.rfind(answer, 0, near + len(answer))
+        found = [at for at in (behind, before) if at >= 0]
+        if found:
+            return min(found, key=lambda at: abs(at - near)), answer
+    raise ValueError(f"the answer {answers[0][:80]!r} does not occur in the context")
+
+
+def _starts(row: Row) -> list[int]:
+    given = row["answer_start"]
+    try:
+        values = given.split() if isinstance(given, str) else given or []
+        return [max(int(float(value)), 0) for value in values]
+    except (ValueError, OverflowError):
+        raise ValueError(f"answer_start {given!r} is no number") from None
 
 
 def _sentences(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.metrics import answer_metrics
+from orchestrator.answers import clean_answers, keep_answers, pack, score_answers, unpack
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import token_loss
 from orchestrator.pairs import answer_pairs, encode_pairs, pair_logits, pair_losses, texts_of
@@ -20,14 +20,19 @@ from orchestrator.task import Batch, Kind, Metric, Row, Task
 
 
 class QuestionAnswering(Task[TextProcessor]):
-    """The source is the context, an end token, and the question.
+    """The source is the context, an end token, and the question. Of several answers the first one
+    is learned, and the best one counts.
 
     A question may come without a context. It stands last, near what was said last: of facts that
     change, that is what counts. So where both are too long, the context's beginning is cut.
     """
 
     metric = Metric("exact_match", "max")
-    columns: ClassVar[dict[str, Kind]] = {"context": "text", "question": "text", "answer": "value"}
+    columns: ClassVar[dict[str, Kind]] = {
+        "context": "text",
+        "question": "text",
+        "answer": "answers",
+    }
     inputs = ("context", "question")
     optional = ("context",)
     context = 512
@@ -35,11 +40,13 @@ class QuestionAnswering(Task[TextProcessor]):
     families = ("encoder_decoder",)
 
     def clean(self, row: Row) -> Row | None:
-        found = {c: unicodedata.normalize("NFC", row[c]).strip() for c in self.columns}
-        return found if found["question"] and found["answer"] else None
+        found = {c: unicodedata.normalize("NFC", row[c]).strip() for c in self.inputs}
+        if not found["question"]:
+            return None
+        return {**found, "answer": pack(clean_answers(row["answer"]))}
 
     def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
-        texts = (row[c] for row in rows for c in self.columns)
+        texts = (text for row in rows for text in (row["context"], row["question"], _first(row)))
         return fit_text(texts, self.tokenizer, self.model)
 
     def load_processor(self, content: bytes) -> TextProcessor:
@@ -54,8 +61,11 @@ class QuestionAnswering(Task[TextProcessor]):
             asked = [processor.end_token, *question]
             room = max(self.model.max_seq_len - len(asked), 0)
             sources.append([*context[max(len(context) - room, 0) :], *asked])
-        answers = [row["answer"] for row in rows]
+        answers = [_first(row) for row in rows]
         return encode_pairs(sources, answers, processor, self.model.max_seq_len)
+
+    def keep(self, rows: list[Row]) -> Arrays:
+        return keep_answers(rows)
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
@@ -84,7 +94,7 @@ class QuestionAnswering(Task[TextProcessor]):
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         if "said" in predictions:
-            found = answer_metrics(predictions["said"], predictions["wanted"])
+            found = score_answers(predictions["said"], predictions)
         else:
             found = {"exact_match": float(predictions["right"].mean())}
         return found | {"loss": float(predictions["nats"].sum() / predictions["tokens"].sum())}
@@ -93,7 +103,7 @@ class QuestionAnswering(Task[TextProcessor]):
         self, train: Arrays, test: Arrays, processor: TextProcessor
     ) -> dict[str, dict[str, float]]:
         """The commonest answer of all, and of the same question."""
-        known, wanted = (texts_of(arrays, "target", processor) for arrays in (train, test))
+        known = texts_of(train, "target", processor)
         asked, questions = (_questions(arrays, processor.end_token) for arrays in (train, test))
         usual = commonest(known)
         by_question: dict[bytes, list[str]] = {}
@@ -101,9 +111,14 @@ class QuestionAnswering(Task[TextProcessor]):
             by_question.setdefault(question, []).append(answer)
         said = [commonest(by_question[q]) if q in by_question else usual for q in questions]
         return {
-            "commonest answer": answer_metrics([usual] * len(wanted), wanted),
-            "commonest to the question": answer_metrics(said, wanted),
+            "commonest answer": score_answers([usual] * len(said), test),
+            "commonest to the question": score_answers(said, test),
         }
+
+
+def _first(row: Row) -> str:
+    """The answer that is learned; nothing for a request."""
+    return next(iter(unpack(row["answer"])), "")
 
 
 def _questions(arrays: Arrays, end: int) -> list[bytes]:

@@ -1,6 +1,7 @@
 """Text classification: one of a few labels for each text, such as its sentiment."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -9,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrator.artifact import Split
 from orchestrator.metrics import classification_metrics
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import thinned, trimmed
 from orchestrator.pretrained import fit_text
-from orchestrator.processors.labels import LabelProcessor
+from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
 from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, Metric, Row, Task
+from orchestrator.task import Batch, Kind, LeftOut, Metric, Row, Task
 
 
 class TextClassification(Task[LabelProcessor]):
@@ -24,11 +26,17 @@ class TextClassification(Task[LabelProcessor]):
     metric = Metric("accuracy", "max")
     columns: ClassVar[dict[str, Kind]] = {"text": "text", "label": "value"}
     inputs = ("text",)
+    counted = "label"
     families = ("encoder",)
 
     def clean(self, row: Row) -> Row | None:
         text = unicodedata.normalize("NFC", row["text"]).strip()
-        return {"text": text, "label": row["label"].strip()} if text else None
+        if not text:
+            return None
+        label = row["label"]
+        if label is not None and (label := label_text(label)) is None:
+            raise LeftOut("no label")
+        return {"text": text, "label": label}
 
     def fit_processor(self, rows: Iterable[Row]) -> LabelProcessor:
         return LabelProcessor.fit(
@@ -36,12 +44,15 @@ class TextClassification(Task[LabelProcessor]):
             lambda texts: fit_text(texts, self.tokenizer, self.model, prefix_space=True),
         )
 
+    def look(self, values: dict[Split, Counter[str]], processor: LabelProcessor) -> list[str]:
+        return look_at_labels(values, processor)
+
     def load_processor(self, content: bytes) -> LabelProcessor:
         return LabelProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: LabelProcessor) -> Arrays:
         tokens = processor.text.encode_batch([row["text"] for row in rows])
-        labels = [processor.number(row["label"]) for row in rows]
+        labels = [-1 if row["label"] is None else processor.number(row["label"]) for row in rows]
         return {
             **processor.text.padded("tokens", tokens, self.model.max_seq_len),
             "label": np.array(labels, dtype=np.int32),

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.artifact import Split
 from orchestrator.metrics import regression_metrics
 from orchestrator.model.transformer import Transformer
 from orchestrator.objectives import thinned, trimmed
 from orchestrator.pretrained import fit_text
-from orchestrator.processors.numbers import NumberProcessor
+from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
 from orchestrator.shards import Arrays
-from orchestrator.task import UNKNOWN, Batch, Kind, Metric, Row, Task
+from orchestrator.task import Batch, Kind, LeftOut, Metric, Row, Task
 
 
 class TextRegression(Task[NumberProcessor]):
@@ -25,15 +27,18 @@ class TextRegression(Task[NumberProcessor]):
     metric = Metric("rmse", "min")
     columns: ClassVar[dict[str, Kind]] = {"text": "text", "number": "value"}
     inputs = ("text",)
+    counted = "number"
     families = ("encoder",)
 
     def clean(self, row: Row) -> Row | None:
         text = unicodedata.normalize("NFC", row["text"]).strip()
-        number = row["number"].strip()
-        if not text or not number:
+        if not text:
             return None
-        if number != UNKNOWN and not _is_number(number):
-            raise ValueError(f"{number[:80]!r} is not a number")
+        number = row["number"]
+        if number is not None:  # of a request
+            if (value := parse_number(number)) is None:
+                raise LeftOut("no number")
+            number = repr(value)
         return {"text": text, "number": number}
 
     def fit_processor(self, rows: Iterable[Row]) -> NumberProcessor:
@@ -42,16 +47,20 @@ class TextRegression(Task[NumberProcessor]):
         text = fit_text(texts, self.tokenizer, self.model, prefix_space=True)
         return NumberProcessor.fit(text, [float(row["number"]) for row in found])
 
+    def look(self, values: dict[Split, Counter[str]], processor: NumberProcessor) -> list[str]:
+        return look_at_numbers(values)
+
     def load_processor(self, content: bytes) -> NumberProcessor:
         return NumberProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: NumberProcessor) -> Arrays:
         tokens = processor.text.encode_batch([row["text"] for row in rows])
-        numbers = [math.nan if row["number"] == UNKNOWN else float(row["number"]) for row in rows]
-        scaled = (np.array(numbers, dtype=np.float64) - processor.mean) / processor.spread
+        found = [math.nan if row["number"] is None else float(row["number"]) for row in rows]
+        numbers = np.array(found, dtype=np.float64)
         return {
             **processor.text.padded("tokens", tokens, self.model.max_seq_len),
-            "number": scaled.astype(np.float32),
+            "number": processor.standardised(numbers),
+            "wanted": numbers,
         }
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
@@ -62,10 +71,9 @@ class TextRegression(Task[NumberProcessor]):
         return errors_B.square().sum(), errors_B.new_tensor(float(len(errors_B)))
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: NumberProcessor) -> Arrays:
-        said_B, wanted_B = self._said(model, batch), batch["number"]
         return {
-            "said": said_B.double().cpu().numpy() * processor.spread + processor.mean,
-            "wanted": wanted_B.double().cpu().numpy() * processor.spread + processor.mean,
+            "said": processor.restored(self._said(model, batch).cpu().numpy()),
+            "wanted": batch["wanted"].cpu().numpy(),
         }
 
     def score(self, predictions: Arrays) -> dict[str, float]:
@@ -80,9 +88,8 @@ class TextRegression(Task[NumberProcessor]):
         from orchestrator.baselines import number_baselines  # scikit-learn takes its time
 
         found = number_baselines(train, test)
-        wanted = test["number"] * processor.spread + processor.mean
         return {
-            name: regression_metrics(said * processor.spread + processor.mean, wanted)
+            name: regression_metrics(processor.restored(said), test["wanted"])
             for name, said in found.items()
         }
 
@@ -92,10 +99,3 @@ class TextRegression(Task[NumberProcessor]):
             real_BT = thinned(real_BT, self.model.dropout)
         said_B: Tensor = model(tokens_BT, real_BT)[:, 0].float()
         return said_B
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

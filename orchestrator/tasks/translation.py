@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,11 @@ class Translation(Task[TextProcessor]):
     split_by = "source"
 
     def clean(self, row: Row) -> Row | None:
-        source, target = (unicodedata.normalize("NFC", row[c]).strip() for c in self.columns)
-        return {"source": source, "target": target} if source and target else None
+        source = unicodedata.normalize("NFC", row["source"]).strip()
+        target = row["target"]
+        if target is not None:  # of a request
+            target = unicodedata.normalize("NFC", target).strip()
+        return {"source": source, "target": target} if source and target != "" else None
 
     def fit_processor(self, rows: Iterable[Row]) -> TextProcessor:
         texts = (row[c] for row in rows for c in self.columns)
@@ -41,9 +45,12 @@ class Translation(Task[TextProcessor]):
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         sources = processor.encode_batch([row["source"] for row in rows])
-        return encode_pairs(
-            sources, [row["target"] for row in rows], processor, self.model.max_seq_len
-        )
+        targets = [row["target"] or "" for row in rows]
+        return encode_pairs(sources, targets, processor, self.model.max_seq_len)
+
+    def keep(self, rows: list[Row]) -> Arrays:
+        """The whole texts: references are not what fits into max_seq_len."""
+        return {f"{c}_text": np.array([row[c] for row in rows], dtype=object) for c in self.columns}
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
@@ -65,18 +72,18 @@ class Translation(Task[TextProcessor]):
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
         metrics = language_metrics(float(nats), int(tokens), int(text_bytes))
         if "said" in predictions:
-            metrics |= _translation_metrics(predictions["said"], predictions["wanted"])[0]
+            metrics |= _translation_metrics(predictions["said"], predictions["target_text"])[0]
         return metrics
 
     def explain(self, predictions: Arrays) -> str:
-        return " · ".join(_translation_metrics(predictions["said"], predictions["wanted"])[1])
+        return " · ".join(_translation_metrics(predictions["said"], predictions["target_text"])[1])
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
     ) -> dict[str, dict[str, float]]:
         from orchestrator.baselines import dictionary
 
-        sources, wanted = (texts_of(test, name, processor) for name in ("source", "target"))
+        sources, wanted = list(test["source_text"]), list(test["target_text"])
         known, targets = (texts_of(train, name, processor) for name in ("source", "target"))
         return {
             "copy of the source": _translation_metrics(sources, wanted)[0],
