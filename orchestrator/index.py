@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import ray.data
 
 from orchestrator.artifact import Split
 from orchestrator.errors import UserError
@@ -23,6 +22,7 @@ GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}
 BAD_SHARE = 0.01  # of a split's rows, or
 BAD_ROWS, BAD_SHARE_OF_FEW = 10, 0.1  # so many, where these are no larger share
 
+INDEXED = ["key", "bytes", "value", "code", "twin", "aside", "note"]
 Splits = Sequence[Split | None]  # of each kept row, in the index's order
 
 
@@ -69,9 +69,9 @@ def _hash(content: bytes) -> str:
 
 class Index:
     """What the driver knows of the rows: keys, sizes and values of the kept ones, and the others'
-    places and reasons."""
+    places and reasons. Batches are columns of what `record` made, those of INDEXED at least."""
 
-    def __init__(self, rows: ray.data.Dataset) -> None:
+    def __init__(self, batches: Iterable[dict[str, Any]]) -> None:
         self.keys: list[str] = []
         self.bytes: list[int] = []
         self.values: list[str] = []
@@ -82,8 +82,7 @@ class Index:
         self.read: Counter[str] = Counter()  # rows of each code of GIVEN, and of none
         self.bad_of: Counter[str] = Counter()
         twins = []
-        names = ["key", "bytes", "value", "code", "twin", "aside", "note"]
-        for batch in rows.select_columns(names).iter_batches(batch_size=None):
+        for batch in batches:
             self._add(batch)
             twins.append(batch["twin"][batch["key"] != ""])
         self.twins = np.concatenate(twins) if twins else np.empty(0, dtype=np.int64)

@@ -25,7 +25,7 @@ from orchestrator.artifact import SPLITS, PreparedData, Shard, Split
 from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
-from orchestrator.index import GIVEN, HASH, Index, hidden_splits, quarantine, record, share
+from orchestrator.index import GIVEN, HASH, INDEXED, Index, hidden_splits, quarantine, record, share
 from orchestrator.job import Job
 from orchestrator.progress import Progress
 from orchestrator.rows import read_cleaned
@@ -84,7 +84,7 @@ def prepare(
     num_buckets = _num_buckets(source_bytes)
 
     rows = _read(task, files, num_buckets, progress)
-    index = Index(rows)
+    index = Index(rows.select_columns(INDEXED).iter_batches(batch_size=None))
     quarantine(index, job, folder)
     if not index.keys:
         raise UserError(f"data.source = {_named(job)}: {index.why_nothing()}")

@@ -29,6 +29,7 @@ def write_report(
         "steps": training.steps,
         "checkpoint": f"{training.folder}/{training.best_checkpoint}",
         "documents": prepared.documents,
+        "notices": _notices(prepared, training),
         "samples": {split: prepared.rows(split) for split in prepared.splits},
         "config": job.model_dump(mode="json"),
     }
@@ -81,6 +82,7 @@ def markdown(
         f"- samples: {samples}",
         f"- checkpoint: `{training.folder}/{training.best_checkpoint}`, the best by validation",
         "",
+        *_section("What to know of it", _notices(prepared, training)),
         *([found] if found else []),
         "## The job",
         "",
@@ -90,6 +92,15 @@ def markdown(
         "",
     ]
     return "\n".join(lines)
+
+
+def _notices(prepared: PreparedData, training: Training) -> dict[str, list[str]]:
+    return {stage.stage: stage.notices for stage in (prepared, training) if stage.notices}
+
+
+def _section(title: str, notices: dict[str, list[str]]) -> list[str]:
+    lines = [f"- {stage}: {notice}" for stage, told in notices.items() for notice in told]
+    return [f"## {title}", "", *lines, ""] if lines else []
 
 
 def _cells(metrics: dict[str, float], names: list[str]) -> str:

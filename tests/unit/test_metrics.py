@@ -127,13 +127,19 @@ def test_language_metrics_of_hopeless_models_and_empty_texts_are_finite() -> Non
 def test_answers_are_compared_as_squad_does(
     said: str, wanted: str, exact: float, f1: float
 ) -> None:
-    found = answer_metrics([said], [wanted])
+    found = answer_metrics([said], [[wanted]])
     assert found == {"exact_match": exact, "f1": pytest.approx(f1)}
 
 
 def test_words_that_come_twice_count_twice() -> None:
-    assert answer_metrics(["no no no"], ["no yes"])["f1"] == pytest.approx(2 * 1 / 5)
+    assert answer_metrics(["no no no"], [["no yes"]])["f1"] == pytest.approx(2 * 1 / 5)
     assert answer_words("An Apple, a day") == ["apple", "day"]
+
+
+def test_of_several_answers_the_best_one_counts_for_each_measure() -> None:
+    answers = [["the red brick house", "house", "a house of red brick, red brick"]]
+    assert answer_metrics(["House!"], answers) == {"exact_match": 1, "f1": 1}
+    assert answer_metrics(["red brick"], answers) == {"exact_match": 0, "f1": 0.8}
 
 
 def test_errors_of_numbers() -> None:

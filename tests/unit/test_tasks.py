@@ -1,16 +1,19 @@
 """Every task, found by its name: what each must be able to do, and what none may forget."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from orchestrator.batches import to_device
+from orchestrator.artifact import PreparedData
+from orchestrator.batches import kept, to_device
+from orchestrator.folder import Folder
 from orchestrator.job import TASKS, Job, TrainConfig
 from orchestrator.optimizer import build_optimizers
-from orchestrator.shards import Arrays, write_shard
+from orchestrator.shards import Arrays, ShardReader, write_shard
 from orchestrator.task import Row, Task
 from orchestrator.world import World
 
@@ -68,6 +71,7 @@ class Case:
         self.processor = self.task.fit_processor(self.rows)
         self.arrays: Arrays = self.task.encode(self.rows, self.processor)
         self.batch = to_device(self.arrays, CPU)
+        self.kept = self.task.keep(self.rows)
         sizes = self.processor.vocab_size, self.processor.num_outputs
         self.model = self.task.build_model(*sizes)
 
@@ -77,9 +81,7 @@ def case(name: str) -> Case:
     return Case(name)
 
 
-def test_rows_become_arrays_of_fixed_shapes_that_a_shard_keeps(case: Case, tmp_path) -> None:
-    from orchestrator.folder import Folder
-
+def test_rows_become_arrays_of_fixed_shapes_that_a_shard_keeps(case: Case, tmp_path: Path) -> None:
     counts = {len(array) for array in case.arrays.values()}
     assert len(counts) == 1 and counts != {0}
     none = case.task.encode([], case.processor)
@@ -129,7 +131,7 @@ def test_predictions_are_scored_by_row_and_the_metric_is_among_the_scores(case: 
     found = case.task.predict(case.model, case.batch, case.processor)
     found |= case.task.answer(case.model, case.batch, case.processor)
     assert {len(values) for values in found.values()} == {len(next(iter(case.arrays.values())))}
-    scores = case.task.score(found)
+    scores = case.task.score(found | case.kept)
     assert case.task.metric.name in scores
     assert all(np.isfinite(value) for value in scores.values())
 
@@ -139,7 +141,7 @@ def test_a_request_brings_its_inputs_alone_and_gets_plain_json(case: Case) -> No
     if case.task.serves != "predictions":
         return  # it completes text
     case.model.eval()
-    row = {c: ("naïve 机器" if c in case.task.inputs else "?") for c in case.task.columns}
+    row = {c: ("naïve 机器" if c in case.task.inputs else None) for c in case.task.columns}
     cleaned = case.task.clean(row)
     assert cleaned is not None
     batch = to_device(case.task.encode([cleaned], case.processor), CPU)
@@ -152,10 +154,22 @@ def test_a_request_brings_its_inputs_alone_and_gets_plain_json(case: Case) -> No
 @torch.inference_mode()
 def test_baselines_are_scored_as_the_model_is(case: Case) -> None:
     predicted = case.task.predict(case.model, case.batch, case.processor)
-    scores = set(case.task.score(predicted))
-    for metrics in case.task.baselines(case.arrays, case.arrays, case.processor).values():
+    scores = set(case.task.score(predicted | case.kept))
+    test = case.arrays | case.kept
+    for metrics in case.task.baselines(case.arrays, test, case.processor).values():
         assert set(metrics) <= scores | {"bleu", "chrf", "f1"}
         assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_what_is_kept_beside_the_arrays_comes_back_from_a_shard(case: Case, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    shard = write_shard(folder, "test-0.arrow", case.arrays | case.kept)
+    prepared = PreparedData.model_construct(folder=folder, splits={"test": [shard]})
+    arrays = ShardReader(prepared, "test").read([1, 0])
+    found = kept(arrays)
+    assert found.keys() == case.kept.keys()
+    assert all(found[k].tolist() == v[[1, 0]].tolist() for k, v in case.kept.items())
+    assert to_device(arrays, CPU).keys() == case.arrays.keys()
 
 
 def test_what_holds_nothing_is_dropped(case: Case) -> None:
