@@ -16,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 END, MASK = "<|endoftext|>", "<|mask|>"
 MASKS = (MASK, "[MASK]", "<mask>")  # what others call it
+SPACE = "Ġ"  # as a byte-level vocabulary writes it
 SMALL_VOCABULARY = 65_536  # whose tokens are stored in 16 bits
 
 
@@ -31,7 +32,11 @@ class TokenizerConfig(BaseModel):
 
 
 class TextProcessor:
-    """A trained tokenizer. Documents end with `end_token`."""
+    """A trained tokenizer. Documents end with `end_token`.
+
+    One from elsewhere may put tokens of its own around a text, such as [CLS] and [SEP]: `prefix`
+    and `suffix`.
+    """
 
     file_name: ClassVar[str] = "tokenizer.json"
 
@@ -49,7 +54,10 @@ class TextProcessor:
         known = (mask for mask in MASKS if tokenizer.token_to_id(mask) is not None)
         self.mask: str | None = next(known, None)
         self.mask_token: int | None = tokenizer.token_to_id(self.mask) if self.mask else None
+        # A character of its vocabulary stands for a byte.
+        self._writes_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self.token_bytes = _token_bytes(tokenizer, end, self.vocab_size)
+        self.prefix, self.suffix = _around(tokenizer)
 
     @classmethod
     def fit(
@@ -106,17 +114,69 @@ class TextProcessor:
         self.tokenizer.encode_special_tokens = True
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
+    def encode_plain_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text alone, without `prefix` and `suffix`."""
+        self.tokenizer.encode_special_tokens = True
+        found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
     def encode_with_places(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Token ids of each text, and from which character to which each of them reaches."""
         self.tokenizer.encode_special_tokens = True
         return [(found.ids, found.offsets) for found in self.tokenizer.encode_batch(texts)]
 
+    def encode_with_bytes(
+        self, texts: list[str], special: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each text, and how many bytes of the text each of them stands for.
+
+        A token stands for what lies between the end of the tokens before it and its own end; the
+        last one for the rest too. So the bytes sum to those of the text, whatever the tokenizer
+        drops or rewrites. Only a text that has no token at all counts none.
+
+        Args:
+            special: with `prefix` and `suffix`, which stand for no bytes.
+        """
+        before, after = (self.prefix, self.suffix) if special else ([], [])
+        nothing_before, nothing_after = [0] * len(before), [0] * len(after)
+        return [
+            ([*before, *tokens, *after], [*nothing_before, *sizes, *nothing_after])
+            for tokens, sizes in self._plain_with_bytes(texts)
+        ]
+
+    def _plain_with_bytes(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        if not (self._writes_bytes and self.tokenizer.normalizer is None):
+            return self._by_places(texts)
+        found: list[tuple[list[int], list[int]]] = []
+        for text, tokens in zip(texts, self.encode_plain_batch(texts), strict=True):
+            sizes = self.token_bytes[tokens].tolist()
+            excess = sum(sizes) - len(text.encode())
+            if excess == 1 and self.tokenizer.id_to_token(tokens[0]).startswith(SPACE):
+                sizes[0] -= 1  # of the space that was put before the text
+                excess = 0
+            found += [(tokens, sizes)] if excess == 0 else self._by_places([text])
+        return found
+
+    def _by_places(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+        self.tokenizer.encode_special_tokens = True
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            (found.ids, _bytes_at(text, [last for _, last in found.offsets]))
+            for text, found in zip(texts, encodings, strict=True)
+        ]
+
     def padded(self, name: str, rows: list[list[int]], length: int) -> dict[str, npt.NDArray[Any]]:
-        """Rows of tokens, cut to `length` and filled up with 0, and how many of each are real."""
+        """Rows of tokens, cut to `length` and filled up with 0, and how many of each are real.
+
+        A row that ends with the tokenizer's `suffix` still does so when it is cut.
+        """
         tokens = np.zeros((len(rows), length), dtype=self.dtype)
         lengths = np.array([min(len(row), length) for row in rows], dtype=np.int32)
+        size = len(self.suffix)
         for i, row in enumerate(rows):
             tokens[i, : lengths[i]] = row[:length]
+            if 0 < size < length < len(row) and row[-size:] == self.suffix:
+                tokens[i, length - size :] = self.suffix
         return {name: tokens, f"{name}_length": lengths}
 
     def decode(self, tokens: list[int]) -> str:
@@ -130,12 +190,46 @@ def commonest(texts: list[str]) -> str:
     return min(counts, key=lambda text: (-counts[text], text))
 
 
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind a text."""
+    if tokenizer.num_special_tokens_to_add(is_pair=False) == 0:
+        return [], []
+    for text in ("a", "0", "."):  # it may know some of them
+        found = tokenizer.encode(text)
+        plain = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+        if plain:
+            return found.ids[: plain[0]], found.ids[plain[-1] + 1 :]
+    return [], []
+
+
+def _bytes_at(text: str, ends: list[int]) -> list[int]:
+    """The bytes of text from one end to the next, none where it lies before; the last has the rest.
+
+    `ends` are in characters.
+    """
+    if not ends:
+        return []
+    reached = np.maximum.accumulate(np.minimum(ends, len(text)))
+    reached[-1] = len(text)
+    if not text.isascii():
+        sizes = [len(character.encode()) for character in text]
+        reached = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[reached]
+    counts: list[int] = np.diff(reached, prepend=0).tolist()
+    return counts
+
+
 def _token_bytes(tokenizer: Tokenizer, end: str, size: int) -> npt.NDArray[np.int64]:
     """How many bytes of text each token stands for, int64 (size,)."""
     by_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)  # a character stands for a byte
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | {end}
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special} | {end}
+    as_written = {token.content for token in added}
     lengths = np.zeros(size, dtype=np.int64)
     for token, number in tokenizer.get_vocab().items():
-        if token not in special:
-            lengths[number] = len(token) if by_bytes else len(tokenizer.decode([number]).encode())
+        if token in special:
+            continue
+        if by_bytes and token not in as_written:
+            lengths[number] = len(token)
+        else:
+            lengths[number] = len(tokenizer.decode([number]).encode())
     return lengths

@@ -1,8 +1,20 @@
 """The tokenizer: no text is unknown, none is lost, none is a command."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from orchestrator.processors.text import END, TextProcessor, TokenizerConfig
 
@@ -130,3 +142,162 @@ def test_tokens_are_stored_as_wide_as_the_vocabulary_asks(vocab_size: int, dtype
     assert arrays["tokens_length"].tolist() == [2, 0]
     again = TextProcessor.from_bytes(processor.to_bytes())
     assert again.vocab_size == vocab_size and again.dtype == processor.dtype
+
+
+# Tokenizers from elsewhere: what each token stands for
+
+
+def sentencepiece(byte_fallback: bool) -> Tokenizer:
+    """As Llama 2's: `▁` for a space, one before each text."""
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        *"then",
+        "th",
+        "▁th",
+    ]
+    model = models.BPE(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[("t", "h"), ("▁", "th")],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=byte_fallback,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    """As T5's: Metaspace, NFKC, an end behind each text."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -3.0), ("▁the", -2.0), ("n", -4.0), ("fi", -3.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return tokenizer
+
+
+def wordpiece() -> Tokenizer:
+    """As BERT's: in lower case, [CLS] and [SEP] around each text."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "th", "##e", "##ing", "n", "##n", "."]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(words[:4])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def bytelevel(prefix_space: bool) -> Tokenizer:
+    """As GPT-4's and Llama 3's: pieces are split first, then bytes; two tokens were added."""
+    tokenizer = TextProcessor.fit(TRAINING, TokenizerConfig(vocab_size=300)).tokenizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\s?\w+|\s+|\S"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False),
+        ]
+    )
+    tokenizer.add_tokens(["<tool>", AddedToken("the user", lstrip=True)])
+    return tokenizer
+
+
+FOREIGN: dict[str, tuple[Callable[[], Tokenizer], str]] = {
+    "Llama 2": (lambda: sentencepiece(True), "</s>"),
+    "unknown characters": (lambda: sentencepiece(False), "</s>"),
+    "T5": (unigram, "</s>"),
+    "BERT": (wordpiece, "[SEP]"),
+    "Llama 3": (lambda: bytelevel(False), END),
+    "a space before every piece": (lambda: bytelevel(True), END),
+    "ours": (lambda: TextProcessor.fit(TRAINING, TokenizerConfig(vocab_size=300)).tokenizer, END),
+    "ours, with a space before": (
+        lambda: TextProcessor.fit(TRAINING, TokenizerConfig(vocab_size=300), (), True).tokenizer,
+        END,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FOREIGN)
+def foreign(request: pytest.FixtureRequest) -> TextProcessor:
+    build, end = FOREIGN[request.param]
+    return TextProcessor(build(), end)
+
+
+@given(unicode_text)
+@example("The  things\n then, naïve ﬁ x² 机器学习 🙂 <tool> the user </s>[SEP]")
+@example("  then  ")
+@example("\x00")
+@example("")
+def test_the_bytes_that_tokens_stand_for_are_those_of_the_text(
+    foreign: TextProcessor, text: str
+) -> None:
+    ((tokens, sizes),) = foreign.encode_with_bytes([text])
+    assert tokens == foreign.encode_plain_batch([text])[0] and len(sizes) == len(tokens)
+    assert sum(sizes) == (len(text.encode()) if tokens else 0) and all(n >= 0 for n in sizes)
+    ((whole, of_whole),) = foreign.encode_with_bytes([text], special=True)
+    assert whole == foreign.encode(text)
+    assert of_whole == [*[0] * len(foreign.prefix), *sizes, *[0] * len(foreign.suffix)]
+
+
+@given(unicode_text)
+def test_both_ways_to_count_the_bytes_of_our_own_tokens_agree(
+    processor: TextProcessor, text: str
+) -> None:
+    ((tokens, sizes),) = processor.encode_with_bytes([text])
+    assert sizes == processor.token_bytes[tokens].tolist()
+    ((again, by_places),) = processor._by_places([text])
+    assert again == tokens and sum(by_places) == sum(sizes)
+    if text.isascii():
+        assert by_places == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "Llama 2",
+            "the né",
+            [("▁th", 2), ("e", 1), ("▁", 1), ("n", 1), ("<0xC3>", 2), ("<0xA9>", 0)],
+        ),
+        ("BERT", "Thing  the.", [("th", 2), ("##ing", 3), ("the", 5), (".", 1)]),
+        ("T5", "the ﬁ ", [("▁the", 3), ("▁", 1), ("fi", 4)]),
+        ("ours, with a space before", "ab", [("Ġa", 1), ("b", 1)]),
+    ],
+)
+def test_a_token_stands_for_what_no_token_before_it_does(
+    name: str, text: str, expected: list[tuple[str, int]]
+) -> None:
+    build, end = FOREIGN[name]
+    processor = TextProcessor(build(), end)
+    ((tokens, sizes),) = processor.encode_with_bytes([text])
+    found = [processor.tokenizer.id_to_token(token) for token in tokens]
+    assert list(zip(found, sizes, strict=True)) == expected
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_known_and_outlasts_a_cut() -> None:
+    processor = TextProcessor(wordpiece(), "[SEP]")
+    assert (processor.prefix, processor.suffix) == ([2], [3])
+    rows = processor.encode_batch(["the the the the", "the"])
+    arrays = processor.padded("tokens", [*rows, [4, 4, 4, 4, 4]], 4)
+    assert arrays["tokens"].tolist() == [[2, 4, 4, 3], [2, 4, 3, 0], [4, 4, 4, 4]]
+    assert arrays["tokens_length"].tolist() == [4, 3, 4]
+    assert processor.encode_plain_batch(["the"]) == [[4]]
