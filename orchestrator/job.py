@@ -41,7 +41,7 @@ SPACE: dict[str, dict[str, Any]] = {
 }
 SPACE_OF_PRETRAINED = {**SPACE, "train.lr": {"loguniform": [2e-5, 2e-3]}}
 
-FORMAT = 3  # of what stages leave in storage: raised where older artifacts must not be taken up
+FORMAT = 4  # of what stages leave in storage: raised where older artifacts must not be taken up
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 

@@ -19,13 +19,21 @@ Batch = dict[str, Tensor]
 def encode_pairs(
     sources: list[list[int]], targets: list[str], processor: TextProcessor, length: int
 ) -> Arrays:
-    """`source`, `target`, how many of their tokens are real, and the target's bytes of text."""
-    end = processor.end_token
-    target_tokens = [[end, *row[: length - 1], end] for row in processor.encode_batch(targets)]
+    """`source`, `target`, how many of their tokens are real, and the bytes of text of the target's
+    tokens, as far as these fit."""
+    begin, end = [processor.end_token, *processor.opening], processor.end_token
+    room = max(length - len(begin), 0)
+    rows = processor.encode_with_bytes(targets)
+    tokens = np.zeros((len(rows), length + 1), dtype=processor.dtype)
+    lengths, sizes = (np.zeros(len(rows), dtype=np.int32) for _ in range(2))
+    for i, (target, bytes_of) in enumerate(rows):
+        row = [*begin, *target[:room], end]
+        tokens[i, : len(row)], lengths[i], sizes[i] = row, len(row), sum(bytes_of[:room])
     return {
         **processor.padded("source", sources, length),
-        **processor.padded("target", target_tokens, length + 1),
-        "target_bytes": np.array([len(target.encode()) for target in targets], dtype=np.int32),
+        "target": tokens,
+        "target_length": lengths,
+        "target_bytes": sizes,
     }
 
 

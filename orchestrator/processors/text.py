@@ -114,6 +114,11 @@ class TextProcessor:
         self.tokenizer.encode_special_tokens = True
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
+    @property
+    def opening(self) -> list[int]:
+        """What stands before a text that is written: `prefix`, but for the end of another text."""
+        return [] if self.prefix == [self.end_token] else self.prefix
+
     def encode_plain_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text alone, without `prefix` and `suffix`."""
         self.tokenizer.encode_special_tokens = True
@@ -121,9 +126,10 @@ class TextProcessor:
         return [encoding.ids for encoding in found]
 
     def encode_with_places(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Token ids of each text, and from which character to which each of them reaches."""
+        """Token ids of each text alone, and from which character to which each of them reaches."""
         self.tokenizer.encode_special_tokens = True
-        return [(found.ids, found.offsets) for found in self.tokenizer.encode_batch(texts)]
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [(found.ids, found.offsets) for found in encodings]
 
     def encode_with_bytes(
         self, texts: list[str], special: bool = False
@@ -151,7 +157,7 @@ class TextProcessor:
         for text, tokens in zip(texts, self.encode_plain_batch(texts), strict=True):
             sizes = self.token_bytes[tokens].tolist()
             excess = sum(sizes) - len(text.encode())
-            if excess == 1 and self.tokenizer.id_to_token(tokens[0]).startswith(SPACE):
+            if excess == 1 and str(self.tokenizer.id_to_token(tokens[0])).startswith(SPACE):
                 sizes[0] -= 1  # of the space that was put before the text
                 excess = 0
             found += [(tokens, sizes)] if excess == 0 else self._by_places([text])

@@ -68,14 +68,16 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         length = self.model.max_seq_len
-        questions = processor.encode_batch([row["question"] for row in rows])
+        questions = processor.encode_plain_batch([row["question"] for row in rows])
+        before, after = processor.prefix, processor.suffix
         contexts = processor.encode_with_places([row["context"] for row in rows])
         tokens, bounds = [], np.full((len(rows), 3), -1, dtype=np.int32)
         for i, (row, question, (context, places)) in enumerate(
             zip(rows, questions, contexts, strict=True)
         ):
-            begin = min(len(question), length // 2) + 1
-            tokens.append([*question[: begin - 1], processor.end_token, *context])
+            asked = [*before, *question[: length // 2], processor.end_token]
+            begin = len(asked)
+            tokens.append([*asked, *context, *after])
             bounds[i, 0] = begin
             start = int(row["answer_start"])
             learned = next(iter(unpack(row["answer"])), "")
@@ -84,7 +86,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
                 for at, (first, last) in enumerate(places)
                 if last > start and first < start + len(learned)
             ]
-            if within and within[-1] < length:
+            if within and within[-1] < length - len(after):
                 bounds[i, 1:] = within[0], within[-1]
         context_at, start_at, end_at = bounds.T.copy()
         return {

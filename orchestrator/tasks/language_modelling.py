@@ -2,9 +2,10 @@
 
 import unicodedata
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class LanguageModelling(Task[TextProcessor]):
     """Documents become one stream of tokens, each ended by the end token, cut into blocks.
 
     A block holds max_seq_len + 1 tokens, and its last token is the next one's first, so that every
-    token is predicted once and none is padding.
+    token is predicted once and none is padding. `bytes` are those of its targets' text.
     """
 
     metric = Metric("loss", "min")
@@ -48,17 +49,16 @@ class LanguageModelling(Task[TextProcessor]):
         return TextProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
-        parts = [np.empty(0, dtype=processor.dtype)]
+        tokens, sizes = [np.empty(0, dtype=processor.dtype)], [np.empty(0, dtype=np.int32)]
+        before, end = processor.opening, processor.end_token
         for start in range(0, len(rows), ENCODED_AT_ONCE):
             texts = [row["text"] for row in rows[start : start + ENCODED_AT_ONCE]]
-            for tokens in processor.encode_batch(texts):
-                parts.append(np.array([*tokens, processor.end_token], dtype=processor.dtype))
-        stream = np.concatenate(parts)
+            for found, bytes_of in processor.encode_with_bytes(texts):
+                tokens.append(np.array([*before, *found, end], dtype=processor.dtype))
+                sizes.append(np.array([*[0] * len(before), *bytes_of, 0], dtype=np.int32))
         length = self.model.max_seq_len
-        if len(stream) <= length:
-            return {"tokens": np.empty((0, length + 1), dtype=processor.dtype)}
-        windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)
-        return {"tokens": windows[::length].copy()}
+        blocks = _windows(np.concatenate(tokens), length)
+        return {"tokens": blocks, "bytes": _windows(np.concatenate(sizes), length)[:, 1:].sum(1)}
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
@@ -70,11 +70,10 @@ class LanguageModelling(Task[TextProcessor]):
     def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
         targets_BT = batch["tokens"][:, 1:].long()
         losses_BT = self._losses(model, batch)
-        token_bytes = torch.from_numpy(processor.token_bytes).to(targets_BT.device)
         return {
             "nats": losses_BT.double().sum(1).cpu().numpy(),
             "tokens": np.full(len(targets_BT), targets_BT.shape[1]),
-            "bytes": token_bytes[targets_BT].sum(1).cpu().numpy(),
+            "bytes": batch["bytes"].cpu().numpy(),
         }
 
     def score(self, predictions: Arrays) -> dict[str, float]:
@@ -86,7 +85,7 @@ class LanguageModelling(Task[TextProcessor]):
     ) -> dict[str, dict[str, float]]:
         """Interpolated n-grams of the training blocks on the targets that the model predicts."""
         targets = test["tokens"][:, 1:].astype(np.int64)
-        text_bytes = int(processor.token_bytes[targets].sum())
+        text_bytes = int(test["bytes"].sum())
         orders = ngram_nats(train["tokens"], test["tokens"], processor.vocab_size)
         return {
             name: language_metrics(nats, targets.size, text_bytes) for name, nats in orders.items()
@@ -95,3 +94,10 @@ class LanguageModelling(Task[TextProcessor]):
     def _losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         tokens_BT = batch["tokens"].long()
         return token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
+
+
+def _windows(stream: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Blocks of length + 1, each beginning with the last one of the block before."""
+    if len(stream) <= length:
+        return np.empty((0, length + 1), dtype=stream.dtype)
+    return np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length].copy()

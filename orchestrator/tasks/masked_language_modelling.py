@@ -26,7 +26,8 @@ PASSES = 7  # to hide every token once, about as many at a time as in training
 
 
 class MaskedLanguageModelling(Task[TextProcessor]):
-    """A document is cut into pieces of max_seq_len tokens, the last of them perhaps shorter."""
+    """A document is cut into pieces of max_seq_len tokens, the last of them perhaps shorter. What a
+    tokenizer puts around a text stands around each piece, and is never hidden."""
 
     metric = Metric("loss", "min")
     columns: ClassVar[dict[str, Kind]] = {"text": "text"}
@@ -48,21 +49,20 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         return TextProcessor.from_bytes(content)
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
-        length = self.model.max_seq_len
+        before, after = processor.prefix, processor.suffix
+        room = max(self.model.max_seq_len - len(before) - len(after), 1)
         pieces: list[list[int]] = []
         sizes: list[int] = []  # in bytes of text
-        texts = [row["text"] for row in rows]
-        for text, tokens in zip(texts, processor.encode_batch(texts), strict=True):
-            found = [tokens[start : start + length] for start in range(0, len(tokens), length)]
-            if not found:  # a tokenizer from elsewhere may see nothing in it
-                continue
-            later = [int(processor.token_bytes[piece].sum()) for piece in found[1:]]
-            pieces += found
-            sizes += [len(text.encode()) - sum(later), *later]
+        # A tokenizer from elsewhere may see nothing in a text.
+        for tokens, bytes_of in processor.encode_with_bytes([row["text"] for row in rows]):
+            for start in range(0, len(tokens), room):
+                pieces.append([*before, *tokens[start : start + room], *after])
+                sizes.append(sum(bytes_of[start : start + room]))
+        around = {"before": len(before), "after": len(after), "mask": processor.mask_token}
         return {
-            **processor.padded("tokens", pieces, length),
+            **processor.padded("tokens", pieces, self.model.max_seq_len),
             "bytes": np.array(sizes, dtype=np.int32),
-            "mask": np.full(len(pieces), processor.mask_token, dtype=processor.dtype),
+            **{name: np.full(len(pieces), n, dtype=np.int32) for name, n in around.items()},
         }
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
@@ -71,14 +71,16 @@ class MaskedLanguageModelling(Task[TextProcessor]):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens_BT, real_BT = trimmed(batch, "tokens")
         chance_BT = torch.rand(tokens_BT.shape, device=tokens_BT.device)
-        hidden_BT = (chance_BT < HIDDEN) & real_BT
-        hidden_BT[:, 0] |= ~hidden_BT.any(1)  # something to find in every row
-        shown_BT = torch.where(
-            chance_BT < HIDDEN * MASKED, batch["mask"].long()[:, None], tokens_BT
-        )
+        text_BT = text_of(batch, real_BT)
+        hidden_BT = (chance_BT < HIDDEN) & text_BT
+        # Something to find in every row: else its first token.
+        first_BT = text_BT & (text_BT.cumsum(1) == 1)
+        hidden_BT |= first_BT & ~hidden_BT.any(1, keepdim=True)
+        masked_BT = (chance_BT < HIDDEN * MASKED) & text_BT
+        shown_BT = torch.where(masked_BT, batch["mask"].long()[:, None], tokens_BT)
         any_BT = torch.randint_like(tokens_BT, model_vocabulary(model))
         is_random_BT = (chance_BT >= HIDDEN * MASKED) & (chance_BT < HIDDEN * (MASKED + RANDOM))
-        shown_BT = torch.where(is_random_BT, any_BT, shown_BT)
+        shown_BT = torch.where(is_random_BT & text_BT, any_BT, shown_BT)
         losses_N = hidden_losses(model, shown_BT, real_BT, hidden_BT, tokens_BT)
         return losses_N.sum(), hidden_BT.sum().float()
 
@@ -86,15 +88,16 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         """The nats of every token while it, and every PASSES-th one with it, is hidden."""
         tokens_BT, real_BT = trimmed(batch, "tokens")
         nats_B = torch.zeros(len(tokens_BT), dtype=torch.float64, device=tokens_BT.device)
+        text_BT = text_of(batch, real_BT)
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         for turn in range(PASSES):
-            hidden_BT = (positions_T % PASSES == turn) & real_BT
+            hidden_BT = (positions_T % PASSES == turn) & text_BT
             shown_BT = torch.where(hidden_BT, batch["mask"].long()[:, None], tokens_BT)
             losses_N = hidden_losses(model, shown_BT, real_BT, hidden_BT, tokens_BT)
             nats_B.index_add_(0, hidden_BT.nonzero()[:, 0], losses_N.double())
         return {
             "nats": nats_B.cpu().numpy(),
-            "tokens": real_BT.sum(1).cpu().numpy(),
+            "tokens": text_BT.sum(1).cpu().numpy(),
             "bytes": batch["bytes"].cpu().numpy(),
         }
 
@@ -108,6 +111,13 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         """How usual a text is."""
         loss = float(answers["nats"][row]) / int(answers["tokens"][row])
         return {"loss": loss, "pseudo_perplexity": math.exp(min(loss, 700.0))}
+
+
+def text_of(batch: Batch, real_BT: Tensor) -> Tensor:
+    """Which tokens are text, not what a tokenizer from elsewhere puts around it, such as [CLS]."""
+    positions_T = torch.arange(real_BT.shape[1], device=real_BT.device)
+    ends_B = batch["tokens_length"] - batch["after"]
+    return real_BT & (positions_T >= batch["before"][:, None]) & (positions_T < ends_B[:, None])
 
 
 def hidden_losses(

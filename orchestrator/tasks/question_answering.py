@@ -54,13 +54,13 @@ class QuestionAnswering(Task[TextProcessor]):
 
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         questions, contexts = (
-            processor.encode_batch([row[c] for row in rows]) for c in ("question", "context")
+            processor.encode_plain_batch([row[c] for row in rows]) for c in ("question", "context")
         )
         sources = []
         for question, context in zip(questions, contexts, strict=True):
-            asked = [processor.end_token, *question]
-            room = max(self.model.max_seq_len - len(asked), 0)
-            sources.append([*context[max(len(context) - room, 0) :], *asked])
+            asked = [processor.end_token, *question, *processor.suffix]
+            room = max(self.model.max_seq_len - len(asked) - len(processor.prefix), 0)
+            sources.append([*processor.prefix, *context[max(len(context) - room, 0) :], *asked])
         answers = [_first(row) for row in rows]
         return encode_pairs(sources, answers, processor, self.model.max_seq_len)
 

@@ -108,9 +108,10 @@ def test_the_largest_token_ids_fit_into_the_blocks(task: LanguageModelling) -> N
     class Largest:
         end_token = 65_535
         dtype = np.uint16
+        opening: tuple[int, ...] = ()
 
-        def encode_batch(self, texts: list[str]) -> list[list[int]]:
-            return [[65_534] * 10 for _ in texts]
+        def encode_with_bytes(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+            return [([65_534] * 10, [1] * 10) for _ in texts]
 
     blocks = task.encode(rows_of(["x"]), Largest())["tokens"]
     assert blocks.max() == 65_534
@@ -151,13 +152,23 @@ def test_predict_counts_the_nats_tokens_and_bytes_of_the_targets(
 ) -> None:
     the, question, end = *processor.encode(" the"), *processor.encode("?"), processor.end_token
     tokens = torch.tensor([[question, the, end, the], [the, the, question, question]])
-    found = task.predict(Favourite(the, 270), {"tokens": tokens.to(torch.uint16)}, processor)
+    batch = {"tokens": tokens.to(torch.uint16), "bytes": torch.tensor([8, 6])}
+    found = task.predict(Favourite(the, 270), batch, processor)
     likely, unlikely = math.log(2), -math.log(0.5 / 269)
     np.testing.assert_allclose(
         found["nats"], [2 * likely + unlikely, likely + 2 * unlikely], rtol=1e-6
     )
     assert found["tokens"].tolist() == [3, 3]
-    assert found["bytes"].tolist() == [4 + 0 + 4, 4 + 1 + 1]
+    assert found["bytes"].tolist() == [8, 6]
+
+
+def test_the_bytes_of_a_block_are_those_of_its_targets_text(
+    task: LanguageModelling, processor: TextProcessor
+) -> None:
+    texts = ["the cat", "naïve 🙂 and the hat", "?" * 40]
+    arrays = task.encode(rows_of(texts), processor)
+    expected = processor.token_bytes[arrays["tokens"][:, 1:]].sum(1)
+    assert arrays["bytes"].tolist() == expected.tolist() and expected.min() > 0
 
 
 def test_the_loss_is_the_sum_over_the_targets_and_their_number(
@@ -166,7 +177,7 @@ def test_the_loss_is_the_sum_over_the_targets_and_their_number(
     torch.manual_seed(0)
     model = task.build_model(processor.vocab_size, 1)
     rows = task.encode(rows_of(["the cat and the hat"] * 9), processor)["tokens"]
-    batch = {"tokens": torch.from_numpy(rows)}
+    batch = {"tokens": torch.from_numpy(rows), "bytes": torch.zeros(len(rows))}
     with torch.no_grad():
         loss, count = task.loss(model, batch)
         predicted = task.predict(model, batch, processor)
@@ -197,7 +208,8 @@ def test_baselines_are_measured_on_the_targets_of_the_model(
     found = task.baselines(rows, rows, processor)
     loss = [found[order]["loss"] for order in ("unigram", "bigram", "trigram")]
     assert loss == sorted(loss, reverse=True) and loss[2] < 0.5 * loss[0]
-    text_bytes = processor.token_bytes[rows["tokens"][:, 1:]].sum()
+    text_bytes = rows["bytes"].sum()
+    assert text_bytes == processor.token_bytes[rows["tokens"][:, 1:]].sum()
     for metrics in found.values():
         nats = metrics["loss"] * rows["tokens"][:, 1:].size
         assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes)

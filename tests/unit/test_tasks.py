@@ -188,7 +188,8 @@ def test_a_document_without_a_token_leaves_no_masked_piece(
 ) -> None:
     task = task_of("masked_language_modelling")
     processor = task.fit_processor([{"text": "ab"}])
-    monkeypatch.setattr(processor, "encode_batch", lambda texts: [[], [5, 6]])
+    found = [([], []), ([5, 6], [1, 1])]
+    monkeypatch.setattr(processor, "encode_with_bytes", lambda texts: found)
     arrays = task.encode([{"text": "\x00"}, {"text": "ab"}], processor)
     assert {name: len(array) for name, array in arrays.items()} == dict.fromkeys(arrays, 1)
     assert arrays["bytes"].tolist() == [2]

@@ -74,7 +74,11 @@ def prepare_counting(folder: Folder) -> PreparedData:
     for split in SPLITS:
         parts = np.array_split(counting[: rows[split]].astype(np.uint16), 3)
         splits[split] = [
-            write_shard(folder, f"{split}-{i}.arrow", {"tokens": part})
+            write_shard(
+                folder,
+                f"{split}-{i}.arrow",
+                {"tokens": part, "bytes": np.full(len(part), LENGTH, dtype=np.int32)},
+            )
             for i, part in enumerate(parts)
         ]
     return PreparedData(
