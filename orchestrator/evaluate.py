@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterable
@@ -53,6 +54,7 @@ def evaluate(
     try:
         predictions = _predict(job, prepared, training, progress)
         scores = task.score(predictions)
+        _check_finite(scores, training)
         beside: dict[str, dict[str, float]] = ray.get(baselines)
     except RayError as error:
         raise raised_by_user_code(error) or error from error
@@ -68,6 +70,15 @@ def evaluate(
     )
     write_report(job, prepared, training, evaluation, found)
     return evaluation.commit()
+
+
+def _check_finite(scores: dict[str, float], training: Training) -> None:
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise StageError(
+                f"test {name} is {value}: {training.folder}/{training.best_checkpoint} predicts what "
+                f"is no number; look at the test rows, or lower train.lr"
+            )
 
 
 def _predict(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> Arrays:

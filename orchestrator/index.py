@@ -179,7 +179,9 @@ class Index:
 
 def share(count: int, total: int, of: str) -> str:
     """`60 of 400 rows (15 %)`."""
-    return f"{count:,} of {total:,} {of} ({100 * count / max(total, 1):.2g} %)"
+    percent = 100 * count / max(total, 1)
+    shown = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+    return f"{count:,} of {total:,} {of} ({shown} %)"
 
 
 def hidden_splits(index: Index, files: Sequence[SourceFile]) -> tuple[tuple[Split, ...], list[str]]:

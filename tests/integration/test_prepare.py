@@ -77,7 +77,8 @@ def test_duplicate_and_empty_documents_are_dropped_and_counted(tmp_path: Path) -
     rows += [rows[0], "Zo\u00eb " * 100, "Zoe\u0308 " * 100, "", "  \n"]
     write_as("jsonl", tmp_path / "data" / "rows.jsonl", rows)
     prepared = run_prepare(tmp_path)
-    assert prepared.documents == {"kept": 121, "empty": 2, "duplicate": 2, "quarantined": 0}
+    counts = {"kept": 121, "empty": 2, "duplicate": 2, "left out": 0, "quarantined": 0}
+    assert prepared.documents == counts
 
 
 def test_bad_rows_are_quarantined_with_file_and_row(tmp_path: Path) -> None:
@@ -88,6 +89,9 @@ def test_bad_rows_are_quarantined_with_file_and_row(tmp_path: Path) -> None:
         file.write(b'{"text": 5}\n\xff\xfe\n{"id": 3}\n{"text": "cut\n')
     prepared = run_prepare(tmp_path)
     assert prepared.documents["quarantined"] == 4
+    assert "4 rows set aside" in prepared.summary
+    (told,) = prepared.notices
+    assert told.startswith("4 of 124 rows (3.2 %) are set aside") and f"{path}, row 121" in told
     lines = prepared.folder.read("quarantine.jsonl").decode().splitlines()
     bad = [json.loads(line) for line in lines]
     assert [row["row"] for row in bad] == [121, 122, 123, 124]
@@ -98,7 +102,8 @@ def test_too_many_bad_rows_fail_naming_the_first(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "rows.jsonl"
     path.write_text('{"text": "fine"}\n' + "oops\n" * 5)
-    with pytest.raises(UserError, match=rf"5 bad rows.*max_bad_rows = 4.*{path}, row 2"):
+    told = rf"5 of 6 rows .*max_bad_rows = 4.*{path}, row 2"
+    with pytest.raises(UserError, match=told):
         run_prepare(tmp_path, data__max_bad_rows=4)
 
 
@@ -140,3 +145,46 @@ def test_data_that_has_moved_away_is_not_needed_once_it_is_prepared(tmp_path: Pa
     shutil.rmtree(tmp_path / "data")
     run = Run(Job.model_validate(tiny_job(tmp_path)))
     assert run.prepare_folder().uri == prepared.folder.uri
+
+
+def labelled(folder: Path, labels: list[str]) -> dict[str, Any]:
+    """A job of texts with these labels, which come in turn."""
+    (folder / "data").mkdir()
+    rows = [
+        {"text": text, "label": labels[i % len(labels)]} for i, text in enumerate(texts(folder))
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "data" / "rows.jsonl").write_text("".join(lines))
+    return {"task": "text_classification"}
+
+
+def test_a_label_of_one_row_is_a_class_however_small_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SAMPLE_BYTES", 1000)
+    labels = [f"class {i}" for i in range(20)]
+    prepared = run_prepare(tmp_path, **labelled(tmp_path, labels))
+    job = Job.model_validate(tiny_job(tmp_path, task="text_classification"))
+    processor: Any = load_processor(job.build_task(), prepared)
+    assert processor.labels == sorted(labels)
+
+
+def test_rows_without_a_label_are_counted_by_this_reason(tmp_path: Path) -> None:
+    labels = ["a", "b", "", "b", "NaN", "a"]
+    prepared = run_prepare(tmp_path, **labelled(tmp_path, labels))
+    assert prepared.documents["left out"] == 40 and prepared.documents["quarantined"] == 0
+    assert "40 of 120 rows (33 %) are left out: no label" in prepared.notices[0]
+
+
+def test_one_class_ends_the_stage_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training rows have the label 'spam'"):
+        run_prepare(tmp_path, **labelled(tmp_path, ["spam"]))
+
+
+def test_test_rows_that_stand_in_training_too_are_told(tmp_path: Path) -> None:
+    settings = labelled(tmp_path, ["a", "b"])
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(tmp_path / "data" / "rows.jsonl", copy)
+    prepared = run_prepare(tmp_path, **settings, data__test_source=str(copy))
+    (told,) = [notice for notice in prepared.notices if "repeat" in notice]
+    assert "of 120 test rows" in told and "repeat the text of a training row" in told

@@ -190,6 +190,23 @@ def test_equal_numbers_are_an_error_and_far_ones_are_told() -> None:
     assert told.startswith("2 of 102 training rows") and "-1e+30" in told
 
 
+def test_bleu_is_beside_whole_texts_however_much_of_them_was_learned() -> None:
+    task = task_of("translation")
+    words = [f"w{i}" for i in range(8)]
+    rows = [
+        {"source": " ".join([*words, *("s" * 60)]), "target": " ".join([*words, *("t" * 60)])}
+        for _ in range(5)
+    ]
+    processor = task.fit_processor(rows)
+    arrays = task.encode(rows, processor) | task.keep(rows)
+    copied = task.baselines(arrays, arrays, processor)["copy of the source"]
+    from sacrebleu import corpus_bleu
+
+    sources, targets = ([row[side] for row in rows] for side in ("source", "target"))
+    assert copied["bleu"] == pytest.approx(corpus_bleu(sources, [targets]).score)
+    assert copied["bleu"] < 20
+
+
 def test_scores_of_numbers_are_json() -> None:
     from orchestrator.metrics import regression_metrics
 
