@@ -76,8 +76,8 @@ def _check_finite(scores: dict[str, float], training: Training) -> None:
     for name, value in scores.items():
         if not math.isfinite(value):
             raise StageError(
-                f"test {name} is {value}: {training.folder}/{training.best_checkpoint} predicts what "
-                f"is no number; look at the test rows, or lower train.lr"
+                f"test {name} is {value}: {training.folder}/{training.best_checkpoint} predicts "
+                f"what is no number; look at the test rows, or lower train.lr"
             )
 
 
