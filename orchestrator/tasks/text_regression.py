@@ -38,7 +38,7 @@ class TextRegression(Task[NumberProcessor]):
         if number is not None:  # of a request
             if (value := parse_number(number)) is None:
                 raise LeftOut("no number")
-            number = repr(value)
+            number = repr(value).removesuffix(".0")
         return {"text": text, "number": number}
 
     def fit_processor(self, rows: Iterable[Row]) -> NumberProcessor:
