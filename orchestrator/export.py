@@ -65,24 +65,17 @@ def export(
     """
     task = job.build_task()
     processor = load_processor(task, prepared)
+    model = task.build_model(processor.vocab_size, processor.num_outputs)
+    load_weights(model, training.checkpoint())
+    return write(job, processor, model, _card(job, training, evaluation), folder)
+
+
+def write(job: Job, processor: Any, model: Transformer, card: list[str], folder: Folder) -> str:
+    """Write a model with what encodes its texts, the card last; see `export`."""
     text = getattr(processor, "text", processor)
     if not isinstance(text, TextProcessor):
         raise UserError(f"task = {job.task}: only models of text can be exported")
-    model = task.build_model(processor.vocab_size, processor.num_outputs)
-    load_weights(model, training.checkpoint())
-    return write(job, task, processor, text, model, _card(job, training, evaluation), folder)
-
-
-def write(
-    job: Job,
-    task: Task[Any],
-    processor: Any,
-    text: TextProcessor,
-    model: Transformer,
-    card: list[str],
-    folder: Folder,
-) -> str:
-    """Write a model with what encodes its texts, the card last; see `export`."""
+    task = job.build_task()
     outputs = Outputs.of(task, processor)
     special = _special_tokens(text)
     ids = {f"{kind}_id": text.tokenizer.token_to_id(token) for kind, token in special.items()}
@@ -179,8 +172,9 @@ def _use(task: Task[Any], outputs: Outputs, auto: str) -> list[str]:
             "answer = tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True)",
         ]
     elif task.model.family != "encoder":
+        cut = "" if task.model.family == "decoder" else ", truncation=True"  # a prompt is not cut
         lines = [
-            f"batch = {batch}",
+            f'batch = tokenizer(text{cut}, return_tensors="pt")',
             "written = tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True)",
         ]
     elif outputs.scale is not None:

@@ -61,7 +61,10 @@ def check_weights(run: Run) -> None:
     from orchestrator.model.hf import Outputs
 
     task = job.build_task()
-    pretrained.check(job.model, task.build_model, Outputs.of(task, None))
+    try:
+        pretrained.check(job.model, task.build_model, Outputs.of(task, None))
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from None
 
 
 def _export(job: Job, prepared: PreparedData, training: Training) -> None:
