@@ -2,6 +2,9 @@
 tokenizer and a card."""
 
 import json
+from typing import Any
+
+from tokenizers import Tokenizer, processors
 
 from orchestrator import pretrained
 from orchestrator.artifact import Evaluation, PreparedData, Training
@@ -11,11 +14,21 @@ from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.model import hf
+from orchestrator.model.hf import SPAN, Outputs
+from orchestrator.model.transformer import Transformer
 from orchestrator.processors.text import TextProcessor
+from orchestrator.task import Task
+from orchestrator.tasks.extractive_question_answering import (
+    LONGEST_ANSWER,
+    ExtractiveQuestionAnswering,
+)
+from orchestrator.tasks.question_answering import QuestionAnswering
+from orchestrator.tasks.translation import BEAMS, Translation
 
 AUTO = {  # the class to load it with, by head and family
     "label": "AutoModelForSequenceClassification",
     "each_token": "AutoModelForTokenClassification",
+    "span": "AutoModelForQuestionAnswering",
     "decoder": "AutoModelForCausalLM",
     "encoder": "AutoModelForMaskedLM",
     "encoder_decoder": "AutoModelForSeq2SeqLM",
@@ -52,35 +65,79 @@ def export(
     """
     task = job.build_task()
     processor = load_processor(task, prepared)
+    model = task.build_model(processor.vocab_size, processor.num_outputs)
+    load_weights(model, training.checkpoint())
+    return write(job, processor, model, _card(job, training, evaluation), folder)
+
+
+def write(job: Job, processor: Any, model: Transformer, card: list[str], folder: Folder) -> str:
+    """Write a model with what encodes its texts, the card last; see `export`."""
     text = getattr(processor, "text", processor)
     if not isinstance(text, TextProcessor):
         raise UserError(f"task = {job.task}: only models of text can be exported")
-    labels = getattr(processor, "labels", None)
-    model = task.build_model(processor.vocab_size, processor.num_outputs)
-    load_weights(model, training.checkpoint())
-
-    end = text.end_token
-    token_ids: dict[str, int | None] = {"pad_token_id": end, "eos_token_id": end}
-    token_ids["bos_token_id"] = end  # a text begins after the end of another
-    if text.mask_token is not None:
-        token_ids["mask_token_id"] = text.mask_token
+    task = job.build_task()
+    outputs = Outputs.of(task, processor)
+    special = _special_tokens(text)
+    ids = {f"{kind}_id": text.tokenizer.token_to_id(token) for kind, token in special.items()}
     if job.model.family == "encoder_decoder":
-        token_ids["decoder_start_token_id"] = end
-    pretrained.save(model, folder, labels, **token_ids)
-    folder.write("tokenizer.json", text.tokenizer_file())
+        ids["decoder_start_token_id"] = text.end_token
+    pretrained.save(model, folder, outputs, **ids)
+    folder.write("tokenizer.json", _tokenizer(task, text).to_str(pretty=False).encode())
+    hides = model.head_kind == "tokens" and job.model.family == "encoder"
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{kind}_token": text.end for kind in ("bos", "eos", "pad", "unk")},
-        **({"mask_token": text.mask} if text.mask is not None else {}),
+        **special,
         "model_max_length": job.model.max_seq_len,
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        # What a user typed is text, never a control token; a mask is there to be typed.
+        "split_special_tokens": not hides,
+        **({"truncation_side": "left"} if isinstance(task, QuestionAnswering) else {}),
+        **({"padding_side": "left"} if job.model.family == "decoder" else {}),
     }
     folder.write("tokenizer_config.json", json.dumps(settings, indent=2).encode())
+    if job.model.family != "encoder":
+        found: dict[str, Any] = {**ids, "max_length": job.model.max_seq_len, "do_sample": False}
+        if isinstance(task, Translation):
+            found |= {"num_beams": BEAMS, "length_penalty": 1.0, "early_stopping": False}
+        folder.write("generation_config.json", json.dumps(found, indent=2).encode())
     auto = AUTO[model.head_kind if model.head_kind != "tokens" else job.model.family]
-    folder.write("README.md", _card(job, training, evaluation, auto).encode())
+    if hf.export_config(model, outputs)["architectures"] == ["BertForQuestionAnswering"]:
+        auto = AUTO["span"]
+    lines = _use(task, outputs, auto) if hf.is_theirs(job.model) else INIT_FROM
+    at = card.index(USE)
+    content = "\n".join([*card[:at], *lines, *card[at + 1 :]])
+    folder.write("README.md", content.encode())
     return auto
 
 
+def _special_tokens(text: TextProcessor) -> dict[str, str]:
+    """What the tokenizer's special tokens are called, by kind."""
+    if text.special:  # it has some of its own
+        return {"eos_token": text.end, "pad_token": text.end, **text.special}
+    own = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), text.end)
+    return own | ({"mask_token": text.mask} if text.mask is not None else {})
+
+
+def _tokenizer(task: Task[Any], text: TextProcessor) -> Tokenizer:
+    """The tokenizer, made to put around a text, or between two, what `encode` of the task does."""
+    tokenizer = Tokenizer.from_str(text.tokenizer.to_str(pretty=False))
+    before, after, between = text.prefix, text.suffix, [text.end_token]
+    if task.model.family == "decoder":
+        before, after = [text.end_token, *text.opening], []  # a text begins after another's end
+    elif not isinstance(task, ExtractiveQuestionAnswering | QuestionAnswering):
+        return tokenizer
+    names = {i: str(tokenizer.id_to_token(i)) for i in {*before, *after, *between}}
+    parts = [" ".join(f"{names[i]}:0" for i in part) for part in (before, between, after)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{parts[0]} $A:0 {parts[2]}".strip(),
+        pair=f"{parts[0]} $A:0 {parts[1]} $B:0 {parts[2]}".strip(),
+        special_tokens=[(name, i) for i, name in names.items()],
+    )
+    return tokenizer
+
+
+USE = "USE"  # in a card, where the lines stand that load it
 INIT_FROM = [
     "No architecture of `transformers` is this model. A job of the orchestrator begins with it by",
     "",
@@ -90,19 +147,63 @@ INIT_FROM = [
 ]
 
 
-def _python(auto: str) -> list[str]:
+def _use(task: Task[Any], outputs: Outputs, auto: str) -> list[str]:
+    """Python that loads it, and answers as the endpoint does."""
+    batch = 'tokenizer(text, truncation=True, return_tensors="pt")'
+    if isinstance(task, ExtractiveQuestionAnswering):
+        found = "model(**batch)"
+        logits = [f"start, end = {found}.logits[0].mT  # {', '.join(SPAN)}: see id2label"]
+        if auto == AUTO["span"]:
+            logits = [f"found = {found}", "start, end = found.start_logits[0], found.end_logits[0]"]
+        lines = [
+            'batch = tokenizer(question, context, truncation="only_second", return_tensors="pt")',
+            *logits,
+            "outside = torch.tensor([part != 1 for part in batch.sequence_ids(0)])",
+            "pairs = (start + 0.0).masked_fill(outside, -1e9)[:, None] + "
+            "end.masked_fill(outside, -1e9)",
+            f"pairs += torch.full_like(pairs, -1e9).triu({LONGEST_ANSWER}) "
+            f"+ torch.full_like(pairs, -1e9).tril(-1)",
+            "first, last = divmod(int(pairs.argmax()), len(start))",
+            'answer = tokenizer.decode(batch["input_ids"][0, first : last + 1]).strip()',
+        ]
+    elif isinstance(task, QuestionAnswering):
+        lines = [
+            'batch = tokenizer(context, question, truncation="only_first", return_tensors="pt")',
+            "answer = tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True)",
+        ]
+    elif task.model.family != "encoder":
+        cut = "" if task.model.family == "decoder" else ", truncation=True"  # a prompt is not cut
+        lines = [
+            f'batch = tokenizer(text{cut}, return_tensors="pt")',
+            "written = tokenizer.decode(model.generate(**batch)[0], skip_special_tokens=True)",
+        ]
+    elif outputs.scale is not None:
+        lines = [f"number = model(**{batch}).logits.item()"]
+    elif outputs.labels is not None:
+        lines = [
+            f"probabilities = model(**{batch}).logits.softmax(-1)[0]",
+            "label = model.config.id2label[int(probabilities.argmax())]",
+        ]
+    else:
+        lines = [f"logits = model(**{batch}).logits"]
+    strip = "" if task.model.family == "decoder" else ", without space around it"
     return [
         "```python",
+        "import torch",
         f"from transformers import AutoTokenizer, {auto}",
         "",
         f'model = {auto}.from_pretrained("PATH")',
         'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        *lines,
         "```",
+        "",
+        f"Text is Unicode in its composed form{strip}: `unicodedata.normalize('NFC', text)"
+        f"{'.strip()' if strip else ''}`.",
     ]
 
 
-def _card(job: Job, training: Training, evaluation: Evaluation | None, auto: str) -> str:
-    """What it is, how good it is, and how to load it."""
+def _card(job: Job, training: Training, evaluation: Evaluation | None) -> list[str]:
+    """What it is, how good it is, and how to load it: the latter in place of `USE`."""
     lines = [
         "---",
         "library_name: transformers",
@@ -111,7 +212,7 @@ def _card(job: Job, training: Training, evaluation: Evaluation | None, auto: str
         "",
         f"A Transformer ({job.model.family}) for `{job.task}` after {training.steps:,} steps.",
         "",
-        *(_python(auto) if hf.is_theirs(job.model) else INIT_FROM),
+        USE,
         "",
     ]
     if evaluation is not None:
@@ -124,4 +225,4 @@ def _card(job: Job, training: Training, evaluation: Evaluation | None, auto: str
             lines.append(f"| {who} | {' | '.join(cells)} |")
         lines.append("")
     config = json.dumps(job.model_dump(mode="json", exclude={"storage"}), indent=1)
-    return "\n".join([*lines, "The job that made it:", "", "```json", config, "```", ""])
+    return [*lines, "The job that made it:", "", "```json", config, "```", ""]

@@ -18,6 +18,7 @@ from orchestrator.folder import Folder
 from orchestrator.gradients import Gradients
 from orchestrator.guard import Guard
 from orchestrator.job import TrainConfig
+from orchestrator.model.hf import Outputs
 from orchestrator.optimizer import build_optimizers, learning_rate
 from orchestrator.pace import Pace
 from orchestrator.pulse import Directive, Pulse, Signals
@@ -75,7 +76,10 @@ def fit(
     processor = load_processor(task, prepared)
     model = task.build_model(processor.vocab_size, processor.num_outputs)
     if task.model.init_from is not None:
-        pretrained.load(model, Folder(task.model.init_from))
+        source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
+        new = pretrained.load(model, source, outputs)
+        if world.rank == 0:
+            reporter.event("began with", source=source.uri, new=new)
     model.to(world.device)
     optimizers = build_optimizers(model, config, world)
     gradients = Gradients(model, world, config.deterministic)
@@ -184,6 +188,17 @@ def load_processor(task: Task[Any], prepared: PreparedData) -> Processor:
     """The processor that was fitted to the prepared data."""
     found: Processor = task.load_processor(prepared.folder.read(prepared.processor))
     return found
+
+
+def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:
+    """What its user should know of the weights that a training began with, a line each."""
+    if task.model.init_from is None:
+        return []
+    processor = load_processor(task, prepared)
+    with torch.device("meta"):
+        model = task.build_model(processor.vocab_size, processor.num_outputs)
+    source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
+    return pretrained.notices(model, source, outputs)
 
 
 def uses_bf16(config: TrainConfig, world: World) -> bool:

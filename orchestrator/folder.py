@@ -173,6 +173,15 @@ class Folder:
                         stamps[entry.name] = Stamp(status.st_size, status.st_mtime_ns)
         return stamps
 
+    def head(self, name: str, length: int) -> bytes:
+        """The first bytes of a file. Raises FileNotFoundError where there is no such file."""
+        if self.local_path is not None:
+            with open(self.local_path / name, "rb") as file:
+                return file.read(length)
+        with self._remote.open_input_file(self._remote_path(name)) as stream:
+            content: bytes = stream.read(length)
+        return content
+
     def tail(self, name: str, length: int) -> bytes:
         """The last bytes of a file. Raises FileNotFoundError where there is no such file."""
         if self.local_path is not None:

@@ -4,12 +4,14 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -18,6 +20,7 @@ from pydantic import (
 from orchestrator.errors import UserError
 from orchestrator.model.config import SIZES, Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
+from orchestrator.read_files import TOKENIZER_FILES, Stamps, model_files, source_files
 from orchestrator.section import Key, Section
 from orchestrator.space import NOT_SWEPT, Domain, TuneConfig
 from orchestrator.task import DataConfig, Task
@@ -190,6 +193,8 @@ class Job(Section):
         "runs", min_length=1, description="where runs are kept: a folder or a URI (s3://, gs://)"
     )
 
+    _model_files: Stamps = PrivateAttr({})  # that `model.init_from` names
+
     @model_validator(mode="before")
     @classmethod
     def _family_of_task(cls, data: Any) -> Any:
@@ -198,7 +203,11 @@ class Job(Section):
             return data
         data = _with_space(data)
         model = data.get("model", {})
-        if isinstance(model, dict) and isinstance(model.get("init_from"), str):
+        if (
+            isinstance(model, dict)
+            and isinstance(model.get("init_from"), str)
+            and model["init_from"]
+        ):
             return {**data, "model": _initialised(model)}
         if not isinstance(model, dict) or "family" in model:
             return data
@@ -208,6 +217,13 @@ class Job(Section):
         except UserError:  # told of with the field
             return data
         return {**data, "model": {"family": family, **model}}
+
+    @model_validator(mode="after")
+    def _look_at_model_files(self) -> Self:
+        """As they are now: a run names its folders by what it began with, whatever comes later."""
+        if self.model.init_from is not None:
+            self._model_files = model_files(self.model.init_from)
+        return self
 
     def problems(self) -> list[tuple[Key, str]]:
         """What is wrong across sections: the key, and the rest of the sentence."""
@@ -285,7 +301,8 @@ class Job(Section):
         """12 hex digits of all that changes the stage's result: its settings and its inputs.
 
         Where a job runs (workers, storage, replicas) and how it is cut up (micro-batches) is not
-        among it. `inputs` names what the stage reads: the listing of the data files, say.
+        among it. `inputs` names what the stage reads: the listing of the data files, say. What it
+        begins with, and the code of a task of the user's, are looked at here.
         """
         whole = self.model_dump(mode="json")
         unseen = {"checkpoint_every"}
@@ -293,17 +310,29 @@ class Job(Section):
             unseen.add("micro_batch_size")
         trained = {k: v for k, v in whole["train"].items() if k not in unseen}
         read = {k: v for k, v in whole["data"].items() if k != "max_bad_rows"}
+        source = source_files(find_task(self.task)) if self.task not in TASKS else {}
+        weights = self._model_files
+        tokenizer = {name: weights[name] for name in TOKENIZER_FILES if name in weights}
         parts: dict[str, Any] = {
-            "prepare": [self.task, read, whole["tokenizer"], self.model.max_seq_len]
-            + ([self.model.init_from] if self.model.init_from else []),  # its tokenizer
+            "prepare": [
+                self.task,
+                source,
+                read,
+                whole["tokenizer"],
+                self.model.max_seq_len,
+                self.model.init_from,
+                tokenizer,
+            ],
             "tune": [
+                source,
                 whole["model"],
+                weights,
                 {k: v for k, v in trained.items() if k not in ("steps", "minutes")},
                 whole["tune"],
             ],
-            "train": [whole["model"], trained]
+            "train": [source, whole["model"], weights, trained]
             + (["best trial"] if self.tune and self.tune.deploy_best_trial else []),
-            "evaluate": [],
+            "evaluate": [source],
             "serve": [{k: v for k, v in whole["serve"].items() if k != "replicas"}],
         }
         text = json.dumps([stage, FORMAT, parts[stage], inputs], sort_keys=True)
@@ -328,23 +357,29 @@ def _with_space(data: dict[str, Any]) -> dict[str, Any]:
 def _initialised(model: dict[str, Any]) -> dict[str, Any]:
     """A model section with the architecture of the weights that it begins with.
 
+    Their place becomes absolute here, where the job is read: workers run in folders of their own.
+
     Raises:
         ValueError: where they cannot be read, or a key contradicts them.
     """
     from orchestrator.folder import Folder  # of use to few jobs; these take their time
     from orchestrator.pretrained import read_config
 
+    folder = Folder(os.path.expanduser(model["init_from"]))
     try:
-        config, _ = read_config(Folder(model["init_from"]))
-    except UserError as error:
+        config, _ = read_config(folder)
+    except (UserError, OSError) as error:
         raise ValueError(f"model.init_from: {error}") from None
     if "size" in model:
         raise ValueError("model.size: model.init_from has sizes of its own")
     theirs = config.model_dump()
     for key, value in model.items():
-        if key in theirs and key not in ("dropout", "init_from") and value != theirs[key]:
+        if key not in theirs or key in ("dropout", "init_from") or value == theirs[key]:
+            continue
+        is_shorter = key == "max_seq_len" and isinstance(value, int) and value < theirs[key]
+        if not is_shorter or config.patches is not None:
             raise ValueError(f"model.{key} = {value}: model.init_from has {theirs[key]}")
-    return {**theirs, **model}
+    return {**theirs, **model, "init_from": folder.uri}
 
 
 def override(data: dict[str, Any], name: str, value: Any) -> Key:

@@ -52,6 +52,21 @@ def check_room(job: Job, cluster: Cluster) -> None:
     cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
 
 
+def check_weights(run: Run) -> None:
+    """Raises UserError where the model cannot begin as the job says, while that matters still."""
+    job, chosen = run.job, run.chosen_job()
+    if job.model.init_from is None or (chosen is not None and run.finished(chosen) is not None):
+        return
+    from orchestrator import pretrained  # with torch
+    from orchestrator.model.hf import Outputs
+
+    task = job.build_task()
+    try:
+        pretrained.check(job.model, task.build_model, Outputs.of(task, None))
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from None
+
+
 def _export(job: Job, prepared: PreparedData, training: Training) -> None:
     """Leave the model beside its checkpoints for other jobs to begin with, and for Hugging Face's
     libraries, where it is one of theirs."""
@@ -90,6 +105,7 @@ def run_stages(
         return prepare(job, run.files, folder, display, run.notes)
 
     folder = run.prepare_folder()
+    check_weights(run)
     if PreparedData.load(folder) is None:
         check_columns(run.files, Reading.of(job.build_task()))
     prepared = finish("prepare", PreparedData, folder, prepared_data)
@@ -111,7 +127,7 @@ def run_stages(
         if swept is not None and chosen.tune is not None and chosen.tune.deploy_best_trial:
             from orchestrator.tune.deploy import take_best_trial
 
-            return take_best_trial(chosen, swept, run.train_folder(chosen))
+            return take_best_trial(chosen, prepared, swept, run.train_folder(chosen))
         from orchestrator import spares
 
         spares.start_for_workers(chosen.cluster.most_workers)  # while this process still imports

@@ -46,8 +46,10 @@ def train(
         with contextlib.suppress(OSError):  # storage that refuses has been told of
             (folder / "ray").delete()
     from orchestrator.checkpoint import Checkpoints  # with torch, for which no start has to wait
+    from orchestrator.fit import begun_with
 
-    checkpoints = Checkpoints(folder / "checkpoints", job.build_task().metric)
+    task = job.build_task()
+    checkpoints = Checkpoints(folder / "checkpoints", task.metric)
     best = checkpoints.best()
     newest = checkpoints.all()[-1:]
     if best is None or not newest:
@@ -61,6 +63,7 @@ def train(
         steps=newest[0].step,
         metrics=best.metrics,
         history=newest[0].history,
+        notices=begun_with(task, prepared),
     ).commit()
 
 

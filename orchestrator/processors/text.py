@@ -40,19 +40,33 @@ class TextProcessor:
 
     file_name: ClassVar[str] = "tokenizer.json"
 
-    def __init__(self, tokenizer: Tokenizer, end: str = END, vocab_size: int = 0) -> None:
-        """`vocab_size` where the model that it belongs to knows more tokens than it has."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        end: str = END,
+        vocab_size: int = 0,
+        special: dict[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            vocab_size: where the model that it belongs to knows more tokens than it has.
+            special: what its special tokens are called by kind, where it comes from elsewhere:
+                `pad_token`, say.
+        """
         self.tokenizer = tokenizer
         self.end = end
-        self.vocab_size: int = max(vocab_size, tokenizer.get_vocab_size())
+        self.special = special or {}
+        known = max(tokenizer.get_vocab().values(), default=-1) + 1
+        self.vocab_size: int = max(vocab_size, known)
         self.num_outputs = 1
         end_token = tokenizer.token_to_id(end)
         if end_token is None:
             raise ValueError(f"the tokenizer has no {end} token")
         self.dtype = np.uint16 if self.vocab_size <= SMALL_VOCABULARY else np.int32
         self.end_token: int = end_token
-        known = (mask for mask in MASKS if tokenizer.token_to_id(mask) is not None)
-        self.mask: str | None = next(known, None)
+        masks = (self.special.get("mask_token", MASK), *MASKS)
+        there = (mask for mask in masks if tokenizer.token_to_id(mask) is not None)
+        self.mask: str | None = next(there, None)
         self.mask_token: int | None = tokenizer.token_to_id(self.mask) if self.mask else None
         # A character of its vocabulary stands for a byte.
         self._writes_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)
@@ -91,14 +105,14 @@ class TextProcessor:
         if "tokenizer" not in found:
             return cls(Tokenizer.from_str(content.decode()))
         tokenizer = Tokenizer.from_str(json.dumps(found["tokenizer"]))
-        return cls(tokenizer, found["end"], found["vocab_size"])
+        return cls(tokenizer, found["end"], found["vocab_size"], found["special"])
 
     def to_bytes(self) -> bytes:
         """The tokenizer, with what it cannot say itself where it was not fitted here."""
-        if self.end == END and self.vocab_size == self.tokenizer.get_vocab_size():
+        own = {"end": self.end, "vocab_size": self.vocab_size, "special": self.special}
+        if own == {"end": END, "vocab_size": self.tokenizer.get_vocab_size(), "special": {}}:
             return self.tokenizer_file()
-        tokenizer = json.loads(self.tokenizer_file())
-        content = {"end": self.end, "vocab_size": self.vocab_size, "tokenizer": tokenizer}
+        content = {**own, "tokenizer": json.loads(self.tokenizer_file())}
         return json.dumps(content, ensure_ascii=False).encode()
 
     def tokenizer_file(self) -> bytes:

@@ -36,7 +36,8 @@ class Completer:
         if request.model not in (None, self.model_name):
             raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
         # Documents begin after an end token, so that an empty prompt begins one.
-        prompt = [self.processor.end_token, *self.processor.encode(request.prompt)]
+        asked = self.processor.encode_plain_batch([request.prompt])[0]
+        prompt = [self.processor.end_token, *self.processor.opening, *asked]
         context = self.model.config.max_seq_len
         max_tokens = request.max_tokens
         if max_tokens is None:

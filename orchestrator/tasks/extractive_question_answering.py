@@ -39,6 +39,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         "answer_start": "starts",
     }
     inputs = ("context", "question")
+    outputs = ("start", "end")  # of the head, for each token
     optional = ("answer_start",)
     context = 384
     families = ("encoder",)

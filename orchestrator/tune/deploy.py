@@ -1,20 +1,22 @@
 """Taking a sweep's best trial as the training: its weights go on, and nothing is trained anew."""
 
-from orchestrator.artifact import Sweep, Training
+from orchestrator.artifact import PreparedData, Sweep, Training
 from orchestrator.checkpoint import Checkpoints, read_verified
 from orchestrator.errors import StageError
+from orchestrator.fit import begun_with
 from orchestrator.folder import MANIFEST, Folder
 from orchestrator.job import Job
 from orchestrator.tune.trial import trial_folder
 
 
-def take_best_trial(job: Job, sweep: Sweep, folder: Folder) -> Training:
+def take_best_trial(job: Job, prepared: PreparedData, sweep: Sweep, folder: Folder) -> Training:
     """The best trial's best checkpoint, copied into `folder` as that of a training.
 
     Raises:
         StageError: where the trial has left none.
     """
-    metric = job.build_task().metric
+    task = job.build_task()
+    metric = task.metric
     theirs = Checkpoints(trial_folder(sweep.folder, sweep.best_trial) / "checkpoints", metric)
     best = theirs.best()
     if best is None:
@@ -36,4 +38,5 @@ def take_best_trial(job: Job, sweep: Sweep, folder: Folder) -> Training:
         steps=best.step,
         metrics=best.metrics,
         history=best.history,
+        notices=begun_with(task, prepared),
     ).commit()

@@ -163,7 +163,7 @@ def test_the_best_trials_weights_are_deployed(
 ) -> None:
     sweep = run_tune(trials=3, deploy_best_trial=True)
     job = make_job(tmp_path, trials=3, deploy_best_trial=True)
-    training = take_best_trial(job, sweep, Folder(str(tmp_path / "train")))
+    training = take_best_trial(job, prepared, sweep, Folder(str(tmp_path / "train")))
     best = recorded(tmp_path / "sweep")[sweep.best_trial]
     assert training.metrics["loss"] == best.metrics["loss"]
     saved = Checkpoints(training.folder / "checkpoints", job.build_task().metric).restore()

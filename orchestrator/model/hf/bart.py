@@ -92,9 +92,9 @@ def _split(theirs: Weights) -> Weights:
     for name in TABLES:
         if name in weights:
             weights[name] = weights[name][OFFSET:]
-    for twin in ("model.encoder.embed_tokens.weight", "lm_head.weight"):  # saved in its place
-        if twin in weights:
-            weights.setdefault("model.shared.weight", weights[twin])
+    for stack in ("encoder", "decoder"):
+        if (twin := f"model.{stack}.embed_tokens.weight") in weights:  # saved in its place
+            weights.setdefault("model.shared.weight", weights.pop(twin))
     if BIAS not in weights and "model.shared.weight" in weights:
         weights[BIAS] = torch.zeros(len(weights["model.shared.weight"]))
     return weights
@@ -127,6 +127,7 @@ def _layout(model_type: str, name: str, norm_position: str) -> Layout:
         ),
         split=_split,
         fuse=_fuse,
+        ignored=r"model\.(en|de)coder\.version|.*\.embed_positions\.(weights|_float_tensor)",
     )
 
 

@@ -66,12 +66,21 @@ def _is_usual(config: ModelConfig, norm_position: str, patches: bool) -> bool:
     )
 
 
+def _split_bert(theirs: Weights) -> Weights:
+    weights = dict(theirs)
+    twin = "cls.predictions.decoder.bias"
+    if twin in weights:  # one tensor of two names
+        weights.setdefault("cls.predictions.bias", weights.pop(twin))
+    return weights
+
+
 BERT = Layout(
     model_type="bert",
     classes={
         "tokens": "BertForMaskedLM",
         "label": "BertForSequenceClassification",
         "each_token": "BertForTokenClassification",
+        "span": "BertForQuestionAnswering",
     },
     prefix="bert.",
     names={
@@ -97,6 +106,7 @@ BERT = Layout(
         },
         "label": {"head.dense": "bert.pooler.dense", "head.logits": "classifier"},
         "each_token": {"head": "classifier"},
+        "span": {"head": "qa_outputs"},
     },
     read=_read_bert,
     write=lambda config: {
@@ -109,6 +119,9 @@ BERT = Layout(
         and config.embedding_norm
         and config.token_types > 0
     ),
+    split=_split_bert,
+    more_classes=("BertForPreTraining", "BertLMHeadModel"),
+    ignored=r"bert\.pooler\..*|.*\.position_ids",
 )
 
 
@@ -142,6 +155,9 @@ def _write_vit(config: ModelConfig) -> Settings:
 VIT_PARAMETERS = ("vit.embeddings.cls_token", "vit.embeddings.position_embeddings")
 
 
+QKV = tuple(f".attention.{part}.bias" for part in ("query", "key", "value"))
+
+
 def _with_axes(ours: Weights) -> Weights:
     return {
         name: tensor.reshape(1, -1, tensor.shape[-1]) if name in VIT_PARAMETERS else tensor
@@ -173,6 +189,7 @@ VIT = Layout(
     fits=lambda config: (
         _is_usual(config, "pre", patches=True) and not (config.embedding_norm or config.token_types)
     ),
-    biases_optional=True,  # qkv_bias = false
+    lacks_bias=lambda settings, name: not settings.get("qkv_bias", True) and name.endswith(QKV),
     fuse=_with_axes,
+    ignored=r"vit\.pooler\..*",
 )

@@ -107,4 +107,6 @@ GPT2 = Layout(
     ),
     split=_split,
     fuse=_fuse,
+    more_classes=("GPT2DoubleHeadsModel",),
+    ignored=r".*\.attn\.(bias|masked_bias)",
 )

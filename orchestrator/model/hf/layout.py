@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import HeadKind
 
+# `span` is `each_token` with two outputs: where a piece of a text starts, and where it ends.
+Head = HeadKind | Literal["span"]
 Settings = dict[str, Any]  # what a config.json holds
 Weights = dict[str, Tensor]
 
@@ -24,17 +26,21 @@ class Layout:
     """One of Hugging Face's architectures, or our own."""
 
     model_type: str
-    classes: Mapping[HeadKind, str]  # the class to load it with, by head
+    classes: Mapping[Head, str]  # the class to load it with, by head
     prefix: str  # of the body's names in a model with a head; a body alone may lack it
     # Modules and parameters, ours to theirs; {i} is a block's number. None: they have our names.
     names: Mapping[str, str] | None
     read: Callable[[Settings], Settings]  # their config into values of ModelConfig
     write: Callable[[ModelConfig], Settings]
     fits: Callable[[ModelConfig], bool]  # whether a model of ours is one of these
-    heads: Mapping[HeadKind, Mapping[str, str]]  # more names
+    heads: Mapping[Head, Mapping[str, str]]  # more names
     split: Callable[[Weights], Weights] = dict  # their tensors as ours are cut, and back
     fuse: Callable[[Weights], Weights] = dict
-    biases_optional: bool = False  # a map without a bias has one of zeros
+    # Whether a map of ours has no bias by this config, and so one of zeros here.
+    lacks_bias: Callable[[Settings, str], bool] = lambda settings, name: False
+    head_problem: Callable[[Settings], str] = lambda settings: ""  # why a label head is of no use
+    more_classes: tuple[str, ...] = ()  # that have a head for tokens, too
+    ignored: str = r"$^"  # what files hold besides weights, or for a model of another kind: a regex
 
 
 def has_plain_heads(config: ModelConfig) -> bool:

@@ -13,11 +13,11 @@ from orchestrator.model.hf.layout import (
 
 
 def _read(settings: Settings, gated: bool, family: str) -> Settings:
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"rope_type = {kind!r} is not supported")
+    rope = _rope(settings)
     require(settings, sliding_window=None, partial_rotary_factor=1.0, use_sliding_window=False)
+    kinds = set(settings.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"layer_types: {', '.join(sorted(kinds))} is not supported")
     return {
         "family": family,
         "num_layers": settings["num_hidden_layers"],
@@ -37,6 +37,21 @@ def _read(settings: Settings, gated: bool, family: str) -> Settings:
         "bias": bool(settings.get("attention_bias") or settings.get("mlp_bias")),
         "tie_embeddings": settings.get("tie_word_embeddings", False),
     }
+
+
+def _rope(settings: Settings) -> Settings:
+    """What a config says of rotary positions, in either of the places where it may."""
+    found: Settings = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        said = settings.get(name) or {}
+        if not isinstance(said, dict):
+            raise ValueError(f"{name} = {said!r} is not supported")
+        kind = said.get("rope_type", said.get("type")) or ("unknown" if "factor" in said else None)
+        if kind not in (None, "default"):
+            raise ValueError(f"{name}: rope_type = {kind!r} is not supported")
+        require(said, partial_rotary_factor=1.0)
+        found |= said
+    return found
 
 
 def _write(config: ModelConfig) -> Settings:
@@ -67,6 +82,12 @@ def _fits(config: ModelConfig, gated: bool, family: str) -> bool:
     )
 
 
+def _lacks_bias(settings: Settings, name: str) -> bool:
+    """Theirs have biases in attention, in the feed-forward or in both; ours in all or none."""
+    part = "mlp_bias" if ".feed_forward." in name else "attention_bias"
+    return not settings.get(part)
+
+
 def _names(stack: str) -> dict[str, str]:
     block, theirs = f"{stack}.blocks.{{i}}", "model.layers.{i}"
     return {
@@ -94,8 +115,13 @@ def _decoder(model_type: str, name: str, gated: bool) -> Layout:
         read=lambda settings: _read(settings, gated, "decoder"),
         write=_write,
         fits=lambda config: _fits(config, gated, "decoder"),
-        biases_optional=True,
+        lacks_bias=_lacks_bias,
     )
+
+
+def _pooling_problem(settings: Settings) -> str:
+    pooling = settings.get("classifier_pooling", "late")
+    return "" if pooling == "mean" else f"classifier_pooling = {pooling!r} is not supported"
 
 
 EUROBERT = Layout(
@@ -120,7 +146,8 @@ EUROBERT = Layout(
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"), 0),
     },
     fits=lambda config: _fits(config, True, "encoder"),
-    biases_optional=True,
+    lacks_bias=_lacks_bias,
+    head_problem=_pooling_problem,
 )
 
 

@@ -92,6 +92,9 @@ def _names() -> dict[str, str]:
 
 def _split(theirs: Weights) -> Weights:
     weights = {name.replace(".wi.", ".wi_1."): tensor for name, tensor in theirs.items()}
+    for stack in ("encoder", "decoder"):
+        if (twin := f"{stack}.embed_tokens.weight") in weights:  # saved in its place
+            weights.setdefault("shared.weight", weights.pop(twin))
     return {name: tensor * _scale(name, weights) for name, tensor in weights.items()}
 
 
@@ -131,4 +134,5 @@ T5 = Layout(
     ),
     split=_split,
     fuse=_fuse,
+    ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
 )

@@ -1,0 +1,27 @@
+"""Reading a JSON object of a folder: settings that somebody else wrote."""
+
+import json
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.folder import Folder
+
+
+def read_object(folder: Folder, name: str) -> dict[str, Any]:
+    """
+    Raises:
+        FileNotFoundError: where there is no such file.
+        UserError: where it cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(folder.read(name))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(name) from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}/{name} is no JSON: {reason}: was it cut off?") from None
+    except OSError as error:
+        raise UserError(f"{folder}/{name} cannot be read: {error.strerror or error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{folder}/{name} is no JSON object")
+    return found

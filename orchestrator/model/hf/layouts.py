@@ -1,0 +1,36 @@
+"""All layouts: Hugging Face's architectures that are this Transformer, and our own."""
+
+from orchestrator.model.hf.bart import BART, MBART
+from orchestrator.model.hf.bert import BERT, VIT
+from orchestrator.model.hf.gpt2 import GPT2
+from orchestrator.model.hf.layout import Layout, Settings
+from orchestrator.model.hf.llama import ARCEE, EUROBERT, LLAMA
+from orchestrator.model.hf.t5 import T5
+
+LAYOUTS = (LLAMA, ARCEE, EUROBERT, GPT2, BERT, VIT, T5, BART, MBART)
+
+OURS = Layout(
+    model_type="orchestrator",
+    classes={
+        "tokens": "TransformerForTokens",
+        "label": "TransformerForLabel",
+        "each_token": "TransformerForEachToken",
+    },
+    prefix="",
+    names=None,
+    heads={},
+    read=lambda settings: dict(settings["transformer"]),
+    write=lambda config: {"transformer": config.model_dump(exclude={"init_from"})},
+    fits=lambda config: True,
+)
+
+
+def layout_of_settings(settings: Settings) -> Layout:
+    """Raises ValueError where a config.json is of none of them."""
+    for layout in (*LAYOUTS, OURS):
+        if layout.model_type == settings.get("model_type"):
+            return layout
+    known = ", ".join(layout.model_type for layout in LAYOUTS)
+    raise ValueError(
+        f"model_type = {settings.get('model_type')!r} cannot be loaded; these can: {known}"
+    )
