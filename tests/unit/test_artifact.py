@@ -55,6 +55,42 @@ def test_what_is_written_is_read_back_and_replaced_whole(folder: Folder) -> None
     assert folder.read("a.bin") == b"second\xff"
 
 
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("~", ""),
+        ("~/runs", "/runs"),
+        ("~no such user/x", None),
+        ("a/~/b", None),
+        ("s3://~/b", None),
+    ],
+)
+def test_a_path_begins_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, path: str | None
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    other = given if "://" in given else f"{tmp_path}/{given}"
+    assert Folder(given).uri == (other if path is None else f"/home/somebody{path}")
+
+
+def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two hosts do that have a process of the same number, and two threads of one process."""
+    whole, seen, replace = Folder(str(tmp_path)), set[str](), os.replace
+
+    def write_another(source: str, target: str) -> None:
+        seen.add(str(source))
+        if len(seen) == 1:
+            whole.write("a", b"another's, longer")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", write_another)
+    whole.write("a", b"first")
+    assert len(seen) == 2
+    assert (whole.names(), whole.read("a")) == (["a"], b"first")
+    assert (whole / "b").temporary_name() != (whole / "b").temporary_name()
+
+
 def test_names_lists_files_and_folders_in_order(folder: Folder) -> None:
     assert folder.names() == []
     for name in ("b.txt", "a.txt", "inner/c.txt"):
@@ -282,7 +318,7 @@ def test_an_artifact_can_be_moved_with_its_folder(tmp_path: Path) -> None:
 
 
 def test_rows_are_counted_over_all_shards_of_a_split(tmp_path: Path) -> None:
-    shards = [Shard(name=str(rows), rows=rows, bytes=1, sha256="") for rows in (7, 5)]
+    shards = [Shard(name=str(rows), rows=rows, bytes=1, sha256="0f") for rows in (7, 5)]
     prepared = prepared_in(Folder(str(tmp_path))).model_copy(
         update={"splits": {"train": shards, "test": shards[1:]}}
     )
@@ -336,6 +372,29 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
         sizes={"a.bin": 3},
     ).commit()
     assert training.checkpoint().model_dump() == saved.model_dump()
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.arrow", "/etc/passwd", "a/b", "", "..", ".hidden", "a\n"]
+)
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    fields = {"rows": 7, "bytes": 9, "sha256": "0f"}
+    with pytest.raises(ValidationError, match="name"):
+        Shard.model_validate({"name": name, **fields})
+    with pytest.raises(ValidationError, match="sha256"):  # which names its copy
+        Shard.model_validate({**fields, "name": "a", "sha256": name})
+    whole = prepared_in(Folder(str(tmp_path))).model_dump() | {"folder": Folder(str(tmp_path))}
+    with pytest.raises(ValidationError, match="processor"):
+        PreparedData.model_validate(whole | {"processor": name})
+
+
+@pytest.mark.parametrize(
+    "key", ["task", "storage", "data.source", "train", "train.lr.x", "serve.port"]
+)
+def test_a_sweep_chooses_nothing_but_what_a_sweep_may_try(tmp_path: Path, key: str) -> None:
+    fields = {"seconds": 1, "summary": "", "best_trial": 0, "trials": []}
+    with pytest.raises(ValidationError, match="best"):
+        Sweep.model_validate({"folder": Folder(str(tmp_path)), "best": {key: "x"}, **fields})
 
 
 @pytest.mark.parametrize("path", ["../other/step-5", "/etc", "a/../../b", "", "a//b", "a/"])
