@@ -12,10 +12,10 @@ import io
 import json
 import os
 import secrets
-import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -216,9 +216,11 @@ def _open(folder: Folder, shard: Shard) -> Arrays:
     """The columns of a shard, mapped into memory until the last of them is let go."""
     path = _local_file(folder, shard)
     try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise ValueError(f"it has {size} bytes, not {shard.bytes}")
+        status = path.lstat()
+        if not S_ISREG(status.st_mode):
+            raise ValueError("it is a link, or no file")
+        if status.st_size != shard.bytes:
+            raise ValueError(f"it has {status.st_size} bytes, not {shard.bytes}")
         with pa.memory_map(str(path)) as file:
             batch = pa.ipc.open_file(file).get_batch(0)
         batch.validate()
@@ -267,7 +269,7 @@ def _is_whole(path: Path, shard: Shard) -> bool:
     """Whether a copy is what its name says; its bytes are summed up once in a process."""
     try:
         identity = _identity(path)
-        if not stat.S_ISREG(path.lstat().st_mode):
+        if not S_ISREG(path.lstat().st_mode):
             return False
         if identity not in _whole:
             with open(path, "rb") as file:

@@ -23,6 +23,7 @@ from orchestrator.dashboard.sweep import READING, FollowedSweep
 from orchestrator.errors import OrchestratorError, UserError, first_line
 
 STATIC = Path(__file__).parent / "static"
+LOG_FILE = "log.txt"
 LOG_BYTES = 100_000  # of the end of a trial's log
 HOUR = {"Cache-Control": "max-age=3600"}
 
@@ -185,8 +186,11 @@ def _start_or_none(run: FollowedRun, sweep: FollowedSweep) -> actions.Start | No
 
 
 def _log(sweep: FollowedSweep, number: int) -> str:
+    folder = sweep.folder / f"trial-{number:05d}"
+    if folder.is_link or folder.size(LOG_FILE) is None:
+        return ""  # a link would show any file of this machine to whoever sees the page
     try:
-        content = (sweep.folder / f"trial-{number:05d}").tail("log.txt", LOG_BYTES)
+        content = folder.tail(LOG_FILE, LOG_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return content.decode("utf-8", "replace")

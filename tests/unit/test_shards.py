@@ -199,6 +199,14 @@ def test_a_shard_with_other_rows_than_the_manifest_says_is_damaged(tmp_path: Pat
         ShardReader(prepared, "train").read([0])
 
 
+def test_a_link_is_no_shard(tmp_path: Path) -> None:
+    prepared = prepared_of(Folder(str(tmp_path)), samples(3, seed=0))
+    (tmp_path / "0.arrow").rename(tmp_path / "elsewhere")
+    (tmp_path / "0.arrow").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StageError, match="it is a link"):
+        ShardReader(prepared, "train").read([0])
+
+
 @given(st.data())
 def test_a_flipped_byte_never_ends_the_process(tmp_path_factory, data: st.DataObject) -> None:
     folder = Folder(str(tmp_path_factory.mktemp("shards")))
