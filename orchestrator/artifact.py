@@ -52,7 +52,7 @@ class Artifact(BaseModel):
         frozen=True,
         arbitrary_types_allowed=True,
         protected_namespaces=(),
-        ser_json_inf_nan="constants",
+        ser_json_inf_nan="strings",  # which JSON has, and which are read back as numbers
     )
 
     stage: ClassVar[str]

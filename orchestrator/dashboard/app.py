@@ -15,12 +15,13 @@ from fastapi.staticfiles import StaticFiles
 from orchestrator import __version__
 from orchestrator.dashboard import actions
 from orchestrator.dashboard.catalog import Catalog, FollowedRun
-from orchestrator.dashboard.curves import for_json, plain_list
+from orchestrator.dashboard.curves import plain_list
 from orchestrator.dashboard.guard import Guard
 from orchestrator.dashboard.importance import Importances
 from orchestrator.dashboard.summary import summarize
 from orchestrator.dashboard.sweep import READING, FollowedSweep
 from orchestrator.errors import OrchestratorError, UserError, first_line
+from orchestrator.strict_json import finite
 
 STATIC = Path(__file__).parent / "static"
 LOG_FILE = "log.txt"
@@ -164,7 +165,7 @@ def _trial_view(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str
     seen = sweep.seen.get(number)
     if seen is None:
         raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
-    trial = for_json(seen.trial.model_dump(exclude={"curve"}))
+    trial = finite(seen.trial.model_dump(exclude={"curve"}))
     trial["curve"] = {name: plain_list(values, 10) for name, values in seen.curve.items()}
     return {**trial, **_as_commands(run, sweep, number), "log": _log(sweep, number)}
 

@@ -1,6 +1,7 @@
 """Folders that write whole files, and manifests that make an artifact exist."""
 
 import errno
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -46,6 +47,22 @@ def prepared_in(folder: Folder) -> PreparedData:
         splits={"train": [Shard(name="a", rows=7, bytes=9, sha256="0f")], "test": []},
         documents={"kept": 3, "empty": 1},
         source_bytes=1234,
+    )
+
+
+def a_checkpoint(folder: Folder, metrics: dict[str, float]) -> Checkpoint:
+    return Checkpoint(
+        folder=folder,
+        seconds=1,
+        summary="",
+        step=5,
+        total_steps=5,
+        metrics=metrics,
+        history=[{"step": 5, **metrics}],
+        samples="0f",
+        made_by={"train.lr": 0.1},
+        files={"a.bin": "0f"},
+        sizes={"a.bin": 3},
     )
 
 
@@ -304,6 +321,7 @@ def test_a_metric_that_is_no_finite_number_can_be_loaded_again(
 ) -> None:
     folder = Folder(str(tmp_path))
     Evaluation(folder=folder, seconds=1, summary="", metrics={"x": value}, baselines={}).commit()
+    json.loads(folder.read(MANIFEST), parse_constant=pytest.fail)  # strict JSON
     loaded = Evaluation.load(folder)
     assert loaded is not None
     assert loaded.metrics["x"] == pytest.approx(value, nan_ok=True)
@@ -358,19 +376,7 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
     )
     with pytest.raises(StageError, match=f"{tmp_path}/checkpoints/step-5 is gone"):
         training.checkpoint()
-    saved = Checkpoint(
-        folder=folder / "checkpoints/step-5",
-        seconds=1,
-        summary="",
-        step=5,
-        total_steps=5,
-        metrics={"loss": 1.0},
-        history=[{"step": 5, "loss": 1.0}],
-        samples="0f",
-        made_by={"train.lr": 0.1},
-        files={"a.bin": "0f"},
-        sizes={"a.bin": 3},
-    ).commit()
+    saved = a_checkpoint(folder / "checkpoints/step-5", {"loss": 1.0}).commit()
     assert training.checkpoint().model_dump() == saved.model_dump()
 
 
@@ -395,6 +401,16 @@ def test_a_sweep_chooses_nothing_but_what_a_sweep_may_try(tmp_path: Path, key: s
     fields = {"seconds": 1, "summary": "", "best_trial": 0, "trials": []}
     with pytest.raises(ValidationError, match="best"):
         Sweep.model_validate({"folder": Folder(str(tmp_path)), "best": {key: "x"}, **fields})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_checkpoint_whose_loss_is_no_number_is_as_written(tmp_path: Path, value: float) -> None:
+    saved = a_checkpoint(Folder(str(tmp_path)), {"loss": value}).commit()
+    json.loads((tmp_path / MANIFEST).read_bytes(), parse_constant=pytest.fail)
+    loaded = Checkpoint.load(saved.folder)
+    assert loaded is not None and loaded.digest == saved.digest
+    assert loaded.metrics["loss"] == pytest.approx(value, nan_ok=True)
+    assert loaded.history[0]["loss"] == pytest.approx(value, nan_ok=True)
 
 
 @pytest.mark.parametrize("path", ["../other/step-5", "/etc", "a/../../b", "", "a//b", "a/"])

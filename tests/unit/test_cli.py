@@ -312,8 +312,13 @@ def test_a_stage_that_is_begun_is_running_while_its_run_is_held() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "3", "{", '{"url": 3, "checkpoint": ""}', '{"url": "file:///etc/x", "checkpoint": "a"}']
-    + ['{"url": "http://[", "checkpoint": "a"}', '{"url": "http://127.0.0.1:1"}', "\xff"],
+    [
+        *("[]", "3", "{", "\xff"),
+        '{"url": 3, "checkpoint": ""}',
+        '{"url": "file:///etc/x", "checkpoint": "a"}',
+        '{"url": "http://[", "checkpoint": "a"}',
+        '{"url": "http://127.0.0.1:1"}',
+    ],
 )
 def test_a_damaged_note_of_the_endpoint_is_none(content: str) -> None:
     given = Run(load_job("job.yaml"))

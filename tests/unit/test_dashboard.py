@@ -216,7 +216,7 @@ def test_what_is_no_finite_number_reaches_the_page_as_null(
     write_trial(folder, a_trial(1, math.nan, curve=curve, overrides={"train.lr": -math.inf}))
     answer = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}")
     trial = json.loads(answer.text, parse_constant=pytest.fail)["trials"][1]
-    assert trial["metrics"] == {"loss": None} and trial["overrides"] == {"train.lr": None}
+    assert trial["metrics"] == {"loss": None} and trial["overrides"] == {"train.lr": "-Infinity"}
     assert trial["curve"] == {"step": [1, 2], "seconds": [1, None], "value": [None, None]}
     whole = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}/trials/1")
     assert json.loads(whole.text, parse_constant=pytest.fail)["curve"]["loss"] == [None, None]
