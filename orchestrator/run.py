@@ -249,16 +249,19 @@ def _reason(error: BaseException) -> dict[str, str]:
 
 
 def storage(job: Job) -> Folder:
-    """The job's storage. Inside a submitted Ray job a relative one goes to the home folder.
+    return find_storage(job.storage, Path.cwd())
 
-    The working directory of a submitted job is a copy that Ray deletes when the job ends.
+
+def find_storage(given: str, directory: Path) -> Folder:
+    """The storage of a job that is started in a directory.
+
+    Inside a submitted Ray job a relative one goes to the home folder: the working directory of a
+    submitted job is a copy that Ray deletes when the job ends.
     """
-    if "://" in job.storage or os.path.isabs(os.path.expanduser(job.storage)):
-        return Folder(job.storage)
-    base = Path.cwd()
-    if "working_dir_files" in base.parts:
-        base = Path.home()
-    return Folder(str(base / job.storage))
+    if "://" in given or os.path.isabs(os.path.expanduser(given)):
+        return Folder(given)
+    base = Path.home() if "working_dir_files" in directory.parts else directory
+    return Folder(str(base / given))
 
 
 def stage_status(stage: Stage, kind: type[Artifact], folder: Folder) -> StageStatus:
