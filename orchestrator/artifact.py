@@ -27,7 +27,11 @@ ATTEMPT = "attempt"  # holds the id of the start of a training that may write ch
 
 # A manifest names files of its own folder and nothing else: no `/`, no `..`, no absolute path.
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]  # names a copy
 RelativePath = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
+
+# What a sweep chooses is put into the job: nothing but what a sweep may try, no task, no storage.
+SweptKey = Annotated[str, Field(pattern=r"^(train|model)\.\w+$")]
 
 
 class Shard(BaseModel):
@@ -35,10 +39,10 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
+    name: FileName
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: Digest
 
 
 class Artifact(BaseModel):
@@ -48,7 +52,7 @@ class Artifact(BaseModel):
         frozen=True,
         arbitrary_types_allowed=True,
         protected_namespaces=(),
-        ser_json_inf_nan="constants",
+        ser_json_inf_nan="strings",  # which JSON has, and which are read back as numbers
     )
 
     stage: ClassVar[str]
@@ -88,7 +92,7 @@ class PreparedData(Artifact):
 
     stage: ClassVar[str] = "prepare"
 
-    processor: str = Field(description="file of the tokenizer, or whatever encoded the data")
+    processor: FileName = Field(description="file of the tokenizer, or whatever encoded the data")
     splits: dict[Split, list[Shard]]
     documents: dict[str, int] = Field(description="kept, empty, duplicate and quarantined ones")
     source_bytes: int
@@ -102,7 +106,7 @@ class Sweep(Artifact):
 
     stage: ClassVar[str] = "tune"
 
-    best: dict[str, Any] = Field(description="overrides of the best trial")
+    best: dict[SweptKey, Any] = Field(description="overrides of the best trial")
     best_trial: int = Field(description="its number")
     trials: list[dict[str, Any]] = Field(description="without their curves: `trials.py`")
 

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import gc
-import json
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from orchestrator import __version__
+from orchestrator import __version__, strict_json
 from orchestrator.errors import OrchestratorError, StoppedError, UserError
 from orchestrator.job import STAGES, json_schema
 from orchestrator.job_file import load_job
@@ -351,7 +350,7 @@ def status_command(options: argparse.Namespace) -> int:
     if options.json:
         stages = {status.stage: asdict(status) for status in statuses}
         report = {"job": job.name, "stages": stages, "holder": holder, "events": events}
-        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        sys.stdout.write(strict_json.dumps(report, indent=1) + "\n")
         return 0
     console.print(status_table(statuses))
     if holder is not None:

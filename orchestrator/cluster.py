@@ -5,12 +5,14 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import OrchestratorError, StageError, UserError
@@ -70,6 +72,7 @@ def connect() -> Iterator[Cluster]:
         _require_reachable(address)
     try:
         context = ray.init(
+            job_config=_job_config(),
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -119,6 +122,22 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
         stack += [current.__cause__, getattr(current, "cause", None)]
         stack += list(getattr(current, "worker_failures", {}).values())
     return None
+
+
+class _NoPaths(list[str]):
+    """Folders that Ray's workers import from, none of which can be added."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        pass
+
+
+def _job_config() -> JobConfig:
+    """Where this process imports nothing from its working directory (`python -P`), its workers do
+    not either: Ray would put that directory before all others."""
+    config = JobConfig()
+    if sys.flags.safe_path:
+        config._py_driver_sys_path = _NoPaths()
+    return config
 
 
 def _require_token() -> None:

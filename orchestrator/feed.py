@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -20,7 +21,10 @@ from orchestrator.supervisor import Beat, Event, Figures
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 1.0
-NODE_SECONDS = 30.0  # after a worker was lost, in which Ray finds out that its node was
+# After a worker was lost, in which Ray finds out that its node was: by five checks, 3 s apart, of up
+# to 10 s each.
+NODE_SECONDS = 70.0
+ANSWER_SECONDS = 1.0
 STOP = 1  # `pulse.Directive.STOP`, whose module imports torch
 STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM
 
@@ -57,6 +61,7 @@ class Feed:
         self.supervisor, self._draining = supervisor, set()
         try:
             self._pass_on_until(training)
+            self._wait_for_lost_nodes()
         except KeyboardInterrupt:
             if self._at_work:
                 self._progress.start("saving a last checkpoint", total=None, unit="")
@@ -123,14 +128,35 @@ class Feed:
         else:
             self._show(message)
 
-    def _tell_of_lost_nodes(self) -> None:
-        """A worker often fails because another one's node did, and knows nothing of that."""
-        for node in ray.nodes():
+    def _tell_of_lost_nodes(self) -> list[dict[str, Any]]:
+        """A worker often fails because another one's node did, and knows nothing of that.
+
+        Returns the nodes that live, as far as Ray knows.
+        """
+        nodes = ray.nodes()
+        for node in nodes:
             if not node["Alive"] and node["NodeID"] not in self._lost_nodes:
                 self._lost_nodes.add(node["NodeID"])
                 reason = node["DeathReasonMessage"] or "no reason given"
                 address = node["NodeManagerAddress"]
                 self._events.write("train", "node lost", address=address, cause=reason)
+        return [node for node in nodes if node["Alive"]]
+
+    def _wait_for_lost_nodes(self) -> None:
+        """Have the story tell of a lost node where the training ends before Ray knows of it.
+
+        A node that answers is not lost; nothing is waited for where all do.
+        """
+        waits = False
+        while time.monotonic() < self._nodes_matter_until:
+            if all(_answers(node) for node in self._tell_of_lost_nodes()):
+                break
+            if not waits:
+                self._progress.start("waiting for Ray to know of lost nodes", total=None, unit="")
+            waits = True
+            time.sleep(POLL_SECONDS)
+        if waits:
+            self._progress.finish()
 
     def _show(self, figures: Figures) -> None:
         if self._step < 0 or figures.total_steps != self._total:
@@ -158,6 +184,16 @@ def _tensorboard() -> Any:
         if here is None:
             del sys.modules["torch"]
     return tensorboardX
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node's raylet, which dies with its node, takes connections."""
+    address = node["NodeManagerAddress"], node["NodeManagerPort"]
+    try:
+        socket.create_connection(address, ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _end_process(beat: Beat) -> None:

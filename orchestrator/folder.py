@@ -38,11 +38,12 @@ class Stamp(NamedTuple):
 
 
 class Folder:
-    """A folder of a storage: a local path or a URI that pyarrow.fs knows (s3://, gs://, file://)."""
+    """A folder of a storage: a local path, `~` at its beginning being the user's home, or a URI
+    that pyarrow.fs knows (s3://, gs://, file://)."""
 
     def __init__(self, uri: str) -> None:
         uri = uri.removeprefix("file://")
-        self.local_path = None if "://" in uri else Path(uri).absolute()
+        self.local_path = None if "://" in uri else Path(os.path.expanduser(uri)).absolute()
         self.uri = str(self.local_path) if self.local_path is not None else uri.rstrip("/")
 
     def __truediv__(self, name: str) -> "Folder":
@@ -102,7 +103,7 @@ class Folder:
     def temporary_name(self) -> str:
         """A name, never given twice, for this folder while it is not whole or no longer whole."""
         name = self.name.lstrip(".").split(".")[0]
-        return f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        return f".{name}.{secrets.token_hex(8)}.tmp"
 
     def rename(self, name: str) -> "Folder":
         """Give this folder, or a file or link in its place, another name beside its old one.
@@ -223,7 +224,7 @@ class Folder:
 
 def _write_durably(path: Path, content: Parts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         _write_synced(temporary, content)
         os.replace(temporary, path)

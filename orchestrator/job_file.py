@@ -40,12 +40,12 @@ class Source:
 def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
     """The job of a file, its base files and `a.b=value` overrides, checked whole.
 
+    A job that none of them names has the name of its file.
+
     Raises:
         JobError: with one line `file:line:column: key: what is wrong` for each problem.
     """
-    source = _read(Path(path), seen=())
-    for text in overrides:
-        _override(source, text)
+    source = _read_with(path, overrides)
     problems = list(source.problems)
     try:
         job = Job.model_validate(source.data)
@@ -55,6 +55,33 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
     if problems:
         raise JobError(problems)
     return job
+
+
+def read_plain(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load_job` would check, unchecked: nothing that it names is imported or opened.
+
+    Raises:
+        JobError: where a file cannot be read, or an override is none.
+    """
+    source = _read_with(path, overrides)
+    if source.problems:
+        raise JobError(source.problems)
+    return source.data
+
+
+def _read_with(path: str, overrides: Sequence[str]) -> Source:
+    source = _read(Path(path), seen=())
+    for text in overrides:
+        _override(source, text)
+    if "name" not in source.data and (name := _name_of(Path(path))):
+        source.data["name"] = name
+        source.places["name",] = path
+    return source
+
+
+def _name_of(path: Path) -> str:
+    """The name of a job whose file says none: the file's own, as far as a name may have it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100]
 
 
 class CoreLoader(yaml.SafeLoader):

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from orchestrator import strict_json
 from orchestrator.artifact import Evaluation, PreparedData, Training
 from orchestrator.job import Job
 
@@ -34,7 +35,7 @@ def write_report(
         "config": job.model_dump(mode="json"),
     }
     folder = evaluation.folder
-    folder.write("report.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+    folder.write("report.json", strict_json.dumps(content, indent=1).encode())
     folder.write("learning_curve.png", learning_curve(job, training))
     folder.write("report.md", markdown(job, prepared, training, evaluation, found).encode())
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 import httpx
+from pydantic import BaseModel, Field
 
 from orchestrator import __version__, lease
 from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 State = Literal["finished", "running", "interrupted", "pending", "skipped"]
 ENDPOINT = "endpoint.json"
 ASKED_FOR = (KeyboardInterrupt, StoppedError)  # ends that are no errors
+
+
+class Served(BaseModel):
+    """Where a run's model is served, as `endpoint.json` has it."""
+
+    url: str = Field(pattern=r"^https?://\S+$")
+    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -151,16 +159,16 @@ class Run:
 
     def record_endpoint(self, url: str, checkpoint: str) -> None:
         """Write down where the model is served, for `status`."""
-        content = {"url": url, "checkpoint": checkpoint}
-        self.folder.write(ENDPOINT, json.dumps(content).encode())
+        served = Served(url=url, checkpoint=checkpoint)
+        self.folder.write(ENDPOINT, served.model_dump_json().encode())
 
     def _endpoint_status(self) -> StageStatus:
         try:
-            endpoint = json.loads(self.folder.read(ENDPOINT))
-            httpx.get(f"{endpoint['url']}/healthz", timeout=2).raise_for_status()
-        except (OSError, ValueError, httpx.HTTPError):
+            served = Served.model_validate_json(self.folder.read(ENDPOINT))
+            httpx.get(f"{served.url}/healthz", timeout=2).raise_for_status()
+        except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
             return StageStatus("serve", "pending")
-        return StageStatus("serve", "running", endpoint["checkpoint"], summary=endpoint["url"])
+        return StageStatus("serve", "running", served.checkpoint, summary=served.url)
 
     def lease(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run, so that a second one of its name is refused. Raises: see `lease.hold`."""
@@ -241,16 +249,19 @@ def _reason(error: BaseException) -> dict[str, str]:
 
 
 def storage(job: Job) -> Folder:
-    """The job's storage. Inside a submitted Ray job a relative one goes to the home folder.
+    return find_storage(job.storage, Path.cwd())
 
-    The working directory of a submitted job is a copy that Ray deletes when the job ends.
+
+def find_storage(given: str, directory: Path) -> Folder:
+    """The storage of a job that is started in a directory.
+
+    Inside a submitted Ray job a relative one goes to the home folder: the working directory of a
+    submitted job is a copy that Ray deletes when the job ends.
     """
-    if "://" in job.storage or Path(job.storage).is_absolute():
-        return Folder(job.storage)
-    base = Path.cwd()
-    if "working_dir_files" in base.parts:
-        base = Path.home()
-    return Folder(str(base / job.storage))
+    if "://" in given or os.path.isabs(os.path.expanduser(given)):
+        return Folder(given)
+    base = Path.home() if "working_dir_files" in directory.parts else directory
+    return Folder(str(base / given))
 
 
 def stage_status(stage: Stage, kind: type[Artifact], folder: Folder) -> StageStatus:

@@ -11,11 +11,11 @@ import hashlib
 import io
 import json
 import os
-import tempfile
-import uuid
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ import pyarrow as pa
 from orchestrator.artifact import PreparedData, Shard, Split
 from orchestrator.errors import StageError
 from orchestrator.folder import Folder
+from orchestrator.scratch import own_folder
 
 Arrays = dict[str, npt.NDArray[Any]]  # one array a column, the first axis counts rows
 Rows = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 ROUNDS = 6  # of the cipher: with four, small windows show which orders it cannot make
+
+_whole: set[tuple[int | str, ...]] = set()  # copies of shards whose bytes this process has proved
 
 
 @dataclass(frozen=True)
@@ -214,9 +217,11 @@ def _open(folder: Folder, shard: Shard) -> Arrays:
     """The columns of a shard, mapped into memory until the last of them is let go."""
     path = _local_file(folder, shard)
     try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise ValueError(f"it has {size} bytes, not {shard.bytes}")
+        status = path.lstat()
+        if not S_ISREG(status.st_mode):
+            raise ValueError("it is a link, or no file")
+        if status.st_size != shard.bytes:
+            raise ValueError(f"it has {status.st_size} bytes, not {shard.bytes}")
         with pa.memory_map(str(path)) as file:
             batch = pa.ipc.open_file(file).get_batch(0)
         batch.validate()
@@ -247,19 +252,41 @@ def _local_file(folder: Folder, shard: Shard) -> Path:
     """
     if folder.local_path is not None:
         return folder.local_path / shard.name
-    cache = Folder(str(Path(tempfile.gettempdir()) / "orchestrator-shards"))
-    path = Path(cache.uri) / shard.sha256
-    if not path.exists() or path.stat().st_size != shard.bytes:
+    path = own_folder("shards") / shard.sha256
+    if not _is_whole(path, shard):
         try:
             content = folder.read(shard.name)
         except FileNotFoundError as error:
             raise _damaged(folder, shard, error, delete=folder) from error
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise _damaged(folder, shard, "its SHA-256 is another", delete=folder)
-        partial = f"{shard.sha256}.{uuid.uuid4().hex}"  # no two writers share it
-        cache.write(partial, content)
-        os.replace(Path(cache.uri) / partial, path)
+        partial = f"{shard.sha256}.{secrets.token_hex(8)}"  # no two writers share it
+        Folder(str(path.parent)).write(partial, content)
+        os.replace(path.with_name(partial), path)
+        _whole.add(_identity(path))
     return path
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    """Whether a copy is what its name says; its bytes are summed up once in a process."""
+    try:
+        identity = _identity(path)
+        if not S_ISREG(path.lstat().st_mode):
+            return False
+        if identity not in _whole:
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    return False
+            _whole.add(identity)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _identity(path: Path) -> tuple[int | str, ...]:
+    """What changes where a file is written anew."""
+    status = path.lstat()
+    return path.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _damaged(

@@ -34,7 +34,7 @@ class Exploit(BaseModel):
 class Trial(BaseModel):
     """One trial, as far as it has come."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     number: int
     configuration: int = Field(description="the same for all repeats of a configuration")
@@ -62,7 +62,7 @@ class Trial(BaseModel):
 class SweepRecord(BaseModel):
     """The sweep itself: what was asked for, and how it stands."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     name: str = Field(description="of the job")
     task: str

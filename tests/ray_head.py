@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NODE_PORTS = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
 NODE_PORTS += ["metrics-export-port", "runtime-env-agent-port"]
+_drawn: set[int] = set()  # what listens there may come up later than the next one is drawn
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,35 @@ class Head:
 
 
 def free_port() -> int:
-    """Below the ports that Linux gives to outgoing connections, and above those of Ray's workers:
-    one that the kernel hands out itself can be some connection's by the time that Ray binds it."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-            return port
+    (port,) = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody listens on, none of which this process has been given before.
+
+    Below the ports that Linux gives to outgoing connections, and above those of Ray's workers:
+    one that the kernel hands out itself can be some connection's by the time that Ray binds it.
+    """
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(found) < count:
+            port = random.randrange(20000, 32000)
+            # Held until all are drawn, so that no other process draws one of them meanwhile.
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                if port not in _drawn:
+                    probe.bind(("", port))
+                    _drawn.add(port)
+                    found.append(port)
+    return found
 
 
 @contextlib.contextmanager
 def ray_head(cpus: int) -> Iterator[Head]:
     """`ray start --head` with so many logical CPUs."""
-    ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
+    names = ["port", "dashboard-port", "ray-client-server-port"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     options = ["--head", f"--num-cpus={cpus}", "--object-store-memory=500000000"]
     options += [f"--{name}={port}" for name, port in ports.items()]
     with tempfile.TemporaryFile() as output, _started(options, output) as process:
@@ -72,7 +88,8 @@ def ray_node(head: Head, address: str, cpus: int) -> Iterator["subprocess.Popen[
 def _started(
     options: list[str], output: IO[bytes], address: str = "127.0.0.1"
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    ports = [f"--{name}={free_port()}" for name in NODE_PORTS]
+    drawn = zip(NODE_PORTS, free_ports(len(NODE_PORTS)), strict=True)
+    ports = [f"--{name}={port}" for name, port in drawn]
     process = subprocess.Popen(
         [str(BIN / "ray"), "start", "--block", f"--node-ip-address={address}", *options, *ports],
         stdout=output,

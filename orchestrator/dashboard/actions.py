@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -21,8 +20,11 @@ import yaml
 from orchestrator.dashboard.catalog import FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError, last_line
-from orchestrator.job import STAGES
-from orchestrator.job_file import parse_value
+from orchestrator.folder import Folder
+from orchestrator.job import STAGES, TASKS, Job
+from orchestrator.job_file import parse_value, read_plain
+from orchestrator.run import find_storage
+from orchestrator.scratch import own_folder
 from orchestrator.trials import request_stop
 
 TOKEN_VARIABLE = "ORCHESTRATOR_DASHBOARD_TOKEN"  # noqa: S105 - its name
@@ -31,9 +33,16 @@ LOOK_SECONDS = 3.0  # after a start, in which a command that is wrong says so
 SLACK_SECONDS = 5.0  # between the clocks of the events and of the sweep
 
 
+FLAGS = {"--debug", "--no-dashboard"}  # of the command line, spelled out
+FIND = "import sys; from importlib.util import find_spec; sys.exit(find_spec(sys.argv[1]) is None)"
+
+
 @dataclass(frozen=True)
 class Start:
-    """How a run was started: the command line, where, and on which machine."""
+    """How a run was started: the command line, where, and on which machine.
+
+    It comes from the storage, and who can write there can write it: see `_check_is_safe`.
+    """
 
     arguments: list[str]  # behind `orchestrator`
     directory: str
@@ -75,8 +84,12 @@ class Resumer:
         resumed = self._sweeps.get(sweep.run) == sweep.name
         return resumed and process is not None and process.poll() is None
 
-    def resume(self, run: FollowedRun, sweep: FollowedSweep) -> str:
-        """Start the command that began the sweep; returns where its output goes.
+    def resume(
+        self, run: FollowedRun, sweep: FollowedSweep, shown: tuple[str, str] | None = None
+    ) -> tuple[Start, str]:
+        """Start the command that began the sweep; returns it, and where its output goes.
+
+        `shown` is the command and the directory that the viewer agreed to.
 
         Raises:
             UserError: where it cannot be started from here, with the command, or ended at once.
@@ -90,7 +103,13 @@ class Resumer:
             if (holder := run.holder(now=True)) is not None:
                 raise UserError(f"run {run.name!r} is in use by {holder}")
             start = find_start(run, sweep)
+            if shown is not None and shown != (start.command, start.directory):
+                raise UserError(
+                    f"the command is another one by now: {start.command}, in {start.directory}: "
+                    "look at it, and resume again"
+                )
             _check_is_here(start)
+            _check_is_safe(start, run)
             log = _log_path(run)
             process = _spawn(start, log)
             self._processes[run.name], self._sweeps[run.name] = process, sweep.name
@@ -100,21 +119,71 @@ class Resumer:
         if process.returncode:
             told = last_line(log.read_text(errors="replace"))
             raise UserError(f"`{start.command}` ended with {process.returncode}: {told}")
-        return str(log)
+        return start, str(log)
 
 
 def _spawn(start: Start, log: Path) -> subprocess.Popen[bytes]:
-    environment = {name: v for name, v in os.environ.items() if name != TOKEN_VARIABLE}
-    with open(log, "ab") as output:
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise UserError(f"{log}: cannot be written: {error.strerror}") from error
+    with open(file, "ab") as output:
         return subprocess.Popen(  # noqa: S603 - our own command line, checked by `find_start`
-            [sys.executable, "-m", "orchestrator", *start.arguments],
+            [sys.executable, "-P", "-m", "orchestrator", *start.arguments],
             cwd=start.directory,
-            env=environment,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C and the end of the dashboard do not reach it
         )
+
+
+def _environment() -> dict[str, str]:
+    """This process's, but that no Python that is started with it imports what its folder holds."""
+    found = {name: v for name, v in os.environ.items() if name != TOKEN_VARIABLE}
+    given = found.pop("PYTHONPATH", "").split(os.pathsep)
+    if kept := [path for path in given if os.path.isabs(path)]:
+        found["PYTHONPATH"] = os.pathsep.join(kept)
+    return found | {"PYTHONSAFEPATH": "1"}
+
+
+def _check_is_safe(start: Start, run: FollowedRun) -> None:
+    """Nothing of the folder that the command names is run, and it writes to this run alone.
+
+    Raises:
+        UserError: where the job is another run's, or its task's code is none of this installation.
+    """
+    directory = Path(start.directory)
+    job, *overrides = _positionals(start.arguments[1:])
+    given = read_plain(str(directory / job), overrides)
+    name, task = given.get("name"), given.get("task")
+    storage = given.get("storage", Job.model_fields["storage"].default)
+    written = find_storage(str(storage), directory) / str(name)
+    if _real(written) != _real(run.folder):
+        raise UserError(
+            f"`{start.command}` writes to {written}, not to {run.folder}: run it by hand"
+        )
+    if not isinstance(task, str) or task in TASKS or ":" not in task:
+        return
+    if not _is_installed(task.partition(":")[0]):
+        raise UserError(
+            f"task = {task}: is not installed here, and nothing is run from {start.directory} for "
+            f"what a storage says: run it by hand: {start.command}"
+        )
+
+
+def _real(folder: Folder) -> str:
+    return folder.uri if folder.local_path is None else os.path.realpath(folder.local_path)
+
+
+def _is_installed(module: str) -> bool:
+    """Whether the command's Python finds a module without the folder that it is started in."""
+    command = [sys.executable, "-P", "-c", FIND, module]
+    found = subprocess.run(  # noqa: S603
+        command, cwd="/", env=_environment(), capture_output=True, check=False
+    )
+    return found.returncode == 0
 
 
 def _check_is_here(start: Start) -> None:
@@ -130,9 +199,9 @@ def _check_is_here(start: Start) -> None:
 
 def _log_path(run: FollowedRun) -> Path:
     """A file in the run's folder; where that is on another storage, one of this machine."""
-    folder = run.folder.local_path or Path(tempfile.gettempdir()) / f"orchestrator-{run.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / RESUME_LOG
+    if run.folder.local_path is None:
+        return own_folder("dashboard") / f"{run.name}-{RESUME_LOG}"
+    return run.folder.local_path / RESUME_LOG
 
 
 def find_start(run: FollowedRun, sweep: FollowedSweep) -> Start:
@@ -156,14 +225,16 @@ def _time(event: dict[str, Any]) -> float:
 
 
 def _start(event: dict[str, Any]) -> Start | None:
-    """Who can write to the storage can write events: nothing but our own commands is started."""
+    """Who can write to the storage can write events: nothing but our own commands is started, in
+    words of which this module knows what they mean."""
     command, directory, host = (event.get(key) for key in ("command", "directory", "host"))
     if not (isinstance(command, str) and isinstance(directory, str) and isinstance(host, str)):
         return None
     with contextlib.suppress(ValueError):  # of an unclosed quotation mark
         program, *arguments = shlex.split(command) or [""]
         stages = {"run", *STAGES} - {"prepare"}  # which ends before the sweep
-        if program == "orchestrator" and len(arguments) > 1 and arguments[0] in stages:
+        known = program == "orchestrator" and arguments[:1] and arguments[0] in stages
+        if known and _positionals(arguments[1:]) and os.path.isabs(directory):
             return Start(arguments, directory, host)
     return None
 
@@ -221,7 +292,7 @@ def training_command(start: Start, overrides: dict[str, Any]) -> str:
 
 
 def _positionals(arguments: list[str]) -> list[str]:
-    """The job and its overrides, without options and what belongs to them."""
+    """The job and its overrides, without options; nothing where one is none that is known here."""
     found: list[str] = []
     rest = iter(arguments)
     for text in rest:
@@ -229,4 +300,6 @@ def _positionals(arguments: list[str]) -> list[str]:
             next(rest, None)
         elif not text.startswith("-"):
             found.append(text)
-    return found or ["job.yaml"]
+        elif text not in FLAGS and not text.startswith("--until="):
+            return []
+    return found

@@ -11,20 +11,30 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 
 from orchestrator import __version__
 from orchestrator.dashboard import actions
 from orchestrator.dashboard.catalog import Catalog, FollowedRun
-from orchestrator.dashboard.curves import for_json, plain_list
+from orchestrator.dashboard.curves import plain_list
 from orchestrator.dashboard.guard import Guard
 from orchestrator.dashboard.importance import Importances
 from orchestrator.dashboard.summary import summarize
 from orchestrator.dashboard.sweep import READING, FollowedSweep
 from orchestrator.errors import OrchestratorError, UserError, first_line
+from orchestrator.strict_json import finite
 
 STATIC = Path(__file__).parent / "static"
+LOG_FILE = "log.txt"
 LOG_BYTES = 100_000  # of the end of a trial's log
 HOUR = {"Cache-Control": "max-age=3600"}
+
+
+class Shown(BaseModel):
+    """What a viewer was shown before it was to be started."""
+
+    command: str
+    directory: str
 
 
 def plotly_file() -> Path:
@@ -127,9 +137,11 @@ def _add_actions(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> No
         return JSONResponse({"done": f"trial {number} was asked to stop"})
 
     @app.post("/api/runs/{run_name}/sweeps/{name}/resume")
-    def resume(run_name: str, name: str) -> Response:
-        log = resumer.resume(*catalog.sweep(run_name, name))
-        return JSONResponse({"done": f"resumed; its output goes to {log}"})
+    def resume(run_name: str, name: str, shown: Shown | None = None) -> Response:
+        agreed = None if shown is None else (shown.command, shown.directory)
+        start, log = resumer.resume(*catalog.sweep(run_name, name), agreed)
+        done = f"resumed by `{start.command}` in {start.directory}; its output goes to {log}"
+        return JSONResponse({"done": done, **_start_view(start)})
 
 
 def _run_view(run: FollowedRun, resumer: actions.Resumer, end: float) -> dict[str, Any]:
@@ -151,7 +163,7 @@ def _sweep_view(run: FollowedRun, sweep: FollowedSweep, resumer: actions.Resumer
     if view["best"] is not None:
         view["best"] |= _as_commands(run, sweep, view["best"]["number"])
     start = _start_or_none(run, sweep)
-    view["start"] = None if start is None else {**vars(start), "command": start.command}
+    view["start"] = None if start is None else _start_view(start)
     ended = view["state"] in ("stopped", "interrupted", "failed")
     view["starting"] = ended and resumer.is_running(sweep)
     view["resumable"] = ended and not view["starting"] and run.holder() is None
@@ -163,7 +175,7 @@ def _trial_view(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str
     seen = sweep.seen.get(number)
     if seen is None:
         raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
-    trial = for_json(seen.trial.model_dump(exclude={"curve"}))
+    trial = finite(seen.trial.model_dump(exclude={"curve"}))
     trial["curve"] = {name: plain_list(values, 10) for name, values in seen.curve.items()}
     return {**trial, **_as_commands(run, sweep, number), "log": _log(sweep, number)}
 
@@ -184,9 +196,16 @@ def _start_or_none(run: FollowedRun, sweep: FollowedSweep) -> actions.Start | No
         return None
 
 
+def _start_view(start: actions.Start) -> dict[str, Any]:
+    return {**vars(start), "command": start.command}
+
+
 def _log(sweep: FollowedSweep, number: int) -> str:
+    folder = sweep.folder / f"trial-{number:05d}"
+    if folder.is_link or folder.size(LOG_FILE) is None:
+        return ""  # a link would show any file of this machine to whoever sees the page
     try:
-        content = (sweep.folder / f"trial-{number:05d}").tail("log.txt", LOG_BYTES)
+        content = folder.tail(LOG_FILE, LOG_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return content.decode("utf-8", "replace")

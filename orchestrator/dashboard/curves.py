@@ -1,8 +1,6 @@
 """Learning curves as columns, and thinned to what a screen can show."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,14 +57,3 @@ def plain_list(values: NDArray[np.float64], digits: int | None = None) -> list[f
     else:
         plain = [float(f"{value:.{digits}g}") for value in values.tolist()]
     return [v if ok else None for v, ok in zip(plain, np.isfinite(values).tolist(), strict=True)]
-
-
-def for_json(value: Any) -> Any:
-    """Any value of a record as strict JSON has it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [for_json(item) for item in value]
-    return value

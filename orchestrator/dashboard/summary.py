@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from orchestrator.dashboard.curves import for_json
 from orchestrator.dashboard.sweep import FollowedSweep
+from orchestrator.strict_json import finite
 from orchestrator.trials import SweepRecord, Trial
 
 
@@ -29,7 +29,7 @@ def summarize(sweep: FollowedSweep, live: bool) -> dict[str, Any]:
     elapsed = record.seconds + (max(0.0, time.time() - sweep.record_time) if live else 0.0)
     running = [trial for trial in trials if trial.state == "running"] if live else []
     best = find_best(record, trials, sweep.best)
-    return for_json(
+    return finite(
         {
             "run": sweep.run,
             "sweep": sweep.name,
@@ -68,7 +68,7 @@ def _stopping(requests: set[str]) -> list[int]:
 def trial_value(trial: Trial, metric: str) -> float | None:
     """What a trial is judged by; None where it has no finite one."""
     value = trial.metrics.get(metric)
-    return None if value is None else for_json(float(value))
+    return None if value is None else finite(float(value))
 
 
 def find_best(record: SweepRecord, trials: list[Trial], chosen: int | None) -> Best | None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.artifact import Sweep
-from orchestrator.dashboard.curves import Curve, columns, for_json, thinned
+from orchestrator.dashboard.curves import Curve, columns, thinned
 from orchestrator.errors import StageError
 from orchestrator.folder import MANIFEST, Folder, Stamp
+from orchestrator.strict_json import finite
 from orchestrator.trials import REQUESTS, SWEEP_FILE, TRIAL_NAME, SweepRecord, Trial
 
 PAUSE = 0.25  # seconds in which several viewers get the same look at a folder
@@ -180,7 +181,7 @@ def _trial_names(names: dict[str, Stamp]) -> set[str]:
 def _text(seen: Seen, metric: str, most: int) -> str:
     """A trial as the page gets it, its curve thinned. Encoded once for all viewers."""
     if metric not in seen.texts:
-        whole = for_json(seen.trial.model_dump(exclude={"curve", "traceback"}))
+        whole = finite(seen.trial.model_dump(exclude={"curve", "traceback"}))
         whole["curve"] = thinned(seen.curve, metric, most)
         seen.texts[metric] = json.dumps(whole, allow_nan=False, separators=(",", ":"))
     return seen.texts[metric]

@@ -342,6 +342,7 @@ def test_trials_and_sweep_are_stopped_and_resumed(
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\necho "resumed: $@"\nexec sleep 4\n')
+    (tmp_path / "job.yaml").write_text("name: reviews\ntask: text_classification\n")
     script.chmod(0o755)
     monkeypatch.setattr(actions.sys, "executable", str(script))
     monkeypatch.setattr(actions, "LOOK_SECONDS", 0.3)
@@ -365,8 +366,14 @@ def test_trials_and_sweep_are_stopped_and_resumed(
     live.record.save(live.folder)
     page.wait_for_selector("#resume:visible")
     page.click("#resume")
+    until(lambda: "orchestrator run job.yaml" in page.inner_text("#asked"))
+    assert str(tmp_path) in page.inner_text("#asked")
+    page.click("#asked .close")
+    assert not (storage / "reviews" / "resumed.log").exists()
+    page.click("#resume")
+    page.click("#asked .primary")
     log = storage / "reviews" / "resumed.log"
-    until(lambda: log.exists() and "resumed: -m orchestrator run job.yaml" in log.read_text())
+    until(lambda: log.exists() and "resumed: -P -m orchestrator run job.yaml" in log.read_text())
     until(lambda: "resumed.log" in page.inner_text("#toasts"))
     until(lambda: page.inner_text("#state") == "starting")
 

@@ -1,11 +1,14 @@
 """The whole line through the command line, on a cluster that is already there."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.dashboard import actions
 from tests.integration.conftest import orchestrate, stages, write_job, write_texts
 from tests.ray_head import Head
 
@@ -93,3 +96,22 @@ def test_an_unreachable_cluster_is_one_line(tmp_path: Path, head: Head) -> None:
     assert done.returncode == 1
     assert "RAY_ADDRESS=127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_the_dashboard_resumes_runs_no_code_of_its_folder(
+    tmp_path: Path, head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do its workers, whom Ray would let import from there before all else."""
+    write_texts(tmp_path / "data")
+    write_job(tmp_path, train__steps=3)
+    (tmp_path / "orchestrator").mkdir()
+    planted = f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__ + ' ')\nraise SystemExit(1)\n"
+    for name in ("orchestrator/__init__", "sitecustomize", "torch", "pyarrow", "safetensors"):
+        (tmp_path / f"{name}.py").write_text(planted)
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator", "train", "job.yaml"],
+        cwd=tmp_path, env=actions._environment(), capture_output=True, text=True, timeout=150,
+    )  # fmt: skip
+    ran = (tmp_path / "ran").read_text() if (tmp_path / "ran").exists() else ""
+    assert (done.returncode, ran) == (0, ""), done.stdout + done.stderr

@@ -1,6 +1,7 @@
 """Folders that write whole files, and manifests that make an artifact exist."""
 
 import errno
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -49,10 +50,62 @@ def prepared_in(folder: Folder) -> PreparedData:
     )
 
 
+def a_checkpoint(folder: Folder, metrics: dict[str, float]) -> Checkpoint:
+    return Checkpoint(
+        folder=folder,
+        seconds=1,
+        summary="",
+        step=5,
+        total_steps=5,
+        metrics=metrics,
+        history=[{"step": 5, **metrics}],
+        samples="0f",
+        made_by={"train.lr": 0.1},
+        files={"a.bin": "0f"},
+        sizes={"a.bin": 3},
+    )
+
+
 def test_what_is_written_is_read_back_and_replaced_whole(folder: Folder) -> None:
     folder.write("a.bin", b"first\x00and long")
     folder.write("a.bin", b"second\xff")
     assert folder.read("a.bin") == b"second\xff"
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("~", ""),
+        ("~/runs", "/runs"),
+        ("~no such user/x", None),
+        ("a/~/b", None),
+        ("s3://~/b", None),
+    ],
+)
+def test_a_path_begins_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, path: str | None
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    other = given if "://" in given else f"{tmp_path}/{given}"
+    assert Folder(given).uri == (other if path is None else f"/home/somebody{path}")
+
+
+def test_writers_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two hosts do that have a process of the same number, and two threads of one process."""
+    whole, seen, replace = Folder(str(tmp_path)), set[str](), os.replace
+
+    def write_another(source: str, target: str) -> None:
+        seen.add(str(source))
+        if len(seen) == 1:
+            whole.write("a", b"another's, longer")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", write_another)
+    whole.write("a", b"first")
+    assert len(seen) == 2
+    assert (whole.names(), whole.read("a")) == (["a"], b"first")
+    assert (whole / "b").temporary_name() != (whole / "b").temporary_name()
 
 
 def test_names_lists_files_and_folders_in_order(folder: Folder) -> None:
@@ -268,6 +321,7 @@ def test_a_metric_that_is_no_finite_number_can_be_loaded_again(
 ) -> None:
     folder = Folder(str(tmp_path))
     Evaluation(folder=folder, seconds=1, summary="", metrics={"x": value}, baselines={}).commit()
+    json.loads(folder.read(MANIFEST), parse_constant=pytest.fail)  # strict JSON
     loaded = Evaluation.load(folder)
     assert loaded is not None
     assert loaded.metrics["x"] == pytest.approx(value, nan_ok=True)
@@ -282,7 +336,7 @@ def test_an_artifact_can_be_moved_with_its_folder(tmp_path: Path) -> None:
 
 
 def test_rows_are_counted_over_all_shards_of_a_split(tmp_path: Path) -> None:
-    shards = [Shard(name=str(rows), rows=rows, bytes=1, sha256="") for rows in (7, 5)]
+    shards = [Shard(name=str(rows), rows=rows, bytes=1, sha256="0f") for rows in (7, 5)]
     prepared = prepared_in(Folder(str(tmp_path))).model_copy(
         update={"splits": {"train": shards, "test": shards[1:]}}
     )
@@ -322,20 +376,41 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
     )
     with pytest.raises(StageError, match=f"{tmp_path}/checkpoints/step-5 is gone"):
         training.checkpoint()
-    saved = Checkpoint(
-        folder=folder / "checkpoints/step-5",
-        seconds=1,
-        summary="",
-        step=5,
-        total_steps=5,
-        metrics={"loss": 1.0},
-        history=[{"step": 5, "loss": 1.0}],
-        samples="0f",
-        made_by={"train.lr": 0.1},
-        files={"a.bin": "0f"},
-        sizes={"a.bin": 3},
-    ).commit()
+    saved = a_checkpoint(folder / "checkpoints/step-5", {"loss": 1.0}).commit()
     assert training.checkpoint().model_dump() == saved.model_dump()
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.arrow", "/etc/passwd", "a/b", "", "..", ".hidden", "a\n"]
+)
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    fields = {"rows": 7, "bytes": 9, "sha256": "0f"}
+    with pytest.raises(ValidationError, match="name"):
+        Shard.model_validate({"name": name, **fields})
+    with pytest.raises(ValidationError, match="sha256"):  # which names its copy
+        Shard.model_validate({**fields, "name": "a", "sha256": name})
+    whole = prepared_in(Folder(str(tmp_path))).model_dump() | {"folder": Folder(str(tmp_path))}
+    with pytest.raises(ValidationError, match="processor"):
+        PreparedData.model_validate(whole | {"processor": name})
+
+
+@pytest.mark.parametrize(
+    "key", ["task", "storage", "data.source", "train", "train.lr.x", "serve.port"]
+)
+def test_a_sweep_chooses_nothing_but_what_a_sweep_may_try(tmp_path: Path, key: str) -> None:
+    fields = {"seconds": 1, "summary": "", "best_trial": 0, "trials": []}
+    with pytest.raises(ValidationError, match="best"):
+        Sweep.model_validate({"folder": Folder(str(tmp_path)), "best": {key: "x"}, **fields})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_checkpoint_whose_loss_is_no_number_is_as_written(tmp_path: Path, value: float) -> None:
+    saved = a_checkpoint(Folder(str(tmp_path)), {"loss": value}).commit()
+    json.loads((tmp_path / MANIFEST).read_bytes(), parse_constant=pytest.fail)
+    loaded = Checkpoint.load(saved.folder)
+    assert loaded is not None and loaded.digest == saved.digest
+    assert loaded.metrics["loss"] == pytest.approx(value, nan_ok=True)
+    assert loaded.history[0]["loss"] == pytest.approx(value, nan_ok=True)
 
 
 @pytest.mark.parametrize("path", ["../other/step-5", "/etc", "a/../../b", "", "a//b", "a/"])

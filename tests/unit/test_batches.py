@@ -192,7 +192,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
         folder=folder,
         seconds=0.0,
         summary="",
-        processor="",
+        processor="tokenizer.json",
         splits={"train": shards, "validation": shards, "test": shards},
         documents={},
         source_bytes=1,

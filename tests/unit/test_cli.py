@@ -310,6 +310,27 @@ def test_a_stage_that_is_begun_is_running_while_its_run_is_held() -> None:
         assert held.status(held.holder())[0].state == "running"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "3", "{", "\xff"),
+        '{"url": 3, "checkpoint": ""}',
+        '{"url": "file:///etc/x", "checkpoint": "a"}',
+        '{"url": "http://[", "checkpoint": "a"}',
+        '{"url": "http://127.0.0.1:1"}',
+    ],
+)
+def test_a_damaged_note_of_the_endpoint_is_none(content: str) -> None:
+    given = Run(load_job("job.yaml"))
+    given.folder.write("endpoint.json", content.encode("latin-1"))
+    assert given.status(None)[-1].state == "pending"
+
+
+def test_a_storage_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Run(load_job("job.yaml", ["storage=~/runs"])).folder.uri == f"{tmp_path}/home/runs/a"
+
+
 def test_status_imports_neither_ray_nor_torch() -> None:
     Run(load_job("job.yaml")).events.write("train", "checkpoint")
     code = (

@@ -216,10 +216,28 @@ def test_what_is_no_finite_number_reaches_the_page_as_null(
     write_trial(folder, a_trial(1, math.nan, curve=curve, overrides={"train.lr": -math.inf}))
     answer = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}")
     trial = json.loads(answer.text, parse_constant=pytest.fail)["trials"][1]
-    assert trial["metrics"] == {"loss": None} and trial["overrides"] == {"train.lr": None}
+    assert trial["metrics"] == {"loss": None} and trial["overrides"] == {"train.lr": "-Infinity"}
     assert trial["curve"] == {"step": [1, 2], "seconds": [1, None], "value": [None, None]}
     whole = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}/trials/1")
     assert json.loads(whole.text, parse_constant=pytest.fail)["curve"]["loss"] == [None, None]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_link_in_place_of_a_log_shows_nothing(
+    tmp_path: Path, folder: Folder, client: TestClient, is_folder: bool
+) -> None:
+    assert folder.local_path is not None
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "log.txt").write_text("a private key")
+    place = folder.local_path / "trial-00001"
+    if is_folder:
+        place.symlink_to(secret)
+    else:
+        place.mkdir()
+        (place / "log.txt").symlink_to(secret / "log.txt")
+    answer = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}/trials/1")
+    assert answer.json()["log"] == ""
 
 
 # How a sweep stands

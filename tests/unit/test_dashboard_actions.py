@@ -39,6 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     folder = Folder(str(tmp_path / "runs" / "reviews"))
     record, trials = plan(trials=3)
     trials[1].state = "running"
+    (tmp_path / "job.yaml").write_text("name: reviews\ntask: text_classification\n")
     write_start(folder, "orchestrator run job.yaml train.minutes=20")
     record.started = time.time()
     record.save(folder / FINGERPRINT)
@@ -84,12 +85,12 @@ def test_a_sweep_goes_on_by_the_command_that_began_it(
     monkeypatch.setattr(actions, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(actions.sys, "executable", "/bin/echo")
     monkeypatch.setenv(actions.TOKEN_VARIABLE, "not for others")
-    log = actions.Resumer().resume(*followed(run))
+    _, log = actions.Resumer().resume(*followed(run))
     assert log == str(tmp_path / "runs" / "reviews" / "resumed.log")
     end = time.monotonic() + 10
     while not (text := Path(log).read_text()) and time.monotonic() < end:
         time.sleep(0.02)
-    assert text == "-m orchestrator run job.yaml train.minutes=20\n"
+    assert text == "-P -m orchestrator run job.yaml train.minutes=20\n"
 
 
 def test_a_resumed_sweep_is_of_a_session_of_its_own(
@@ -104,7 +105,7 @@ def test_a_resumed_sweep_is_of_a_session_of_its_own(
     monkeypatch.setattr(actions.sys, "executable", str(script))
     monkeypatch.setenv(actions.TOKEN_VARIABLE, "not for others")
     resumer = actions.Resumer()
-    log = Path(resumer.resume(*followed(run)))
+    log = Path(resumer.resume(*followed(run))[1])
     where, session, tokens = log.read_text().split()
     assert (where, tokens) == (str(tmp_path), "0")
     assert int(session) != os.getsid(0)
@@ -152,6 +153,9 @@ def test_a_sweep_of_another_machine_is_not_started_here(
         "orchestrator prepare job.yaml",
         "sh -c 'orchestrator run'",
         "orchestrator run 'job.yaml",
+        "orchestrator run --unt evaluate job.yaml",
+        "orchestrator run -- job.yaml",
+        "orchestrator run",
         "",
     ],
 )
@@ -162,6 +166,81 @@ def test_nothing_but_our_own_stages_is_ever_started(
     write_start(run, command)
     with pytest.raises(UserError, match="start it by hand"):
         actions.Resumer().resume(*followed(run))
+
+
+def started_by(run: Folder, tmp_path: Path, command: str) -> None:
+    (tmp_path / "runs" / "reviews" / "events.jsonl").unlink()
+    write_start(run, command)
+
+
+PLANTED = "open('{}', 'a').write(__name__)\n"
+
+
+def test_no_code_of_the_folder_is_run(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "orchestrator").mkdir()
+    for name in ("orchestrator/__init__", "orchestrator/__main__", "sitecustomize", "yaml", "ray"):
+        (tmp_path / f"{name}.py").write_text(PLANTED.format(ran))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", str(Path(__file__).parents[2])]))
+    monkeypatch.setattr(actions, "LOOK_SECONDS", 60.0)
+    with pytest.raises(UserError, match=r"ended with 2: error: job.yaml: data: is missing"):
+        actions.Resumer().resume(*followed(run))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("where", ["job.yaml", "base.yaml", "command line"])
+def test_a_task_that_is_not_installed_here_is_not_run(
+    run: Folder, tmp_path: Path, where: str
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "my_tasks.py").write_text(PLANTED.format(ran))
+    task, override = "task: my_tasks:MyTask\n", ""
+    if where == "command line":
+        override = " task=my_tasks:MyTask"
+    elif where == "base.yaml":
+        (tmp_path / "base.yaml").write_text(task)
+        (tmp_path / "job.yaml").write_text("name: reviews\nbase: base.yaml\n")
+    else:
+        (tmp_path / "job.yaml").write_text("name: reviews\n" + task)
+    started_by(run, tmp_path, f"orchestrator run job.yaml{override}")
+    with pytest.raises(UserError, match="my_tasks:MyTask: is not installed here"):
+        actions.Resumer().resume(*followed(run))
+    assert not ran.exists()
+
+
+def test_a_task_that_is_installed_is_run(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "my_tasks.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    start = Start(["run", "job.yaml", "task=my_tasks:MyTask"], str(tmp_path), "here")
+    actions._check_is_safe(start, followed(run)[0])
+
+
+@pytest.mark.parametrize("override", ["name=other", "storage=elsewhere", "storage=s3://a/runs"])
+def test_a_command_that_writes_to_another_run_is_not_started(
+    run: Folder, tmp_path: Path, override: str
+) -> None:
+    started_by(run, tmp_path, f"orchestrator run job.yaml {override}")
+    with pytest.raises(UserError, match="run it by hand"):
+        actions.Resumer().resume(*followed(run))
+
+
+def test_what_the_viewer_did_not_see_is_not_started(run: Folder, tmp_path: Path) -> None:
+    seen = ("orchestrator run job.yaml", str(tmp_path))
+    with pytest.raises(UserError, match=r"another one by now: orchestrator run job\.yaml train"):
+        actions.Resumer().resume(*followed(run), seen)
+
+
+def test_the_output_goes_through_no_link(run: Folder, tmp_path: Path) -> None:
+    (tmp_path / "profile").write_text("mine")
+    (tmp_path / "runs" / "reviews" / "resumed.log").symlink_to(tmp_path / "profile")
+    with pytest.raises(UserError, match=r"resumed\.log: cannot be written"):
+        actions.Resumer().resume(*followed(run))
+    assert (tmp_path / "profile").read_text() == "mine"
 
 
 def test_the_start_before_the_sweep_is_the_one_that_began_it(run: Folder) -> None:

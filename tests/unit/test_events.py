@@ -215,3 +215,12 @@ def test_an_event_is_described_in_pairs() -> None:
     assert describe({**event, "error": " it\nbroke "}) == (
         "exit code 1, loss 0.66667, of [1], error it\nbroke"
     )
+
+
+def test_events_are_not_written_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("alias")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events.jsonl").symlink_to(other)
+    EventLog(Folder(str(tmp_path / "run"))).write("train", "began")
+    assert other.read_text() == "alias"

@@ -51,6 +51,38 @@ def only_problem(text: str | bytes, *overrides: str) -> str:
 # What is read
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("job.yaml", "job"),
+        ("jobs/my reviews (2).yaml", "my-reviews-2-"),
+        ("..hidden.v2.yml", "hidden.v2"),
+        (f"{'n' * 150}.yaml", "n" * 100),
+    ],
+)
+def test_a_job_without_a_name_has_its_files(file: str, name: str) -> None:
+    assert load_job(write(SOUND.replace("name: a\n", ""), file)).name == name
+    assert load_job(write(SOUND, file)).name == "a"
+    assert load_job(write(SOUND, file), ["name=b"]).name == "b"
+
+
+def test_a_job_upon_another_has_the_name_of_its_own_file() -> None:
+    nameless = SOUND.replace("name: a\n", "")
+    write(nameless, "below.yaml")
+    assert load_job(write("base: below.yaml\n", "above.yaml")).name == "above"
+    write(SOUND, "below.yaml")
+    assert load_job("above.yaml").name == "a"  # which it inherits
+
+
+def test_a_file_whose_name_is_none_for_a_job_needs_one() -> None:
+    with pytest.raises(JobError, match="name: is missing"):
+        load_job(write(SOUND.replace("name: a\n", ""), "（一）.yaml"))
+
+
+def test_an_empty_name_is_not_taken_for_none() -> None:
+    assert "name = null" in only_problem(SOUND.replace("name: a", "name:"))
+
+
 def test_values_of_the_file_are_read_and_the_others_have_defaults() -> None:
     job = load_job(write(SOUND + "train: {lr: 0.5, betas: [0.8, 0.9]}\n"))
     assert (job.name, job.train.lr, job.train.betas) == ("a", 0.5, (0.8, 0.9))

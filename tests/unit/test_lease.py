@@ -291,3 +291,16 @@ def test_a_storage_that_refuses_the_lease_is_told(
     monkeypatch.setattr(Folder, "read", refuse)
     with pytest.raises(StageError, match="access denied"), lease.hold(remote, "a"):
         pass
+
+
+def test_a_lease_is_not_written_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("alias")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / lease.LOCK_FILE).symlink_to(other)
+    with (
+        pytest.raises(StageError, match="cannot hold"),
+        lease.hold(Folder(str(tmp_path / "run")), "a"),
+    ):
+        pass
+    assert other.read_text() == "alias"

@@ -1,6 +1,8 @@
 """Shards written, and read back by position."""
 
 import hashlib
+import os
+import stat
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import folder as folders
+from orchestrator import shards
 from orchestrator.artifact import PreparedData, Shard
 from orchestrator.errors import StageError
 from orchestrator.folder import Folder
@@ -25,7 +28,7 @@ def prepared_of(folder: Folder, *shards: Arrays) -> PreparedData:
         folder=folder,
         seconds=0.0,
         summary="",
-        processor="",
+        processor="tokenizer.json",
         splits={"train": written, "validation": [], "test": []},
         documents={},
         source_bytes=0,
@@ -196,6 +199,14 @@ def test_a_shard_with_other_rows_than_the_manifest_says_is_damaged(tmp_path: Pat
         ShardReader(prepared, "train").read([0])
 
 
+def test_a_link_is_no_shard(tmp_path: Path) -> None:
+    prepared = prepared_of(Folder(str(tmp_path)), samples(3, seed=0))
+    (tmp_path / "0.arrow").rename(tmp_path / "elsewhere")
+    (tmp_path / "0.arrow").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StageError, match="it is a link"):
+        ShardReader(prepared, "train").read([0])
+
+
 @given(st.data())
 def test_a_flipped_byte_never_ends_the_process(tmp_path_factory, data: st.DataObject) -> None:
     folder = Folder(str(tmp_path_factory.mktemp("shards")))
@@ -232,8 +243,12 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     return Folder("toy://bucket")
 
 
+def folder_of_copies(tmp_path: Path) -> Path:
+    return tmp_path / "copies" / f"orchestrator-{os.getuid()}" / "shards"
+
+
 def copies(tmp_path: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (tmp_path / "copies").glob("*/*")}
+    return {path.name: path.read_bytes() for path in folder_of_copies(tmp_path).glob("*")}
 
 
 def test_a_remote_shard_is_copied_once_and_named_by_its_content(
@@ -253,7 +268,7 @@ def test_a_remote_shard_is_copied_once_and_named_by_its_content(
 def test_a_copy_that_was_cut_short_is_made_anew(remote: Folder, tmp_path: Path) -> None:
     prepared = prepared_of(remote, samples(3, seed=0))
     before = ShardReader(prepared, "train").read([2])
-    copy = tmp_path / "copies" / "orchestrator-shards" / prepared.splits["train"][0].sha256
+    copy = folder_of_copies(tmp_path) / prepared.splits["train"][0].sha256
     cut(copy)
     after = ShardReader(prepared, "train").read([2])
     np.testing.assert_array_equal(after["tokens"], before["tokens"])
@@ -270,19 +285,58 @@ def test_a_remote_shard_that_is_not_the_one_prepared_leaves_no_copy(
     assert copies(tmp_path) == {}
 
 
-def test_a_damaged_copy_is_what_is_to_be_deleted(remote: Folder, tmp_path: Path) -> None:
+def test_a_copy_that_another_put_there_is_made_anew(remote: Folder, tmp_path: Path) -> None:
     prepared = prepared_of(remote, samples(3, seed=0))
     shard: Shard = prepared.splits["train"][0]
+    expected = ShardReader(prepared, "train").read([0, 1, 2])
+    write_shard(remote, "other.arrow", samples(3, seed=1))
+    planted = remote.read("other.arrow")
+    assert len(planted) == shard.bytes
+    (folder_of_copies(tmp_path) / shard.sha256).write_bytes(planted)
+    found = ShardReader(prepared, "train").read([0, 1, 2])
+    np.testing.assert_array_equal(found["tokens"], expected["tokens"])
+    assert copies(tmp_path) == {shard.sha256: remote.read(shard.name)}
+
+
+def test_a_copy_is_proved_once_in_a_process(
+    remote: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(remote, samples(3, seed=0))
     ShardReader(prepared, "train").read([0])
-    zero(tmp_path / "copies" / "orchestrator-shards" / shard.sha256)
-    with pytest.raises(StageError, match=rf"delete {tmp_path}/copies/.*/{shard.sha256} and run"):
-        ShardReader(prepared, "train").read([0])
+    shards._whole.clear()  # as another process finds it
+    ShardReader(prepared, "train").read([0])
+    monkeypatch.setattr("hashlib.file_digest", None)
+    ShardReader(prepared, "train").read([0])
+
+
+@pytest.mark.parametrize("kind", ["a link", "a file", "writable"])
+def test_copies_go_to_no_folder_of_others(remote: Folder, tmp_path: Path, kind: str) -> None:
+    reader = reader_of(remote, samples(3, seed=0))
+    top = folder_of_copies(tmp_path).parent
+    top.parent.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "a link":
+        top.symlink_to(tmp_path / "elsewhere")
+    elif kind == "a file":
+        top.write_bytes(b"")
+    else:
+        top.mkdir()
+        top.chmod(0o777)
+    with pytest.raises(StageError, match="TMPDIR"):
+        reader.read([0])
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_copies_are_for_this_user_alone(remote: Folder, tmp_path: Path) -> None:
+    reader_of(remote, samples(3, seed=0)).read([0])
+    assert stat.S_IMODE(folder_of_copies(tmp_path).parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder_of_copies(tmp_path).stat().st_mode) == 0o700
 
 
 def test_readers_at_once_make_whole_copies(remote: Folder, tmp_path: Path) -> None:
     prepared = prepared_of(remote, *(samples(50, seed=i) for i in range(4)))
     expected = ShardReader(prepared, "train").read(range(200))["label"]
-    for copy in (tmp_path / "copies" / "orchestrator-shards").iterdir():
+    for copy in (folder_of_copies(tmp_path)).iterdir():
         copy.unlink()
     start, found = threading.Barrier(4), list[np.ndarray]()
 

@@ -7,9 +7,10 @@ export async function get(path) {
   return ask(path, { headers: { accept: "application/json" } });
 }
 
-export async function post(path) {
-  // The header tells the server that this is no form of another site's page.
-  return ask(path, { method: "POST", headers: { "x-orchestrator": "1" } });
+export async function post(path, content = null) {
+  // The first header tells the server that this is no form of another site's page.
+  const headers = { "x-orchestrator": "1", "content-type": "application/json" };
+  return ask(path, { method: "POST", headers, body: content && JSON.stringify(content) });
 }
 
 async function ask(path, options) {

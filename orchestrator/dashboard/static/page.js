@@ -1,6 +1,6 @@
 // The page of one sweep: asks for what changed, and hands it to table and charts.
 
-import { $, button, confirmed, copy, setText, toast } from "./dom.js";
+import { $, button, closer, confirmed, copy, el, setText, toast } from "./dom.js";
 import { Poll, get, post, sweepPath } from "./api.js";
 import { fetchPlotly } from "./axes.js";
 import { Comparison } from "./compare.js";
@@ -93,7 +93,7 @@ export class SweepPage {
     on("#copy-command", () => best() && copy(best().command, "command"));
     on("#best-trial", () => best() && select(best().number));
     on("#save-csv", () => saveCsv(`${store.summary.run}.csv`));
-    on("#resume", () => this.ask("resume"));
+    on("#resume", () => this.agree());
     const stop = $("#stop-sweep");
     const fresh = stop.cloneNode(true); // without the listeners of the page before
     stop.replaceWith(fresh);
@@ -115,11 +115,34 @@ export class SweepPage {
     }
   }
 
-  async ask(what) {
+  /** Show what would be started, and where, before it is: the storage's word is not the viewer's. */
+  agree() {
+    const { start } = store.summary;
+    if (start === null) {
+      this.ask("resume"); // the server says why it cannot
+      return;
+    }
+    const box = $("#asked");
+    const { command, directory } = start;
+    const yes = () => {
+      box.close();
+      this.ask("resume", { command, directory });
+    };
+    box.replaceChildren(
+      el("header", {}, el("h2", {}, "Resume"), closer(() => box.close())),
+      el("p", {}, "This command will be started on this dashboard's machine, as its user:"),
+      el("pre", {}, command),
+      el("p", {}, "in ", el("code", {}, directory)),
+      button("Start it", yes, "primary"),
+    );
+    box.showModal();
+  }
+
+  async ask(what, content = null) {
     const pressed = $(what === "stop" ? "#stop-sweep" : "#resume");
     pressed.disabled = true;
     try {
-      toast((await post(`${this.path}/${what}`)).done);
+      toast((await post(`${this.path}/${what}`, content)).done);
     } catch (error) {
       const { start } = store.summary;
       const byHand = what === "resume" && start !== null;
