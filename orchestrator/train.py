@@ -61,6 +61,8 @@ def train(
         steps=newest[0].step,
         metrics=best.metrics,
         history=newest[0].history,
+        precision=newest[0].precision,
+        notices=newest[0].notices,
     ).commit()
 
 

@@ -3,12 +3,15 @@
 import time
 import uuid
 
+import torch
+
 from orchestrator.artifact import PreparedData, Training
 from orchestrator.checkpoint import load_weights
 from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
 from orchestrator.model.generate import Sampling, generate
+from orchestrator.precision import autocast
 from orchestrator.processors.text import TextProcessor
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
 
@@ -26,6 +29,7 @@ class Completer:
         self.default_max_tokens = job.serve.max_tokens
         self.model = task.build_model(processor.vocab_size, processor.num_outputs).eval()
         load_weights(self.model, training.checkpoint())
+        self.precision = training.precision
 
     def complete(self, request: CompletionRequest) -> CompletionResponse:
         """Answer a request.
@@ -47,10 +51,11 @@ class Completer:
                 f"than the model's context of {context}"
             )
         choices, generated = [], 0
-        for index in range(request.n):
-            choice, count = self._choice(request, prompt, max_tokens, index)
-            choices.append(choice)
-            generated += count
+        with autocast(torch.device("cpu"), self.precision):
+            for index in range(request.n):
+                choice, count = self._choice(request, prompt, max_tokens, index)
+                choices.append(choice)
+                generated += count
         return CompletionResponse(
             id=f"cmpl-{uuid.uuid4().hex}",
             created=int(time.time()),

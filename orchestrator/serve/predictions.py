@@ -8,6 +8,7 @@ from orchestrator.checkpoint import load_weights
 from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
+from orchestrator.precision import autocast
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
 from orchestrator.task import UNKNOWN
 
@@ -22,6 +23,7 @@ class Predictor:
         sizes = self.processor.vocab_size, self.processor.num_outputs
         self.model = self.task.build_model(*sizes).eval()
         load_weights(self.model, training.checkpoint())
+        self.device, self.precision = torch.device("cpu"), training.precision
         left_out = dict.fromkeys(self.task.optional, "")
         self.nothing = dict.fromkeys(self.task.columns, UNKNOWN) | left_out
 
@@ -38,11 +40,12 @@ class Predictor:
         arrays = self.task.encode(rows, self.processor)
         if len(next(iter(arrays.values()))) != len(rows):
             raise UserError(f"an input is longer than {self.task.model.max_seq_len} tokens")
-        batch = to_device(arrays, torch.device("cpu"))
-        answers = {
-            **self.task.predict(self.model, batch, self.processor),
-            **self.task.answer(self.model, batch, self.processor),
-        }
+        batch = to_device(arrays, self.device)
+        with autocast(self.device, self.precision):
+            answers = {
+                **self.task.predict(self.model, batch, self.processor),
+                **self.task.answer(self.model, batch, self.processor),
+            }
         outputs = [self.task.reply(answers, row, self.processor) for row in range(len(rows))]
         return PredictionResponse(model=self.model_name, outputs=outputs)
 

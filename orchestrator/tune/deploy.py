@@ -36,4 +36,6 @@ def take_best_trial(job: Job, sweep: Sweep, folder: Folder) -> Training:
         steps=best.step,
         metrics=best.metrics,
         history=best.history,
+        precision=best.precision,
+        notices=best.notices,
     ).commit()

@@ -319,6 +319,7 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
         steps=5,
         metrics={},
         history=[],
+        precision="fp32",
     )
     with pytest.raises(StageError, match=f"{tmp_path}/checkpoints/step-5 is gone"):
         training.checkpoint()
@@ -330,6 +331,7 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
         total_steps=5,
         metrics={"loss": 1.0},
         history=[{"step": 5, "loss": 1.0}],
+        precision="bf16",
         samples="0f",
         made_by={"train.lr": 0.1},
         files={"a.bin": "0f"},
@@ -341,6 +343,7 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
 @pytest.mark.parametrize("path", ["../other/step-5", "/etc", "a/../../b", "", "a//b", "a/"])
 def test_a_training_names_no_checkpoint_outside_its_folder(tmp_path: Path, path: str) -> None:
     fields = {"seconds": 1, "summary": "", "steps": 5, "metrics": {}, "history": []}
+    fields["precision"] = "fp32"
     with pytest.raises(ValidationError, match="best_checkpoint"):
         Training.model_validate(
             {"folder": Folder(str(tmp_path)), "best_checkpoint": path, **fields}
