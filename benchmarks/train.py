@@ -38,10 +38,13 @@ from benchmarks.sides import (
 )
 from orchestrator import spares
 from orchestrator.artifact import PreparedData, Training
+from orchestrator.batches import Batches
 from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job_file import load_job
+from orchestrator.precision import choose
 from orchestrator.shards import SampleOrder, ShardReader
+from orchestrator.world import World
 
 BATCH, LENGTH = 16, 256
 JOB = {
@@ -143,12 +146,18 @@ def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
     order = SampleOrder(reader.shard_rows, job.train.seed)
     assert job.train.steps is not None
     reader.read(order.rows(0, job.train.steps * BATCH))["tokens"].tofile(folder / "rows.bin")
+    task, world = job.build_task(), World()
+    processor = load_processor(task, prepared)
+    torch.set_num_threads(1)
+    model = task.build_model(processor.vocab_size, processor.num_outputs)
+    choice = choose(task, model, Batches(prepared, job.train, world).first(), world)
+    print(f"torchrun computes in {choice.precision}: {choice.reason}", file=sys.stderr)
     keys = ("steps", "seed", "lr", "betas", "weight_decay", "grad_clip")
     work = {
         "model": job.model.model_dump(),
-        "vocab_size": load_processor(job.build_task(), prepared).vocab_size,
+        "vocab_size": processor.vocab_size,
         "batch": BATCH,
-        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "bf16": choice.precision == "bf16",
         **{key: getattr(job.train, key) for key in keys},
     }
     (folder / "work.json").write_text(json.dumps(work))
@@ -215,6 +224,7 @@ def _take_training(engine: Engine) -> float:
     training = Training.load(Folder(str(path)))
     assert training is not None
     shutil.rmtree(path)
+    print(f"ours: {' '.join(training.notices)}", file=sys.stderr)
     losses = [point["loss"] for point in training.history if "loss" in point]
     return statistics.fmean(losses[-5:])
 

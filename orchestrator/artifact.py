@@ -21,6 +21,7 @@ from orchestrator.errors import StageError
 from orchestrator.folder import MANIFEST, Folder
 
 Split = Literal["train", "validation", "test"]
+Precision = Literal["fp32", "bf16"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FINDINGS = "report.md"  # what a sweep has found
 ATTEMPT = "attempt"  # holds the id of the start of a training that may write checkpoints
@@ -120,6 +121,7 @@ class Checkpoint(Artifact):
     total_steps: int | None = Field(description="None: a time budget not yet turned into steps")
     metrics: dict[str, float] = Field(description="of the validation at this step, else empty")
     history: list[dict[str, float]] = Field(description="the learning curve up to this step")
+    precision: Precision = Field(description="that it is trained in, which a resumed run keeps")
     samples: str = Field(description="digest of the row numbers of all steps, in their order")
     made_by: dict[str, Any] = Field(description="what must not change for it to be continued")
     files: dict[FileName, str] = Field(description="SHA-256 of each file")
@@ -149,6 +151,7 @@ class Training(Artifact):
     steps: int
     metrics: dict[str, float]
     history: list[dict[str, float]]
+    precision: Precision = Field(description="that it was trained in, and is used in")
 
     @property
     def exported(self) -> Folder:

@@ -49,6 +49,13 @@ class Batches:
         size = self.config.global_batch_size
         return self.order.rows(step * size, (step + 1) * size)
 
+    def first(self) -> "Batch | None":
+        """One of this worker's micro-batches of the first step; None where it has none there."""
+        if self._ahead is None:
+            self._ahead = (0, self._thread.submit(self._read, 0))
+        pieces = [piece for _, piece in self._ahead[1].result()] if self._ahead[0] == 0 else []
+        return to_device(pieces[0], self.world.device) if pieces else None
+
     def step(self, step: int) -> Iterator[MicroBatch]:
         """This worker's micro-batches of a step; those of the next one are read meanwhile."""
         if self._ahead is not None and self._ahead[0] == step:

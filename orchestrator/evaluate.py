@@ -19,9 +19,10 @@ from orchestrator.batches import kept, to_device
 from orchestrator.checkpoint import load_weights
 from orchestrator.cluster import raised_by_user_code
 from orchestrator.errors import StageError
-from orchestrator.fit import load_processor, uses_bf16
+from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
+from orchestrator.precision import autocast
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.shards import Arrays, ShardReader
@@ -127,7 +128,6 @@ class _Predictor:
         torch.set_num_threads(job.cluster.cpus_per_worker)
         device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
         self.world = World(device=device)
-        self.job = job
         self.task = job.build_task()
         prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
         training = _loaded(Training.load(Folder(training_uri)), training_uri)
@@ -139,15 +139,12 @@ class _Predictor:
             .eval()
         )
         load_weights(self.model, training.checkpoint())
+        self.precision = training.precision
 
     def __call__(self, batch: Arrays) -> Arrays:
         arrays = self.reader.read(batch["row"].astype(np.int64))
         inputs = to_device(arrays, self.world.device)
-        bf16 = uses_bf16(self.job.train, self.world)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16),
-        ):
+        with torch.inference_mode(), autocast(self.world.device, self.precision):
             found = self.task.predict(self.model, inputs, self.processor)
             found |= self.task.answer(self.model, inputs, self.processor)
         return {**found, **kept(arrays)}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from orchestrator import pretrained
+from orchestrator import precision, pretrained
 from orchestrator.artifact import PreparedData
 from orchestrator.batches import Batches
 from orchestrator.errors import DivergedError
@@ -85,11 +85,15 @@ def fit(
     gradients = Gradients(model, world, config.deterministic)
     guard = Guard(world.device, config.spike_sigmas)
     batches = Batches(prepared, config, world)
-    state, pace = State(model, optimizers, guard), Pace(config, world)
-    resume(state, pace, checkpoints, world)
+    state, pace = State(model, optimizers, guard, config.precision), Pace(config, world)
+    if not resume(state, pace, checkpoints, world):
+        begin(state, pace, task, batches, reporter)
+        if checkpoints is not None and world.rank == 0:
+            # That storage takes none is better known now than in an hour.
+            checkpoints.save(state.snapshot(pace.total_steps, validated=False))
     pulse = Pulse(state, batches, pace, world, reporter)
     forward: Any = torch.compile(model) if config.compile is True else model
-    autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config, world))
+    autocast = precision.autocast(world.device, state.precision)
 
     while not pace.ended(state.step):
         started = time.perf_counter()
@@ -141,24 +145,35 @@ def fit(
     return state.metrics if pace.ended(state.step) else None
 
 
-def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> None:
-    """Take up the newest checkpoint on all workers; where there is none, make one of the start."""
-    if checkpoints is None:
+def begin(state: State, pace: Pace, task: Task[Any], batches: Batches, reporter: Reporter) -> None:
+    """Choose what a training keeps from here on: its precision, where the job leaves that open."""
+    if state.precision != "auto":
         return
+    world = batches.world
+    choice = precision.choose(task, state.model, batches.first(), world)
+    state.precision, state.notices = choice.precision, choice.notices
+    if world.rank == 0:
+        reporter.event("precision", **choice.event)
+    pace.resume(0, None)  # the first step begins now
+
+
+def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> bool:
+    """Take up the newest checkpoint on all workers; False where there is none."""
+    if checkpoints is None:
+        return False
     saved = None
     if world.rank == 0:
         checkpoints.finish()  # what is still being written is the newest
         saved = checkpoints.restore()
     (step, *_), *_ = world.exchange(-1 if saved is None else saved.checkpoint.step, patient=True)
     if step < 0:
-        if world.rank == 0:  # that storage takes none is better known now than in an hour
-            checkpoints.save(state.snapshot(pace.total_steps, validated=False))
-        return
+        return False
     if saved is None:
         saved = checkpoints.restore(step)
     assert saved is not None
     state.restore(saved)
     pace.resume(step, saved.checkpoint.total_steps)
+    return True
 
 
 @torch.no_grad()
@@ -199,12 +214,3 @@ def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:
         model = task.build_model(processor.vocab_size, processor.num_outputs)
     source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
     return pretrained.notices(model, source, outputs)
-
-
-def uses_bf16(config: TrainConfig, world: World) -> bool:
-    """Whether to compute in bf16: as the job says, else where it is the faster one."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if world.device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return world.device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

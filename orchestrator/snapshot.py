@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.artifact import Checkpoint
+from orchestrator.artifact import Checkpoint, Precision
 
 Tensors = dict[str, Tensor]
 
@@ -52,6 +52,8 @@ class Snapshot:
     optimizer: Packed  # and whatever else must come back to the bit
     metrics: dict[str, float]  # of the validation at this very step, else empty
     history: list[dict[str, float]]
+    precision: Precision
+    notices: list[str]  # why this precision, say
     samples: str  # hex digest that chains the row numbers of all steps so far
 
 

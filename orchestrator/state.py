@@ -1,8 +1,11 @@
 """All that a training is at one step: what a checkpoint holds, and brings back to the bit."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+from orchestrator.artifact import Precision
 from orchestrator.guard import Guard
 from orchestrator.optimizer import Optimizer, optimizer_tensors, restore_optimizers
 from orchestrator.snapshot import Saved, Snapshot, pack
@@ -14,10 +17,18 @@ GUARD = "guard"  # its key among the optimizers' tensors, which begin with a num
 class State:
     """The step, and everything that the steps before it have made."""
 
-    def __init__(self, model: nn.Module, optimizers: list[Optimizer], guard: Guard) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        guard: Guard,
+        precision: Precision | Literal["auto"],
+    ) -> None:
         self.model = model
         self.optimizers = optimizers
         self.guard = guard
+        self.precision = precision  # auto until it is chosen, or found in a checkpoint
+        self.notices: list[str] = []
         self.step = 0
         self.samples = NOTHING_SEEN
         self.metrics: dict[str, float] = {}  # of the last validation
@@ -25,6 +36,7 @@ class State:
 
     def snapshot(self, total_steps: int | None, validated: bool) -> Snapshot:
         """A copy, which the training does not wait for any longer."""
+        assert self.precision != "auto"
         return Snapshot(
             step=self.step,
             total_steps=total_steps,
@@ -32,6 +44,8 @@ class State:
             optimizer=pack(optimizer_tensors(self.optimizers) | {GUARD: self.guard.state}),
             metrics=dict(self.metrics) if validated else {},
             history=list(self.history),
+            precision=self.precision,
+            notices=list(self.notices),
             samples=self.samples,
         )
 
@@ -41,6 +55,8 @@ class State:
         self.guard.state.copy_(tensors.pop(GUARD))
         restore_optimizers(self.optimizers, tensors)
         checkpoint = saved.checkpoint
+        if self.precision == "auto":
+            self.precision, self.notices = checkpoint.precision, list(checkpoint.notices)
         self.step, self.samples = checkpoint.step, checkpoint.samples
         self.metrics, self.history = dict(checkpoint.metrics), list(checkpoint.history)
 

@@ -63,7 +63,8 @@ def train(
         steps=newest[0].step,
         metrics=best.metrics,
         history=newest[0].history,
-        notices=begun_with(task, prepared),
+        precision=newest[0].precision,
+        notices=[*newest[0].notices, *begun_with(task, prepared)],
     ).commit()
 
 

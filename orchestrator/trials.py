@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.artifact import Precision
 from orchestrator.folder import Folder
 
 SWEEP_FILE = "sweep.json"
@@ -80,6 +81,10 @@ class SweepRecord(BaseModel):
     concurrent: int = Field(1, description="trials that run at the same time")
     cpus: float = Field(description="of each trial")
     gpus: float = 0.0
+    precision: Precision | None = Field(
+        None, description="of the trials where neither job nor space says it, once it is chosen"
+    )
+    notices: list[str] = Field(default_factory=list, description="why this precision, say")
     state: SweepState = "running"
     started: float = Field(0.0, description="Unix time of its first start")
     seconds: float = Field(0.0, description="that it ran, over all of its starts")

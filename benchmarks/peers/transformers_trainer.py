@@ -47,7 +47,7 @@ def main() -> None:
         settings = TrainingArguments(
             output_dir=folder,
             use_cpu=True,
-            bf16=sys.argv[2:] == ["bf16"] and work.bf16,
+            bf16=sys.argv[2:] == ["bf16"],
             ddp_backend="gloo" if processes > 1 else None,
             per_device_train_batch_size=work.batch // processes,
             max_steps=work.steps,

@@ -30,7 +30,7 @@ class Work:
     betas: tuple[float, float]
     weight_decay: float
     grad_clip: float
-    bf16: bool  # whether this processor multiplies it natively
+    bf16: bool  # what the engine chooses on this machine
 
     @classmethod
     def load(cls, folder: str) -> "Work":

@@ -38,5 +38,6 @@ def take_best_trial(job: Job, prepared: PreparedData, sweep: Sweep, folder: Fold
         steps=best.step,
         metrics=best.metrics,
         history=best.history,
-        notices=begun_with(task, prepared),
+        precision=best.precision,
+        notices=[*best.notices, *begun_with(task, prepared)],
     ).commit()

@@ -24,6 +24,7 @@ from orchestrator.progress import Progress
 from orchestrator.spares import KEPT_MEMORY
 from orchestrator.trials import SweepRecord, Trial, earlier_trials, read_trials
 from orchestrator.tune.findings import findings, ranked
+from orchestrator.tune.precision import choose_for_trials
 from orchestrator.tune.recorder import Recorder
 from orchestrator.tune.schedule import replay, scheduler
 from orchestrator.tune.search import Search
@@ -58,12 +59,12 @@ def tune(
     state, error = "failed", "interrupted"
     try:
         if not search.exhausted and not recorder.out_of_time:
-            _run_trials(job, prepared, recorder)
+            _run_trials(settled(job, prepared, record, folder), prepared, recorder)
         if recorder.stop_asked:
             state, error = "stopped", ""
             raise StoppedError("somebody asked the sweep to: the same command goes on with it")
         recorder.flush()
-        sweep = _result(job, folder, recorder.seconds, list(search.trials.values()))
+        sweep = _result(job, record, folder, recorder.seconds, list(search.trials.values()))
         state, error = "finished", ""
         return sweep.commit()
     except KeyboardInterrupt:
@@ -75,6 +76,18 @@ def tune(
     finally:
         recorder.close(state, error)
         progress.finish()
+
+
+def settled(job: Job, prepared: PreparedData, record: SweepRecord, folder: Folder) -> Job:
+    """The job as its trials have it: in one precision, chosen at the sweep's first start."""
+    assert job.tune is not None
+    if job.train.precision != "auto" or "train.precision" in job.tune.space:
+        return job
+    if record.precision is None:
+        choice = choose_for_trials(job, prepared)
+        record.precision, record.notices = choice.precision, choice.notices
+        record.save(folder)
+    return job.override({"train.precision": record.precision})
 
 
 def _new_record(job: Job, cluster: Cluster) -> SweepRecord:
@@ -212,7 +225,9 @@ class _Wishes(ray.tune.Stopper):
         return self._recorder.stop_asked or self._recorder.out_of_time
 
 
-def _result(job: Job, folder: Folder, seconds: float, trials: list[Trial]) -> Sweep:
+def _result(
+    job: Job, record: SweepRecord, folder: Folder, seconds: float, trials: list[Trial]
+) -> Sweep:
     assert job.tune is not None
     metric = job.build_task().metric
     order = ranked(trials, metric)
@@ -225,6 +240,7 @@ def _result(job: Job, folder: Folder, seconds: float, trials: list[Trial]) -> Sw
         folder=folder,
         seconds=seconds,
         summary=f"{len(trials)} trials, best {metric.name} {best.value:.3f} at {chosen}",
+        notices=record.notices,
         best=best.overrides,
         best_trial=best.numbers[0],
         trials=[trial.model_dump(exclude={"curve", "traceback"}) for trial in trials],

@@ -40,6 +40,8 @@ def snapshot(step: int, floats: int = 24) -> Snapshot:
         ),
         metrics={"loss": LOSSES[step]} if step in LOSSES else {},
         history=[{"step": float(step)}],
+        precision="fp32",
+        notices=[],
         samples=f"{step:064x}",
     )
 

@@ -31,7 +31,8 @@ from tests.ray_head import Head
 pytestmark = pytest.mark.usefixtures("connected")
 # Micro-batches of one row make slow steps, so that a fault comes in the midst of the training.
 SETTINGS = {"train__steps": 60, "train__eval_every": 5, "cluster__workers": 2}
-SETTINGS |= {"train__micro_batch_size": 1}
+# In a given precision: which one is the faster may differ from run to run, and so would the bits.
+SETTINGS |= {"train__micro_batch_size": 1, "train__precision": "fp32"}
 
 
 def run_train(prepared: PreparedData, folder: Path, **changes: Any) -> Training:
@@ -131,6 +132,14 @@ def test_a_diverged_training_is_told_once_and_not_retried(
     with pytest.raises(StageError, match=r"diverged.*train\.lr"):
         run_train(prepared, tmp_path, train__lr=1e30, train__warmup_steps=0, train__grad_clip=1e30)
     assert time.monotonic() - started < 60
+
+
+def test_the_precision_is_measured_kept_and_told(tmp_path: Path, prepared: PreparedData) -> None:
+    training = run_train(prepared, tmp_path, train__precision="auto", train__steps=5)
+    (event,) = events(tmp_path, "precision")
+    assert event["precision"] == training.precision == training.checkpoint().precision
+    (notice,) = training.notices
+    assert notice.startswith(f"precision: {training.precision}: ")
 
 
 def worker_process(head: Head) -> int:

@@ -64,6 +64,7 @@ def test_the_best_trial_wins_and_asha_stops_some(run_tune: RunTune, tmp_path: Pa
     assert f"| {best.number} | {best.metrics['loss']:.4f} | 16 |" in found
     record = SweepRecord.load(Folder(str(tmp_path / "sweep")))
     assert record is not None and (record.state, record.concurrent) == ("finished", 4)
+    assert record.precision in ("fp32", "bf16") and sweep.notices == record.notices != []
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])

@@ -59,6 +59,7 @@ def a_checkpoint(folder: Folder, metrics: dict[str, float]) -> Checkpoint:
         total_steps=5,
         metrics=metrics,
         history=[{"step": 5, **metrics}],
+        precision="fp32",
         samples="0f",
         made_by={"train.lr": 0.1},
         files={"a.bin": "0f"},
@@ -373,6 +374,7 @@ def test_a_training_finds_its_best_checkpoint_and_says_where_it_is_gone(tmp_path
         steps=5,
         metrics={},
         history=[],
+        precision="fp32",
     )
     with pytest.raises(StageError, match=f"{tmp_path}/checkpoints/step-5 is gone"):
         training.checkpoint()
@@ -416,6 +418,7 @@ def test_a_checkpoint_whose_loss_is_no_number_is_as_written(tmp_path: Path, valu
 @pytest.mark.parametrize("path", ["../other/step-5", "/etc", "a/../../b", "", "a//b", "a/"])
 def test_a_training_names_no_checkpoint_outside_its_folder(tmp_path: Path, path: str) -> None:
     fields = {"seconds": 1, "summary": "", "steps": 5, "metrics": {}, "history": []}
+    fields["precision"] = "fp32"
     with pytest.raises(ValidationError, match="best_checkpoint"):
         Training.model_validate(
             {"folder": Folder(str(tmp_path)), "best_checkpoint": path, **fields}

@@ -102,6 +102,8 @@ def small(step: int, **fields: Any) -> Snapshot:
         "metrics": {"loss": 1.0 / step},
         "history": [{"step": float(step)}],
         "samples": f"{step:064x}",
+        "precision": "fp32",
+        "notices": [],
     }
     tensors = {name: pack((plain | fields)[name]) for name in ("model", "optimizer")}
     return Snapshot(step, **plain | fields | tensors)

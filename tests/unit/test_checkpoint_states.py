@@ -69,6 +69,8 @@ def snapshot(step: int) -> Snapshot:
         ),
         metrics={} if step % 3 else {"loss": float(step * 7919 % 13)},
         history=[{"step": float(done)} for done in range(step)],
+        precision="fp32",
+        notices=[],
         samples=f"{step:064x}",
     )
 

@@ -63,6 +63,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, T
             optimizer=pack({}),
             metrics={"loss": 1.0},
             history=[],
+            precision="fp32",
+            notices=[],
             samples="",
         )
     )
@@ -75,6 +77,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, T
         steps=1,
         metrics={"loss": 1.0},
         history=[],
+        precision="fp32",
     ).commit()
     return prepared, training
 

@@ -37,7 +37,7 @@ def test_the_checksum_changes_with_any_bit(optimizer: str) -> None:
         parameter.grad = torch.ones_like(parameter)
     for one in optimizers:
         one.step(0.1, torch.tensor(True))
-    state = State(model, optimizers, Guard(torch.device("cpu"), 6.0))
+    state = State(model, optimizers, Guard(torch.device("cpu"), 6.0), "fp32")
     usual = state.checksum()
     moments = [value for one in optimizers for of in one.state.values() for value in of.values()]
     assert len(moments) > len(list(model.parameters()))

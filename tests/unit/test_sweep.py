@@ -1,12 +1,17 @@
 """How many trials run at once, and with what."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cluster import Cluster
+from orchestrator.folder import Folder
 from orchestrator.job import Job
-from orchestrator.tune.sweep import resources_of_a_trial, room_for_trials
+from orchestrator.precision import Choice
+from orchestrator.trials import SweepRecord
+from orchestrator.tune import sweep
+from orchestrator.tune.sweep import resources_of_a_trial, room_for_trials, settled
 
 CLUSTER = Cluster(started_here=False, dashboard_url="", cpus=8, gpus=2)
 
@@ -31,3 +36,34 @@ def test_a_sweep_asks_for_no_more_than_there_is(
     job = Job.model_validate({**given, "cluster": sizes, "tune": tune})
     assert room_for_trials(job, CLUSTER) == room
     assert resources_of_a_trial(job) == resources
+
+
+def sweeping(**sections: Any) -> Job:
+    given = {"name": "sweep", "task": "language_modelling", "data": {"source": "python-stdlib"}}
+    return Job.model_validate({**given, "tune": {}, **sections})
+
+
+def test_a_sweep_chooses_its_trials_precision_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    choices = [Choice("bf16", "because")]
+    monkeypatch.setattr(sweep, "choose_for_trials", lambda job, prepared: choices.pop())
+    folder, job, prepared = Folder(str(tmp_path)), sweeping(), None
+    for _ in range(2):  # killed after the first
+        record = SweepRecord.load(folder) or sweep._new_record(job, CLUSTER)
+        assert settled(job, prepared, record, folder).train.precision == "bf16"
+    assert record.notices == ["precision: bf16: because"] and not choices
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"precision": "fp32"}},
+        {"tune": {"space": {"train.precision": {"choice": ["fp32", "bf16"]}}}},
+    ],
+)
+def test_a_sweep_leaves_a_precision_that_is_given(sections: dict[str, Any], tmp_path: Path) -> None:
+    job, folder = sweeping(**sections), Folder(str(tmp_path))
+    record = sweep._new_record(job, CLUSTER)
+    assert settled(job, None, record, folder) == job
+    assert record.precision is None

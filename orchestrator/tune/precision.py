@@ -1,0 +1,49 @@
+"""The precision of a sweep's trials: chosen once, before the first, by a step of the job's model.
+
+The trials share it, or the sweep would compare precisions, too, where the two are about as fast.
+The training after the sweep chooses its own: its model may be another one.
+"""
+
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from orchestrator.artifact import PreparedData
+from orchestrator.batches import Batches
+from orchestrator.cluster import raised_by_user_code
+from orchestrator.errors import StageError
+from orchestrator.fit import load_processor
+from orchestrator.folder import Folder
+from orchestrator.job import Job
+from orchestrator.precision import Choice, choose
+from orchestrator.world import World
+
+
+def choose_for_trials(job: Job, prepared: PreparedData) -> Choice:
+    """The faster precision on the resources of one of a trial's workers.
+
+    Raises:
+        OrchestratorError: of the task, as it raised it.
+    """
+    sizes = job.cluster
+    there: Any = _choose.options(num_cpus=sizes.cpus_per_worker, num_gpus=sizes.gpus_per_worker)
+    try:
+        choice: Choice = ray.get(there.remote(job, prepared.folder.uri))
+    except RayError as error:
+        raise raised_by_user_code(error) or error from error
+    return choice
+
+
+@ray.remote
+def _choose(job: Job, prepared_uri: str) -> Choice:
+    torch.set_num_threads(job.cluster.cpus_per_worker)
+    prepared = PreparedData.load(Folder(prepared_uri))
+    if prepared is None:
+        raise StageError(f"{prepared_uri}: the prepared data is gone, or on no shared storage")
+    world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
+    task = job.build_task()
+    processor = load_processor(task, prepared)
+    model = task.build_model(processor.vocab_size, processor.num_outputs).to(world.device)
+    return choose(task, model, Batches(prepared, job.train, world).first(), world)
