@@ -4,7 +4,7 @@ from orchestrator.errors import UserError
 
 HEAD = 4096  # bytes that are looked at
 
-TABLES = ("csv", "tsv", "json", "jsonl")
+TABLES = ("csv", "tsv", "json", "jsonl", "parquet")
 UNZIP = "unzip it and name the file inside"
 EXPORT = "export it as csv (or write it as parquet)"
 PICTURE = "a picture", "data.source takes text and tables only"

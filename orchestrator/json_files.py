@@ -125,8 +125,8 @@ def _whole(
         raise UserError(f"{file.uri}: is nested too deeply for JSON of rows") from None
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
-        cause = "the file is cut off" if not content[error.pos :].strip() else "it is damaged"
-        cause = f"{cause}, or no {file.kind}: download or write it again"
+        is_cut = error.msg.startswith("Unterminated") or not content[error.pos :].strip()
+        cause = f"{'the file is cut off' if is_cut else 'it is damaged'}, or no {file.kind}: download or write it again"
         raise UserError(f"{file.uri}: {where}: is not JSON: {error.msg}: {cause}") from None
     yield from _rows(value, file, reading)
 

@@ -68,7 +68,9 @@ def _opened(
             continue
         outer = _outer(row, column, reading)
         if schema.names.count(outer) > 1:
-            raise UserError(f"{file.uri}: has {outer!r} {schema.names.count(outer)} times")
+            raise UserError(
+                f"{file.uri}: has {schema.names.count(outer)} columns named {outer!r}: rename one"
+            )
         names[outer] = schema.field(outer).type
         if not _suits(kind, found):
             raise UserError(

@@ -41,6 +41,7 @@ class _Values:
 
 @dataclass(frozen=True)
 class _Suspect:
+    row: int
     first: int
     last: int
     rows: list[list[str]]  # of the lines that look like rows, what stands in the columns of values
@@ -58,8 +59,8 @@ class Swallowed:
         self._records = self._long_records = 0
         self._longest = (0, 0)
 
-    def add(self, fields: list[str], first: int, lines: list[str]) -> None:
-        """A record and its lines, of which `first` is the number of the first."""
+    def add(self, fields: list[str], row: int, first: int, lines: list[str]) -> None:
+        """A record, the number of its row, and its lines with the number of the first."""
         self._records += 1
         if len(lines) == 1:
             for place, values in self._values.items():
@@ -75,7 +76,9 @@ class Swallowed:
             ]
             ends_fit = len(pieces[0]) == len(pieces[-1]) == self._width
             last = first + len(lines) - 1
-            self._suspects.append(_Suspect(first, last, kept if self._values else [], ends_fit))
+            self._suspects.append(
+                _Suspect(row, first, last, kept if self._values else [], ends_fit)
+            )
 
     def holds_row(self, lines: list[str]) -> bool:
         """Whether one of a record's lines could be a row."""
@@ -91,9 +94,9 @@ class Swallowed:
         for suspect in self._suspects:
             if not self._is_meant and self._is_rows(suspect):
                 raise UserError(
-                    f"{uri}: line {suspect.first}: a quote opens and closes on line "
+                    f"{uri}: line {suspect.first} (row {suspect.row}): a quote opens and closes on line "
                     f"{suspect.last} only, and the {suspect.last - suspect.first + 1} lines "
-                    f"between look like rows: {MEND}"
+                    f"up to there look like rows: {MEND}"
                 )
         count, first = self._longest[0], -self._longest[1]
         if count <= LONG:

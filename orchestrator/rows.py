@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orchestrator.columns import take
+from orchestrator.columns import check_names, take
 from orchestrator.errors import UserError
 from orchestrator.json_files import check_json, read_json
 from orchestrator.parquet_files import check_parquet, read_parquet
@@ -66,7 +66,7 @@ def check_columns(files: list[SourceFile], reading: Reading) -> None:
             continue
         if file.beside:
             _check_parallel(file, reading)
-        elif file.kind == "txt":
+        elif file.kind in ("txt", "py"):
             _check_text(file, reading)
         elif file.kind in CHECKS:
             CHECKS[file.kind](file, reading)
@@ -74,19 +74,22 @@ def check_columns(files: list[SourceFile], reading: Reading) -> None:
 
 def _check_parallel(file: SourceFile, reading: Reading) -> None:
     there = [each.column for each in (file, *file.beside)]
-    for column in reading.needed:
-        if reading.name(column) not in there:
-            raise UserError(
-                f"{file.uri}: has no column {reading.name(column)!r}; its columns are "
-                f"{', '.join(there)}: set data.columns.{column}"
-            )
+    check_names([dict.fromkeys(there)], file.uri, reading, "")
     for each in (file, *file.beside):
-        _check_text(each, reading)
+        with open_text(each, reading):
+            pass
 
 
 def _check_text(file: SourceFile, reading: Reading) -> None:
-    with open_text(file, reading):
-        pass
+    lacking = [column for column in reading.needed if reading.name(column) != reading.text_column]
+    if lacking:
+        raise UserError(
+            f"{file.uri}: is a {file.kind} file, which has no column {lacking[0]!r}: give a csv or "
+            f"jsonl file, or set data.columns.{lacking[0]}: $folder or $file"
+        )
+    if file.kind == "txt":
+        with open_text(file, reading):
+            pass
 
 
 def read_cleaned(file: SourceFile, task: Task[Any]) -> Iterator[Row | BadRow | Note | None]:

@@ -94,6 +94,7 @@ class _Table:
         } - {MISSING}
         places = [dialect.names.index(name) for name in values]
         is_meant = reading.data.quoted is True
+        self._row = 0  # the number of the row at hand
         self._swallowed = Swallowed(dialect.delimiter, len(dialect.names), places, is_meant)
 
     def rows(self) -> Found:
@@ -105,6 +106,7 @@ class _Table:
             next(records)
         while True:
             lines.record.clear()
+            self._row += 1
             try:
                 fields = next(records)
             except StopIteration:
@@ -113,20 +115,26 @@ class _Table:
                 yield lines.last, self._broken(error)
                 continue
             if not fields:
+                self._row -= 1
                 continue
             if self._reading.data.header and _is_header(fields, dialect.names):
                 headers += 1
+                self._row -= 1
             elif len(fields) != len(dialect.names):
                 yield lines.first, self._unequal(fields)
             else:
-                self._swallowed.add(fields, lines.first, lines.record)
+                self._swallowed.add(fields, self._row, lines.first, lines.record)
                 if left_open and '""' in lines.record[0]:
                     left_quoted += sum(map(_is_quoted, fields))
                 row = dict(zip(dialect.names, fields, strict=True))
                 yield lines.first, self._decoded(row)
         if headers:
-            where = "1 line repeats" if headers == 1 else f"{headers:,} lines repeat"
-            yield 0, Note(uri, f"{where} the header, and are skipped")
+            where = (
+                "1 line repeats the header, and is"
+                if headers == 1
+                else (f"{headers:,} lines repeat the header, and are")
+            )
+            yield 0, Note(uri, f"{where} skipped")
         if left_quoted:
             told = f"{left_quoted:,} fields stand in quotes with doubled quotes inside"
             yield 0, Note(uri, f"{told}, and are taken as they are: set data.quoted: true")
@@ -167,7 +175,7 @@ class _Table:
             line = lines.first + opened(lines.record, self._dialect.delimiter)
             swallowed = lines.last - line
             raise UserError(
-                f"{uri}: line {line}: a quote opens and is never closed, up to the end of the "
+                f"{uri}: line {line} (row {self._row}): a quote opens and is never closed, up to the end of the "
                 f"file {swallowed:,} lines later: {MEND}"
             )
         reason = f"is not {self._file.kind}: {error}"
@@ -177,7 +185,9 @@ class _Table:
                 f"{uri}: line {lines.last}: {reason}, within the quotes that line {line} opens: "
                 f"{MEND}"
             )
-        if lines.record[0].count('"') % 2:
+        text = lines.record[0]
+        is_whole = text.count(self._dialect.delimiter) + 1 >= len(self._dialect.names)
+        if text.count('"') % 2 or not is_whole:
             raise UserError(f"{uri}: line {lines.last}: {reason}: {MEND}")
         return BadRow(uri, lines.last, reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from typing import (
     TypeVar,
 )
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from orchestrator.artifact import Split
 from orchestrator.model.config import Family, ModelConfig
@@ -106,6 +107,18 @@ class DataConfig(BaseModel):
     max_document_bytes: int = Field(
         16_384, ge=256, description="longer txt files are cut at a blank line into documents"
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            with contextlib.suppress(UnicodeDecodeError):  # of one that wants more bytes than this
+                try:
+                    b"x".decode(name)
+                except LookupError:
+                    known = "utf-8, latin-1, cp1252, utf-16"
+                    raise ValueError(f"{name!r} is no encoding; some are {known}") from None
+        return name
 
 
 class LeftOut(ValueError):

@@ -32,6 +32,7 @@ BOMS = [  # the longer ones first: UTF-32's begins with UTF-16's
 ]
 MARK = "orchestrator-mark"
 NULS = "\0" * 16  # no text holds so many: a file system that crashed fills its blocks with them
+MOST_CONTROLS, FEWEST_BYTES = 0.05, 64  # of what no text has, and that can be judged
 SPACE = re.compile(r"\s")
 
 
@@ -117,6 +118,9 @@ def _encoding(head: bytes, file: SourceFile, reading: Reading) -> tuple[str, lis
             f"{file.uri}: holds a NUL byte for every character, as UTF-16 does: set "
             f"data.encoding: {name}"
         )
+    controls = sum(byte < 9 or 13 < byte < 32 for byte in head)
+    if controls > MOST_CONTROLS * len(head) and len(head) >= FEWEST_BYTES:
+        raise UserError(f"{file.uri}: holds bytes that no text has: it is no {file.kind} file")
     return "utf-8", []
 
 
@@ -173,7 +177,7 @@ def _pieces(text: IO[str], limit: int) -> Iterator[tuple[int, str, bool]]:
     number, rest = 1, ""
     while part := text.readline(4 * limit):
         rest += part
-        while len(rest) >= 4 * limit:
+        while len(rest) >= limit and _size(rest) >= 4 * limit:
             cut = _cut(rest, limit)
             yield number, rest[:cut], True
             rest = rest[cut:]
@@ -185,10 +189,14 @@ def _pieces(text: IO[str], limit: int) -> Iterator[tuple[int, str, bool]]:
         yield number, rest, True
 
 
+def _size(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
+
+
 def _cut(text: str, limit: int) -> int:
     """Where a text is to be cut: behind the first space past so many bytes."""
     sample = text[: 4 * limit]
-    most = len(sample) * limit // max(len(sample.encode(errors="surrogatepass")), 1)
+    most = len(sample) * limit // _size(sample)
     space = SPACE.search(text, max(most, 1), 4 * most)
     cut = space.end() if space is not None else 4 * most
     return max(cut, 1)

@@ -256,7 +256,7 @@ def test_csv_lines_may_end_as_on_windows_and_blank_ones_are_no_rows(tmp_path: Pa
 
 def test_a_quote_that_is_never_closed_is_an_error_of_its_line(tmp_path: Path) -> None:
     told = refused(write(tmp_path / "a.csv", 'text,n\none,1\n"two,2\nthree,3\n'))
-    assert "line 3: a quote opens" in told
+    assert "line 3 (row 2): a quote opens" in told
 
 
 def test_a_csv_field_may_be_long(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_text_files_side_by_side_are_rows_line_by_line(tmp_path: Path) -> None:
 
 def test_a_file_that_is_shorter_than_the_one_beside_it_is_named(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", "one\ntwo\n"), write(tmp_path / "b", "eins\n")
-    with pytest.raises(UserError, match="a has 2 lines, .*b has 1 lines"):
+    with pytest.raises(UserError, match=r"a has 2 lines, .*b has 1 lines"):
         rows_of(DataConfig(source={"source": str(a), "target": str(b)}), PAIR)
 
 

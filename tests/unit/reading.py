@@ -1,0 +1,51 @@
+"""Files as users bring them, read for the tests."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.rows import BadRow, Note, Reading, check_columns, read_rows
+from orchestrator.sources import find_files
+from orchestrator.task import DataConfig, Kind
+
+TEXT: dict[str, Kind] = {"text": "text"}
+LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}
+PAIR: dict[str, Kind] = {"source": "text", "target": "text"}
+ANSWERED: dict[str, Kind] = {
+    "context": "text",
+    "question": "text",
+    "answer": "answers",
+    "answer_start": "starts",
+}
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(
+    source: Path, columns: dict[str, Kind] = LABELLED, /, **settings: Any
+) -> tuple[list[dict[str, Any]], list[BadRow], list[str]]:
+    """The rows, the bad rows and the notes of a source."""
+    data = DataConfig(source=str(source), **settings)
+    optional = ("answer_start",) if "answer_start" in columns else ()
+    reading = Reading(data, columns, lines=True, optional=optional)
+    files, notes = find_files(data)
+    check_columns(files, reading)
+    found = [row for file in files for row in read_rows(file, reading)]
+    notes = [*notes, *(row.text for row in found if isinstance(row, Note))]
+    bad = [row for row in found if isinstance(row, BadRow)]
+    return [row for row in found if isinstance(row, dict)], bad, notes
+
+
+def refused(source: Path, columns: dict[str, Kind] = LABELLED, /, **settings: Any) -> str:
+    """The one line in which a file is refused."""
+    with pytest.raises(UserError) as caught:
+        read(source, columns, **settings)
+    told = str(caught.value)
+    assert len(told.splitlines()) == 1 and source.name in told
+    return told
