@@ -68,12 +68,12 @@ def walk(uri: str, depth: int | None, skipped: str, shown: tuple[str, ...] = ())
         return sorted(_walk_local(plan))
     selector = pyarrow.fs.FileSelector(root, recursive=depth is None or depth > 0)
     found = [_entry(info) for info in filesystem.get_file_info(selector)]
-    names: dict[str, list[str]] = {}
-    for entry in found:
-        names.setdefault(os.path.dirname(entry.path), []).append(os.path.basename(entry.path))
-    stores = [folder for folder in names if plan.is_storage(folder, names[folder])]
-    below = tuple(f"{folder}/" for folder in stores)
-    return sorted(e for e in found if not e.path.startswith(below) and e.path not in stores)
+    runs = {os.path.dirname(e.path) for e in found if os.path.basename(e.path) == events.FILE}
+    stores = [folder for folder in runs if plan.is_storage(folder.strip("/"), [events.FILE])]
+    if plan.skipped and plan.skipped != root:
+        stores.append(plan.skipped)
+    below = tuple(f"{folder.strip('/')}/" for folder in stores)
+    return sorted(e for e in found if not f"{e.path.strip('/')}/".startswith(below))
 
 
 def _walk_local(plan: Walk) -> Iterator[Entry]:
