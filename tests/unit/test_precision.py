@@ -14,8 +14,6 @@ from orchestrator.evaluate import _Predictor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.precision import autocast, choose
-from orchestrator.serve.completions import Completer
-from orchestrator.serve.protocol import CompletionRequest
 from orchestrator.shards import ShardReader
 from orchestrator.task import Batch
 from orchestrator.world import World
@@ -194,9 +192,6 @@ def test_a_trained_model_is_used_in_its_precision(
     predictor = _Predictor(job, prepared.folder.uri, training.folder.uri)
     predictor.model.decoder.blocks[0].attention.query.register_forward_hook(note)
     predictor({"row": np.arange(2)})
-    completer = Completer(job, prepared, training)
-    completer.model.decoder.blocks[0].attention.query.register_forward_hook(note)
-    completer.complete(CompletionRequest(prompt="a", max_tokens=2))
     assert computed == {torch.float32 if trained_in == "fp32" else torch.bfloat16}
 
 
