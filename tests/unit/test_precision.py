@@ -142,7 +142,8 @@ def test_measuring_changes_no_bit(
     monkeypatch.setattr(precision, "_timed", pretend({"fp32": 0.1, "bf16": 0.2, faster: 0.05}))
     measured, listener = config.model_copy(update={"precision": "auto"}), Listener()
     train(prepared, tmp_path / "auto", measured, listener, **WITH_DROPOUT)
-    assert ending(tmp_path / "auto") == ending(tmp_path / "said")
+    # Without the curve, whose points follow the clock.
+    assert ending(tmp_path / "auto")[:4] == ending(tmp_path / "said")[:4]
     (event,) = listener.heard("precision")
     assert event["precision"] == faster == newest(tmp_path / "auto").precision
     assert newest(tmp_path / "auto").notices and not newest(tmp_path / "said").notices
