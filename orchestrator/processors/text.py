@@ -128,10 +128,10 @@ class TextProcessor:
 class Decoding:
     """The text of tokens that come one by one, each decoded a few times, not with all before it.
 
-    All that `add` and `end` return is `decode` of all tokens. A decoder may treat the first token as
-    no other (a space before it goes), the last one too, bytes that are no character yet, and a run
-    of bytes that is no text: so a piece is decoded after tokens whose text is known, and is held
-    back until nothing that may follow changes it.
+    All that `add` and `end` return together is `decode` of all tokens. Decoders treat the first
+    token as no other (the space before it goes), the last one too, bytes that are no character yet,
+    and a run of bytes that is no text. So a piece is decoded after tokens whose text is known, and
+    is held back until nothing that may follow changes it.
     """
 
     def __init__(self, processor: TextProcessor) -> None:
