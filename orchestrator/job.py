@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, did_you_mean
 from orchestrator.model.config import SIZES, Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.read_files import TOKENIZER_FILES, Stamps, model_files, source_files
@@ -401,9 +401,10 @@ def find_task(name: str) -> type[Task[Any]]:
     path = built_in if name in TASKS else name
     module_name, _, class_name = path.partition(":")
     if not class_name or not all(part.isidentifier() for part in module_name.split(".")):
+        close = did_you_mean(name, TASKS)
         raise UserError(
-            f"there is no such task; use {', '.join(TASKS)}, or an import path such as "
-            f"my_package.my_task:MyTask"
+            f"there is no such task; {close}{' else ' if close else ''}use {', '.join(TASKS)}, or "
+            f"an import path such as my_package.my_task:MyTask"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
