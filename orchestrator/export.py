@@ -23,6 +23,7 @@ from orchestrator.tasks.extractive_question_answering import (
     ExtractiveQuestionAnswering,
 )
 from orchestrator.tasks.question_answering import QuestionAnswering
+from orchestrator.tasks.text_classification import TextClassification
 from orchestrator.tasks.translation import BEAMS, Translation
 
 AUTO = {  # the class to load it with, by head and family
@@ -179,7 +180,7 @@ def _use(task: Task[Any], outputs: Outputs, auto: str) -> list[str]:
         ]
     elif outputs.scale is not None:
         lines = [f"number = model(**{batch}).logits.item()"]
-    elif outputs.labels is not None:
+    elif isinstance(task, TextClassification):
         lines = [
             f"probabilities = model(**{batch}).logits.softmax(-1)[0]",
             "label = model.config.id2label[int(probabilities.argmax())]",
