@@ -6,6 +6,8 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
 
+LFS = b"version https://git-lfs"  # what stands in place of a file that git has not fetched
+
 
 def read_object(folder: Folder, name: str) -> dict[str, Any]:
     """
@@ -20,6 +22,8 @@ def read_object(folder: Folder, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: of an unknown scheme, say
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{folder}/{name} cannot be read: {reason}") from None
+    if content.startswith(LFS):
+        raise UserError(f"{folder}/{name} is a pointer of git lfs, not the file (git lfs pull)")
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too

@@ -13,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from orchestrator import pretrained
+from orchestrator.cli import main
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
 from orchestrator.job import Job
@@ -195,6 +196,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         ],
         r"generation_config\.json is no JSON",
     ),
+    "the tokenizer is a pointer of git lfs": (
+        lambda f: write(f / "tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n"),
+        r"tokenizer\.json is a pointer of git lfs",
+    ),
     "an adapter lies beside it": (
         lambda f: write(f / "adapter_config.json", b"{}"),
         r"adapter_config\.json: is of an adapter",
@@ -209,6 +214,24 @@ def test_what_is_not_whole_is_named(name: str, folder: Path) -> None:
     with pytest.raises(UserError, match=told) as raised:
         check(folder)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_plan_and_prepare_look_before_anything_starts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n\n".join(TEXTS * 40)
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "job.yaml").write_text(
+        f"{{name: a, task: language_modelling, data: {{source: {tmp_path}/a.txt}}, "
+        f"model: {{init_from: {folder}}}, train: {{steps: 2}}, storage: {tmp_path}/runs}}"
+    )
+    assert main(["plan", str(tmp_path / "job.yaml")]) == 0
+    gone = first(folder)
+    gone.unlink()
+    for command in ("plan", "prepare"):
+        assert main([command, str(tmp_path / "job.yaml")]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "error: model.init_from: " in told and gone.name in told
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
