@@ -222,7 +222,10 @@ class Job(Section):
     def _look_at_model_files(self) -> Self:
         """As they are now: a run names its folders by what it began with, whatever comes later."""
         if self.model.init_from is not None:
-            self._model_files = model_files(self.model.init_from)
+            try:
+                self._model_files = model_files(self.model.init_from)
+            except OSError as error:
+                raise ValueError(f"model.init_from: {error}") from None
         return self
 
     def problems(self) -> list[tuple[Key, str]]:

@@ -132,7 +132,7 @@ class TextProcessor:
     @property
     def opening(self) -> list[int]:
         """What stands before a text that is written: `prefix`, but for the end of another text."""
-        return [] if self.prefix == [self.end_token] else self.prefix
+        return self.prefix[1:] if self.prefix[:1] == [self.end_token] else self.prefix
 
     def encode_plain_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text alone, without `prefix` and `suffix`."""
