@@ -404,10 +404,10 @@ def find_task(name: str) -> type[Task[Any]]:
     path = built_in if name in TASKS else name
     module_name, _, class_name = path.partition(":")
     if not class_name or not all(part.isidentifier() for part in module_name.split(".")):
-        close = did_you_mean(name, TASKS)
+        close = f"{meant} else " if (meant := did_you_mean(name, TASKS)) else ""
         raise UserError(
-            f"there is no such task; {close}{' else ' if close else ''}use {', '.join(TASKS)}, or "
-            f"an import path such as my_package.my_task:MyTask"
+            f"there is no such task; {close}use {', '.join(TASKS)}, or an "
+            f"import path such as my_package.my_task:MyTask"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
