@@ -105,8 +105,9 @@ def fit(
         seconds = time.perf_counter() - started
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
-        for optimizer in optimizers:
-            optimizer.step(lr, taken)
+        with autocast:  # of what products Muon has
+            for optimizer in optimizers:
+                optimizer.step(lr, taken)
         gradients.zero()
         state.samples = batches.chain(state.samples, state.step)
         state.step += 1
