@@ -321,7 +321,8 @@ def plan_command(options: argparse.Namespace) -> int:
         + ", ".join(f"{count} x {n} micro-batches" for count, n in plan.accumulation.items()),
         "steps": f"{plan.steps:,}"
         if plan.steps
-        else f"what fits {job.train.budget_minutes:g} minutes",
+        else f"what fits {job.train.budget_minutes:g} minutes"
+        + (f", at most {job.train.epochs:g} epochs" if job.train.epochs else ""),
         "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
         + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
         "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",

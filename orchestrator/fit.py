@@ -83,7 +83,10 @@ def fit(
     gradients = Gradients(model, world, config.deterministic)
     guard = Guard(world.device, config.spike_sigmas)
     batches = Batches(prepared, config, world)
-    state, pace = State(model, optimizers, guard, config.precision), Pace(config, world)
+    state, pace = (
+        State(model, optimizers, guard, config.precision),
+        Pace(config, world, batches.train.num_rows),
+    )
     if not resume(state, pace, checkpoints, world):
         if source is not None and world.rank == 0:
             reporter.event("began with", source=source, new=new)
@@ -106,8 +109,9 @@ def fit(
         seconds = time.perf_counter() - started
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
-        for optimizer in optimizers:
-            optimizer.step(lr, taken)
+        with autocast:  # of what products Muon has
+            for optimizer in optimizers:
+                optimizer.step(lr, taken)
         gradients.zero()
         state.samples = batches.chain(state.samples, state.step)
         state.step += 1
