@@ -30,6 +30,14 @@ def _filesystem(scheme_and_host: str) -> pyarrow.fs.FileSystem:
     return found
 
 
+def locate(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it."""
+    if "://" in uri:
+        scheme, path = uri.split("://", 1)
+        return _filesystem(f"{scheme}://{path.split('/', 1)[0]}"), path
+    return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+
+
 class Stamp(NamedTuple):
     """What tells a file that was written anew from one that was not."""
 
@@ -215,8 +223,7 @@ class Folder:
 
     @property
     def _remote(self) -> pyarrow.fs.FileSystem:
-        scheme, rest = self.uri.split("://", 1)
-        return _filesystem(f"{scheme}://{rest.split('/', 1)[0]}")
+        return locate(self.uri)[0]
 
     def _remote_path(self, name: str) -> str:
         return f"{self.uri.split('://', 1)[1]}/{name}".rstrip("/")

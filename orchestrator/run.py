@@ -12,6 +12,7 @@ import shlex
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -24,9 +25,9 @@ from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Tra
 from orchestrator.defaults import derive, says_all
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.events import EventLog
-from orchestrator.folder import Folder
+from orchestrator.folder import MANIFEST, Folder
 from orchestrator.job import Job, Stage
-from orchestrator.sources import SourceFile, find_files, total_bytes
+from orchestrator.sources import Listing, SourceFile, find_files, total_bytes
 
 if TYPE_CHECKING:
     from orchestrator.pipeline import Display
@@ -64,45 +65,67 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.folder = storage(job) / job.name
         self.events = EventLog(self.folder)
-        self._files: list[SourceFile] | None = None
+        self._listing: Listing | UserError | None = None
         self._data = job.data
+        self._storage = storage(job).uri
         self.derived = {} if says_all(job) else derive(job, self._source_bytes())
         self.job = job.override(self.derived)
 
     @property
     def files(self) -> list[SourceFile]:
         """The data's files, listed once. Raises UserError where there are none."""
-        if self._files is None:
-            self._files = find_files(self._data)
-        return self._files
+        return self._listed().files
 
     @property
     def notes(self) -> list[str]:
         """What its user should know of how the files were found, a line each."""
-        return []
+        try:
+            return self._listed().notes
+        except UserError as error:
+            prepared = self._newest(f"prepare-{self.job.fingerprint('prepare')}-")
+            if prepared is None:
+                return []
+            modified = _written(prepared) / 1e9
+            when = f"{datetime.fromtimestamp(modified):%Y-%m-%d %H:%M}"
+            return [f"{error}; the newest preparation is taken, of {when}: {prepared.folder}"]
+
+    def _listed(self) -> Listing:
+        if self._listing is None:
+            try:
+                self._listing = find_files(self._data, self._storage)
+            except UserError as error:
+                self._listing = error
+        if isinstance(self._listing, UserError):
+            raise self._listing
+        return self._listing
+
+    def _newest(self, prefix: str) -> PreparedData | None:
+        """Of the preparations whose folder's name begins so, the one that was finished last."""
+        names = [name for name in self.folder.names() if name.startswith(prefix)]
+        finished = [a for n in names if (a := PreparedData.load(self.folder / n)) is not None]
+        return max(finished, key=_written, default=None)
 
     def _source_bytes(self) -> int:
         """How much data there is; or was, where it is prepared and may have moved on since."""
         try:
             return total_bytes(self.files)
         except UserError:
-            names = [name for name in self.folder.names() if name.startswith("prepare-")]
-            for name in reversed(names):
-                if (prepared := PreparedData.load(self.folder / name)) is not None:
-                    return prepared.source_bytes
-            raise
+            prepared = self._newest("prepare-")
+            if prepared is None:
+                raise
+            return prepared.source_bytes
 
     def prepare_folder(self) -> Folder:
         fingerprint = self.job.fingerprint("prepare")
         try:
             files = self.files
         except UserError:
-            # The data may have moved on once it is prepared: the newest preparation serves.
-            names = [n for n in self.folder.names() if n.startswith(f"prepare-{fingerprint}-")]
-            finished = [a for n in names if (a := PreparedData.load(self.folder / n)) is not None]
-            if not finished:
+            # The data may have moved on once it is prepared: the newest preparation serves, and
+            # `notes` tells so.
+            prepared = self._newest(f"prepare-{fingerprint}-")
+            if prepared is None:
                 raise
-            return finished[-1].folder
+            return prepared.folder
         listing = [asdict(file) for file in files]
         digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:8]
         return self.folder / f"prepare-{fingerprint}-{digest}"
@@ -246,6 +269,12 @@ def _reason(error: BaseException) -> dict[str, str]:
     if isinstance(error, OrchestratorError):
         return {"error": str(error)}
     return {"error": f"{type(error).__name__}: {last_line(str(error))}"}
+
+
+def _written(prepared: PreparedData) -> int:
+    """When a preparation was finished, in nanoseconds."""
+    stamp = prepared.folder.stamps().get(MANIFEST)
+    return stamp.modified if stamp is not None else 0
 
 
 def storage(job: Job) -> Folder:

@@ -1,0 +1,227 @@
+"""Text of files: decoded, line by line, as documents, or side by side.
+
+A byte that is no text becomes a lone surrogate, so that its row alone is set aside.
+"""
+
+import codecs
+import io
+import itertools
+import re
+import tokenize
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+
+from orchestrator.columns import UNDECODED, undecoded
+from orchestrator.errors import UserError, first_line
+from orchestrator.heads import HEAD
+from orchestrator.reading import BadRow, Note, Reading
+from orchestrator.sources import SourceFile
+from orchestrator.streams import damaged
+
+Found = Iterator[tuple[int, Any]]  # each row's number and what stands there, a BadRow or a Note
+
+BOMS = [  # the longer ones first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+]
+MARK = "orchestrator-mark"
+NULS = "\0" * 16  # no text holds so many: a file system that crashed fills its blocks with them
+SPACE = re.compile(r"\s")
+
+
+@contextmanager
+def reading_errors(file: SourceFile) -> Iterator[None]:
+    """Raises UserError where a file cannot be read to its end."""
+    try:
+        yield
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise damaged(file.uri, error) from error
+
+
+@contextmanager
+def open_text(
+    file: SourceFile, reading: Reading, newline: str = "\n"
+) -> Iterator[tuple[IO[str], list[Note]]]:
+    """The decoded content, and what its user should know of how it is decoded."""
+    codecs.register_error(MARK, _marked)
+    with reading_errors(file), file.open() as stream:
+        head = stream.peek(HEAD)[:HEAD]
+        name, notes = _encoding(head, file, reading)
+        if not head:
+            notes = [Note(file.uri, "is empty")]
+        yield io.TextIOWrapper(stream, name, errors=MARK, newline=newline), notes
+
+
+def lines_of(text: IO[str], file: SourceFile, reading: Reading) -> Iterator[tuple[int, str]]:
+    """Numbered lines, from 1, with their ends."""
+    damage = _Damage(file, reading)
+    for number, line in enumerate(text, start=1):
+        damage.look(number, line)
+        yield number, line
+
+
+class _Damage:
+    """Looks at lines, in their order, for what only a damaged or cut-off file has."""
+
+    def __init__(self, file: SourceFile, reading: Reading) -> None:
+        self._file, self._data = file, reading.data
+        self._undecoded = False
+
+    def look(self, number: int, line: str) -> None:
+        if NULS in line:
+            raise UserError(
+                f"{self._file.uri}: line {number} holds NUL bytes: the file is damaged, or no text"
+            )
+        if line.isascii() or not UNDECODED.search(line):
+            return
+        # A character that the end of the file cuts, where all before it is sound.
+        sound_before = not self._undecoded and not UNDECODED.search(line.rstrip()[:-3])
+        if sound_before and UNDECODED.match(line[-1]):
+            reason = undecoded(line, self._data)
+            raise UserError(
+                f"{self._file.uri}: line {number}, the last, ends within a character: the file is "
+                f"cut off, or is not {reason}"
+            )
+        self._undecoded = True
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    found = error.object[error.start : error.end]
+    return "".join(chr(0xDC00 + byte) for byte in found), error.end
+
+
+def _encoding(head: bytes, file: SourceFile, reading: Reading) -> tuple[str, list[Note]]:
+    """By the byte-order mark, which is certain, by data.encoding, or UTF-8."""
+    for mark, name in BOMS:
+        if head.startswith(mark):
+            notes = [] if name == "utf-8-sig" else [f"is {name.upper()}, as its first bytes say"]
+            return name, [Note(file.uri, text) for text in notes]
+    if reading.data.encoding is not None:
+        return reading.data.encoding, []
+    nuls = [head[i::2].count(0) / max(len(head[i::2]), 1) for i in (0, 1)]
+    if max(nuls) > 0.3:
+        name = "utf-16-be" if nuls[0] > nuls[1] else "utf-16-le"
+        if min(nuls) > 0.3:
+            raise UserError(
+                f"{file.uri}: is full of NUL bytes: it is damaged, no text, or UTF-32 (set "
+                f"data.encoding: utf-32-le)"
+            )
+        raise UserError(
+            f"{file.uri}: holds a NUL byte for every character, as UTF-16 does: set "
+            f"data.encoding: {name}"
+        )
+    return "utf-8", []
+
+
+def read_python(file: SourceFile, reading: Reading) -> Found:
+    """A source file, decoded as it declares itself to be (PEP 263)."""
+    try:
+        with tokenize.open(file.uri) as stream:
+            yield 1, {reading.text_column: stream.read()}
+    except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        yield 0, BadRow(file.uri, 0, f"cannot be decoded: {first_line(error)}")
+    except OSError as error:
+        raise UserError(f"{file.uri}: cannot be read: {first_line(error)}") from error
+
+
+def read_lines(file: SourceFile, reading: Reading) -> Found:
+    with open_text(file, reading) as (text, notes):
+        yield from ((0, note) for note in notes)
+        for number, line in lines_of(text, file, reading):
+            reason = undecoded(line, reading.data)
+            if reason is None:
+                yield number, {reading.text_column: line.rstrip("\r\n")}
+            else:
+                yield number, BadRow(file.uri, number, f"is not {reason}")
+
+
+def read_documents(file: SourceFile, reading: Reading) -> Found:
+    """A document a file; a long one is cut at the first blank line past its limit."""
+    limit = reading.data.max_document_bytes
+    document: list[str] = []
+    size = 0
+    with open_text(file, reading) as (text, notes):
+        yield from ((0, note) for note in notes)
+        damage = _Damage(file, reading)
+        for number, piece, may_end in _pieces(text, limit):
+            damage.look(number, piece)
+            reason = undecoded(piece, reading.data)
+            if reason is not None:
+                yield number, BadRow(file.uri, number, f"is not {reason}")
+                continue
+            document.append(piece)
+            size += len(piece.encode())
+            if (size >= limit and may_end) or size >= 4 * limit:
+                yield number, {reading.text_column: "".join(document)}
+                document, size = [], 0
+    if document:
+        yield 0, {reading.text_column: "".join(document)}
+
+
+def _pieces(text: IO[str], limit: int) -> Iterator[tuple[int, str, bool]]:
+    """Numbered lines, and whether a document may end there: those that are blank.
+
+    A line that is longer than a document may be comes in pieces, cut at spaces.
+    """
+    number, rest = 1, ""
+    while part := text.readline(4 * limit):
+        rest += part
+        while len(rest) >= 4 * limit:
+            cut = _cut(rest, limit)
+            yield number, rest[:cut], True
+            rest = rest[cut:]
+        if part.endswith("\n"):
+            if rest:
+                yield number, rest, not rest.strip()
+            number, rest = number + 1, ""
+    if rest:
+        yield number, rest, True
+
+
+def _cut(text: str, limit: int) -> int:
+    """Where a text is to be cut: behind the first space past so many bytes."""
+    sample = text[: 4 * limit]
+    most = len(sample) * limit // max(len(sample.encode(errors="surrogatepass")), 1)
+    space = SPACE.search(text, max(most, 1), 4 * most)
+    cut = space.end() if space is not None else 4 * most
+    return max(cut, 1)
+
+
+def read_parallel(file: SourceFile, reading: Reading) -> Found:
+    """Text files side by side, a row from the same line of each."""
+    files = (file, *file.beside)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_text(each, reading)) for each in files]
+        yield from ((0, note) for _, notes in opened for note in notes)
+        streams = [
+            lines_of(text, each, reading) for each, (text, _) in zip(files, opened, strict=True)
+        ]
+        for number, found in enumerate(itertools.zip_longest(*streams), start=1):
+            if None in found:
+                raise _unequal(files, number - 1, [found, *itertools.zip_longest(*streams)])
+            lines = [line for _, line in found]
+            reasons = [undecoded(line, reading.data) for line in lines]
+            row = {
+                each.column: line.rstrip("\r\n") for each, line in zip(files, lines, strict=True)
+            }
+            bad = next((i for i, reason in enumerate(reasons) if reason is not None), None)
+            if bad is None:
+                yield number, row
+            else:
+                yield number, BadRow(files[bad].uri, number, f"is not {reasons[bad]}")
+
+
+def _unequal(files: tuple[SourceFile, ...], equal: int, rest: list[Any]) -> UserError:
+    counts = [equal + sum(row[i] is not None for row in rest) for i in range(len(files))]
+    told = ", ".join(f"{f.uri} has {n:,} lines" for f, n in zip(files, counts, strict=True))
+    return UserError(
+        f"{told}: files that belong together line by line have as many, so one is cut off, or "
+        f"lines are missing within it"
+    )
