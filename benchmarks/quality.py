@@ -302,6 +302,7 @@ def babi(data: Path, folder: Path, others: int | None = None) -> dict[str, Any]:
         "train": {
             "minutes": 11,
             "precision": "fp32",
+            "optimizer": "muon",  # in the second phase too: trained weights get AdamW
             "global_batch_size": 64,
             "lr": 3e-3,
             "warmup_steps": 100,

@@ -238,7 +238,7 @@ def run_command(options: argparse.Namespace) -> int:
             from orchestrator.dashboard.beside import beside
 
             def announce(address: str) -> None:
-                console.print(f"sweep      {address}", soft_wrap=True)
+                console.print(f"sweep      {escape(address)}", soft_wrap=True)
 
             stack.enter_context(beside(run.folder, announce))
         outcome = run_stages(run, options.until, connected, display)
@@ -262,8 +262,8 @@ def run_command(options: argparse.Namespace) -> int:
         completes = job.build_task().serves == "completions"
         between, path = ("", "completions") if completes else (" -> ", "predict")
         console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{between}{escape(text)}\n")
-        console.print(f"endpoint   {url}/v1/{path}")
-        console.print(f"Ray        {cluster.dashboard_url}")
+        console.print(f"endpoint   {escape(url)}/v1/{path}")
+        console.print(f"Ray        {escape(cluster.dashboard_url)}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")
             return 0
@@ -292,7 +292,8 @@ def export_command(options: argparse.Namespace) -> int:
     check_theirs(chosen, finished[1])
     check_writable(options.into)
     auto = export(chosen, *finished, Folder(options.into))
-    console.print(f"{options.into}: transformers.{auto}.from_pretrained({options.into!r}) loads it")
+    told = f"{options.into}: transformers.{auto}.from_pretrained({options.into!r}) loads it"
+    console.print(escape(told))
     return 0
 
 
@@ -320,7 +321,8 @@ def plan_command(options: argparse.Namespace) -> int:
         + ", ".join(f"{count} x {n} micro-batches" for count, n in plan.accumulation.items()),
         "steps": f"{plan.steps:,}"
         if plan.steps
-        else f"what fits {job.train.budget_minutes:g} minutes",
+        else f"what fits {job.train.budget_minutes:g} minutes"
+        + (f", at most {job.train.epochs:g} epochs" if job.train.epochs else ""),
         "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
         + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
         "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
@@ -330,9 +332,9 @@ def plan_command(options: argparse.Namespace) -> int:
     }
     table = Table(title="what follows from the job", title_justify="left", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     console.print(table)
-    console.print(status_table(statuses))
+    print_statuses(statuses)
     if (here := local_cluster()) is not None:
         check_room(job, here)
     return 0
@@ -352,7 +354,7 @@ def status_command(options: argparse.Namespace) -> int:
         report = {"job": job.name, "stages": stages, "holder": holder, "events": events}
         sys.stdout.write(strict_json.dumps(report, indent=1) + "\n")
         return 0
-    console.print(status_table(statuses))
+    print_statuses(statuses)
     if holder is not None:
         console.print(f"running: {escape(holder)}")
     if events:
@@ -393,7 +395,7 @@ def stage_table(statuses: "list[StageStatus]") -> Table:
     table = Table("stage", "seconds", artifact, title="stages", title_justify="left")
     for status in statuses:
         seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
-        table.add_row(status.stage, seconds, _short(status.path or ""))
+        table.add_row(status.stage, seconds, escape(_short(status.path or "")))
     return table
 
 
@@ -402,12 +404,20 @@ def _short(path: str) -> str:
     return path.removeprefix(f"{os.getcwd()}/")
 
 
+def print_statuses(statuses: "list[StageStatus]") -> None:
+    """Where each stage stands, and what its user should know of what it left."""
+    console.print(status_table(statuses))
+    for status in statuses:
+        for notice in status.notices:
+            console.print(f"[yellow]![/] {status.stage}: {escape(notice)}", soft_wrap=True)
+
+
 def status_table(statuses: "list[StageStatus]") -> Table:
     table = Table("stage", "state", "seconds", "what", title="stages", title_justify="left")
     for status in statuses:
         seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
         what = status.summary or _short(status.path or "")
-        table.add_row(status.stage, status.state, seconds, what)
+        table.add_row(status.stage, status.state, seconds, escape(what))
     return table
 
 
@@ -433,10 +443,11 @@ def event_table(events: list[dict[str, Any]], count: int) -> Table:
 
 def metric_table(evaluation: "Evaluation") -> Table:
     names = list(evaluation.metrics)
-    table = Table("test split", *[name.replace("_", " ") for name in names], title_justify="left")
+    columns = [escape(name.replace("_", " ")) for name in names]
+    table = Table("test split", *columns, title_justify="left")
     for name, metrics in {"this model": evaluation.metrics, **evaluation.baselines}.items():
         cells = [f"{metrics[key]:,.3f}" if key in metrics else "" for key in names]
-        table.add_row(name, *cells, style="bold" if name == "this model" else "")
+        table.add_row(escape(name), *cells, style="bold" if name == "this model" else "")
     return table
 
 

@@ -1,7 +1,8 @@
 """What a job leaves open, chosen by the size of its data and the time that it has.
 
-A job that says how large its model is, by `num_layers`, `d_model`, `num_heads` or `init_from`, has
-the fixed defaults of the schema. Any other gets all that it does not say from here.
+A job that says how large its model is, by `num_layers`, `d_model` or `num_heads`, has the fixed
+defaults of the schema. Any other gets all that it does not say from here; one that begins with
+trained weights, by `init_from`, gets what such weights are usually trained further with.
 """
 
 import math
@@ -28,11 +29,26 @@ MOST_DROPOUT = 0.2
 MOST_ROWS = 512  # of a global batch
 SHORT = 128  # tokens of a row
 
+# Of trained weights (docs/log.md). Devlin et al. 2019 take 2e-5 to 5e-5 at widths of 768 and 1,024,
+# GPT-2 and Llama are trained further with as much, and narrower models bear more.
+PRETRAINED_WIDTH, PRETRAINED_LR = 384, 1e-4
+T5_LR = 4.0  # times as much: Raffel et al. 2020 take 1e-3 with Adafactor, 3e-4 is AdamW's
+LEAST_LR, MOST_LR = 1e-5, 5e-4
+PRETRAINED_DECAY = 0.01
+WARMUP = 0.06  # of the steps, where these are given
+MINUTES = 5.0
+# More passes over a small data set know it by heart; where it is tiny, fewer are too few steps for
+# a new head (Mosbach et al. 2021).
+EPOCHS, MOST_EPOCHS, TINY = 3.0, 20.0, 400_000  # TINY in bytes
+PRETRAINED_EVAL_ROWS = 512
+
 
 def derive(job: Job, source_bytes: int) -> dict[str, Any]:
     """Values for what the job does not say, by dotted key; none where it says the model's size."""
     if says_all(job):
         return {}
+    if job.model.init_from is not None:
+        return _further(job, source_bytes)
     model, train = job.model.model_fields_set, job.train.model_fields_set
     found: dict[str, Any] = {}
     if "vocab_size" not in job.tokenizer.model_fields_set:
@@ -54,7 +70,32 @@ def derive(job: Job, source_bytes: int) -> dict[str, Any]:
 def says_all(job: Job) -> bool:
     """Whether the job says how large its model is, so that nothing is to be chosen."""
     said = job.model.model_fields_set
-    return "size" not in said and bool(said & {*SIZES["tiny"], "init_from"})
+    if job.model.init_from is not None:  # whose sizes are not the job's words
+        return False
+    return "size" not in said and bool(said & set(SIZES["tiny"]))
+
+
+def _further(job: Job, source_bytes: int) -> dict[str, Any]:
+    """How trained weights are trained further: gently, and not for long."""
+    model, train = job.model, job.train
+    is_t5 = model.family == "encoder_decoder" and model.positions == "relative"
+    lr = PRETRAINED_LR * PRETRAINED_WIDTH / model.d_model * (T5_LR if is_t5 else 1.0)
+    workers = job.cluster.most_workers
+    found: dict[str, Any] = {
+        "train.optimizer": "adamw",
+        "train.lr": float(f"{min(max(lr, LEAST_LR), MOST_LR):.1g}"),
+        "train.betas": (0.9, 0.999),
+        "train.weight_decay": 0.0 if is_t5 else PRETRAINED_DECAY,
+        "train.eval_rows": PRETRAINED_EVAL_ROWS,
+        "train.global_batch_size": -(-train.global_batch_size // workers) * workers,
+    }
+    if train.steps is not None:
+        found["train.warmup_steps"] = max(1, round(WARMUP * train.steps))
+    elif not train.model_fields_set & {"minutes", "epochs"}:
+        epochs = min(max(EPOCHS * TINY / max(source_bytes, 1), EPOCHS), MOST_EPOCHS)
+        found |= {"train.minutes": MINUTES, "train.epochs": round(epochs, 1)}
+    said = train.model_fields_set
+    return {name: value for name, value in found.items() if name.removeprefix("train.") not in said}
 
 
 def _vocabulary(job: Job, source_bytes: int) -> int:

@@ -47,12 +47,12 @@ class TerminalDisplay:
         self.console = console
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             RateColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}", style="cyan"),
+            TextColumn("{task.fields[figures]}", style="cyan", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -73,7 +73,7 @@ class TerminalDisplay:
         self.statuses.append(status)
         seconds = "already finished" if already else f"{status.seconds:.1f} s"
         self.console.print(
-            f"[green]✓[/] [bold]{status.stage:<9}[/] {status.summary} [dim]({seconds})[/]",
+            f"[green]✓[/] [bold]{status.stage:<9}[/] {escape(status.summary)} [dim]({seconds})[/]",
             highlight=False,
             soft_wrap=True,
         )

@@ -3,6 +3,9 @@
 Every message is one line that says where (file, line, field or row) and what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class OrchestratorError(Exception):
     """A failure that the command line reports in one line and that no retry mends."""
@@ -36,6 +39,13 @@ class StoppedError(OrchestratorError):
 
 class DivergedError(StageError):
     """The weights are no good any more; all workers of a training raise it at the same step."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The known word that is closest to a given one, as a question; nothing where none is close."""
+    by_lower = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    return f"did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def last_line(text: str) -> str:

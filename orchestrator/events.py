@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.folder import Folder
+from orchestrator.folder import Folder, no_link
 
 FILE = "events.jsonl"
 OBJECTS = "events"
@@ -70,9 +70,7 @@ class EventLog:
     def _append(self) -> None:
         assert self.folder.local_path is not None
         self.folder.local_path.mkdir(parents=True, exist_ok=True)
-        # Who may write to a storage may not have others write elsewhere by a link: NOFOLLOW.
-        how = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        file = os.open(self.folder.local_path / FILE, how, 0o644)
+        file = no_link(str(self.folder.local_path / FILE), os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(file).st_size
             torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"

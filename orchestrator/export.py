@@ -4,8 +4,6 @@ tokenizer and a card."""
 import json
 from typing import Any
 
-from tokenizers import Tokenizer, processors
-
 from orchestrator import pretrained
 from orchestrator.artifact import Evaluation, PreparedData, Training
 from orchestrator.checkpoint import load_weights
@@ -23,6 +21,7 @@ from orchestrator.tasks.extractive_question_answering import (
     ExtractiveQuestionAnswering,
 )
 from orchestrator.tasks.question_answering import QuestionAnswering
+from orchestrator.tasks.text_classification import TextClassification
 from orchestrator.tasks.translation import BEAMS, Translation
 
 AUTO = {  # the class to load it with, by head and family
@@ -82,7 +81,7 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
     if job.model.family == "encoder_decoder":
         ids["decoder_start_token_id"] = text.end_token
     pretrained.save(model, folder, outputs, **ids)
-    folder.write("tokenizer.json", _tokenizer(task, text).to_str(pretty=False).encode())
+    folder.write("tokenizer.json", _tokenizer(task, text))
     hides = model.head_kind == "tokens" and job.model.family == "encoder"
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -119,22 +118,28 @@ def _special_tokens(text: TextProcessor) -> dict[str, str]:
     return own | ({"mask_token": text.mask} if text.mask is not None else {})
 
 
-def _tokenizer(task: Task[Any], text: TextProcessor) -> Tokenizer:
-    """The tokenizer, made to put around a text, or between two, what `encode` of the task does."""
-    tokenizer = Tokenizer.from_str(text.tokenizer.to_str(pretty=False))
+def _tokenizer(task: Task[Any], text: TextProcessor) -> bytes:
+    """tokenizer.json, made to put around a text, or between two, what `encode` of the task does."""
     before, after, between = text.prefix, text.suffix, [text.end_token]
     if task.model.family == "decoder":
         before, after = [text.end_token, *text.opening], []  # a text begins after another's end
     elif not isinstance(task, ExtractiveQuestionAnswering | QuestionAnswering):
-        return tokenizer
-    names = {i: str(tokenizer.id_to_token(i)) for i in {*before, *after, *between}}
-    parts = [" ".join(f"{names[i]}:0" for i in part) for part in (before, between, after)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{parts[0]} $A:0 {parts[2]}".strip(),
-        pair=f"{parts[0]} $A:0 {parts[1]} $B:0 {parts[2]}".strip(),
-        special_tokens=[(name, i) for i, name in names.items()],
+        return text.tokenizer_file()
+    names = {i: str(text.tokenizer.id_to_token(i)) for i in {*before, *after, *between}}
+    first, middle, last = (
+        [{"SpecialToken": {"id": names[i], "type_id": 0}} for i in part]
+        for part in (before, between, after)
     )
-    return tokenizer
+    one, other = ({"Sequence": {"id": each, "type_id": 0}} for each in "AB")
+    content = json.loads(text.tokenizer_file())
+    # As JSON: what the library reads of text cannot hold every name of a token.
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [*first, one, *last],
+        "pair": [*first, one, *middle, other, *last],
+        "special_tokens": {n: {"id": n, "ids": [i], "tokens": [n]} for i, n in names.items()},
+    }
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 USE = "USE"  # in a card, where the lines stand that load it
@@ -179,7 +184,7 @@ def _use(task: Task[Any], outputs: Outputs, auto: str) -> list[str]:
         ]
     elif outputs.scale is not None:
         lines = [f"number = model(**{batch}).logits.item()"]
-    elif outputs.labels is not None:
+    elif isinstance(task, TextClassification):
         lines = [
             f"probabilities = model(**{batch}).logits.softmax(-1)[0]",
             "label = model.config.id2label[int(probabilities.argmax())]",

@@ -21,8 +21,8 @@ from orchestrator.supervisor import Beat, Event, Figures
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 1.0
-# After a worker was lost, in which Ray finds out that its node was: by five checks, 3 s apart, of up
-# to 10 s each.
+# After a worker was lost, in which Ray finds out that its node was: by five checks, 3 s apart, of
+# up to 10 s each.
 NODE_SECONDS = 70.0
 ANSWER_SECONDS = 1.0
 STOP = 1  # `pulse.Directive.STOP`, whose module imports torch

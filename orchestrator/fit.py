@@ -75,18 +75,21 @@ def fit(
         torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
     processor = load_processor(task, prepared)
     model = task.build_model(processor.vocab_size, processor.num_outputs)
-    if task.model.init_from is not None:
-        source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
-        new = pretrained.load(model, source, outputs)
-        if world.rank == 0:
-            reporter.event("began with", source=source.uri, new=new)
+    source, new = task.model.init_from, []
+    if source is not None:
+        new = pretrained.load(model, Folder(source), Outputs.of(task, processor))
     model.to(world.device)
     optimizers = build_optimizers(model, config, world)
     gradients = Gradients(model, world, config.deterministic)
     guard = Guard(world.device, config.spike_sigmas)
     batches = Batches(prepared, config, world)
-    state, pace = State(model, optimizers, guard, config.precision), Pace(config, world)
+    state, pace = (
+        State(model, optimizers, guard, config.precision),
+        Pace(config, world, batches.train.num_rows),
+    )
     if not resume(state, pace, checkpoints, world):
+        if source is not None and world.rank == 0:
+            reporter.event("began with", source=source, new=new)
         begin(state, pace, task, batches, reporter)
         if checkpoints is not None and world.rank == 0:
             # That storage takes none is better known now than in an hour.
@@ -106,8 +109,9 @@ def fit(
         seconds = time.perf_counter() - started
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
-        for optimizer in optimizers:
-            optimizer.step(lr, taken)
+        with autocast:  # of what products Muon has
+            for optimizer in optimizers:
+                optimizer.step(lr, taken)
         gradients.zero()
         state.samples = batches.chain(state.samples, state.step)
         state.step += 1

@@ -229,6 +229,12 @@ class Folder:
         return f"{self.uri.split('://', 1)[1]}/{name}".rstrip("/")
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open`: who may write to a storage may not have others write elsewhere by a
+    link that stands in a file's place."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _write_durably(path: Path, content: Parts) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, did_you_mean
 from orchestrator.model.config import SIZES, Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.read_files import TOKENIZER_FILES, Stamps, model_files, source_files
@@ -42,7 +42,11 @@ SPACE: dict[str, dict[str, Any]] = {
     "train.weight_decay": {"loguniform": [0.01, 0.5]},
     "model.dropout": {"uniform": [0.0, 0.3]},
 }
-SPACE_OF_PRETRAINED = {**SPACE, "train.lr": {"loguniform": [2e-5, 2e-3]}}
+SPACE_OF_PRETRAINED: dict[str, dict[str, Any]] = {
+    "train.lr": {"loguniform": [1e-5, 5e-4]},
+    "train.weight_decay": {"loguniform": [1e-3, 0.1]},
+    "model.dropout": {"uniform": [0.0, 0.2]},
+}
 
 FORMAT = 4  # of what stages leave in storage: raised where older artifacts must not be taken up
 
@@ -55,6 +59,11 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1, description="optimizer steps; or give minutes")
     minutes: float | None = Field(
         None, gt=0, description="time budget; the steps that fit are measured, then fixed"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="the time budget ends after so many passes over the training split, too",
     )
     global_batch_size: int = Field(32, ge=1, description="samples a step, over all workers")
     micro_batch_size: int = Field(
@@ -70,7 +79,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.1, ge=0, description="of the matrices inside the blocks")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the processor multiplies it natively"
+        "auto", description="auto: the one in which a step of this model is the faster, measured"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights and of the sample order")
     deterministic: bool = Field(
@@ -94,6 +103,8 @@ class TrainConfig(Section):
     def _one_budget(self) -> Self:
         if self.steps is not None and self.minutes is not None:
             raise ValueError("give steps or minutes, not both")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
         return self
 
     @property
@@ -222,7 +233,10 @@ class Job(Section):
     def _look_at_model_files(self) -> Self:
         """As they are now: a run names its folders by what it began with, whatever comes later."""
         if self.model.init_from is not None:
-            self._model_files = model_files(self.model.init_from)
+            try:
+                self._model_files = model_files(self.model.init_from)
+            except OSError as error:
+                raise ValueError(f"model.init_from: {error}") from None
         return self
 
     def problems(self) -> list[tuple[Key, str]]:
@@ -327,7 +341,7 @@ class Job(Section):
                 source,
                 whole["model"],
                 weights,
-                {k: v for k, v in trained.items() if k not in ("steps", "minutes")},
+                {k: v for k, v in trained.items() if k not in ("steps", "minutes", "epochs")},
                 whole["tune"],
             ],
             "train": [source, whole["model"], weights, trained]
@@ -401,9 +415,10 @@ def find_task(name: str) -> type[Task[Any]]:
     path = built_in if name in TASKS else name
     module_name, _, class_name = path.partition(":")
     if not class_name or not all(part.isidentifier() for part in module_name.split(".")):
+        close = f"{meant} else " if (meant := did_you_mean(name, TASKS)) else ""
         raise UserError(
-            f"there is no such task; use {', '.join(TASKS)}, or an import path such as "
-            f"my_package.my_task:MyTask"
+            f"there is no such task; {close}use {', '.join(TASKS)}, or an "
+            f"import path such as my_package.my_task:MyTask"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)

@@ -1,6 +1,5 @@
 """Reading a job: YAML with positions, base files, overrides, and every error of a file at once."""
 
-import difflib
 import functools
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import JobError
+from orchestrator.errors import JobError, did_you_mean
 from orchestrator.job import Job, override
 from orchestrator.section import Key
 
@@ -280,8 +279,7 @@ def _explain(details: ErrorDetails, key: Key, data: dict[str, Any]) -> str:
     name = ".".join(key)
     if details["type"] == "extra_forbidden":
         known = _known_keys(key[:-1])
-        close = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
-        advice = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        advice = did_you_mean(key[-1], known) or f"known here: {', '.join(known)}"
         return f"{name}: unknown key; {advice}"
     if details["type"] == "missing":
         return f"{name}: is missing; add it"
@@ -290,6 +288,10 @@ def _explain(details: ErrorDetails, key: Key, data: dict[str, Any]) -> str:
     value = details["input"]
     if isinstance(value, dict | list):
         return f"{name}: {message}" if name else message
+    if details["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+        if advice := did_you_mean(str(value), known):
+            message += f"; {advice}"
     shown = "null" if value is None else _shown(str(value))
     return f"{name} = {shown}: {message}"
 

@@ -6,6 +6,8 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
 
+LFS = b"version https://git-lfs"  # what stands in place of a file that git has not fetched
+
 
 def read_object(folder: Folder, name: str) -> dict[str, Any]:
     """
@@ -14,14 +16,19 @@ def read_object(folder: Folder, name: str) -> dict[str, Any]:
         UserError: where it cannot be read, or is no JSON object.
     """
     try:
-        found = json.loads(folder.read(name))
+        content = folder.read(name)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(name) from error
+    except (OSError, ValueError) as error:  # ValueError: of an unknown scheme, say
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{folder}/{name} cannot be read: {reason}") from None
+    if content.startswith(LFS):
+        raise UserError(f"{folder}/{name} is a pointer of git lfs, not the file (git lfs pull)")
+    try:
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder}/{name} is no JSON: {reason}: was it cut off?") from None
-    except OSError as error:
-        raise UserError(f"{folder}/{name} cannot be read: {error.strerror or error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{folder}/{name} is no JSON object")
     return found

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow.fs
 
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import Folder
+from orchestrator.folder import Folder, no_link
 
 LOCK_FILE = "lease"
 LEASE_OBJECT = "lease.json"
@@ -92,7 +92,7 @@ def _locked(folder: Folder, name: str) -> Iterator[None]:
     assert folder.local_path is not None
     folder.local_path.mkdir(parents=True, exist_ok=True)
     # Opened close-on-exec, as by default: no process that this one starts keeps the lock.
-    with open(folder.local_path / LOCK_FILE, "a+", opener=_no_link) as file:
+    with open(folder.local_path / LOCK_FILE, "a+", opener=no_link) as file:
         for _ in range(10):  # whoever asks for the holder has the lock for an instant
             if _lock(file.fileno(), fcntl.LOCK_EX):
                 break
@@ -104,11 +104,6 @@ def _locked(folder: Folder, name: str) -> Iterator[None]:
         file.write(_this_process())
         file.flush()
         yield
-
-
-def _no_link(path: str, flags: int) -> int:
-    """Who may write to a storage may not have others write elsewhere by a link."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _lock(file: int, kind: int) -> bool:

@@ -181,17 +181,20 @@ class Muon:
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, about, in bf16: singular values within 0.7 .. 1.2."""
+    """The nearest semi-orthogonal matrix, about, in bf16: singular values within 0.7 .. 1.2.
+
+    An autocast around it says what the products are computed in: without AMX, bf16 takes 1.6 times
+    as long as fp32, with it a quarter.
+    """
     a, b, c = ITERATION
-    x = matrix.bfloat16()
-    x = x / (x.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.mT
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).bfloat16()
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int | None) -> float:

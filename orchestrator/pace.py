@@ -1,5 +1,6 @@
 """How many steps a training has, and when it reports, validates and saves."""
 
+import math
 import statistics
 import time
 
@@ -20,10 +21,16 @@ PULSE_SECONDS = 1.0
 class Pace:
     """The clock of a training. Only its reports follow the time; all else follows the steps."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
+    def __init__(self, config: TrainConfig, world: World, rows: int) -> None:
+        """`rows` are those of the training split."""
         self.config = config
         self.world = world
-        self.total_steps = config.steps
+        self.known_steps, self.most_steps = config.steps, math.inf  # the latter of a time budget
+        if config.epochs is not None:
+            self.most_steps = max(math.ceil(config.epochs * rows / config.global_batch_size), 1)
+            if self.most_steps <= CALIBRATION_STEPS:  # too few to be timed
+                self.known_steps = self.most_steps
+        self.total_steps = self.known_steps
         self.started = self.step_ended = self.reported = time.monotonic()
         self.resumed = 0
         self.next_pulse = 0
@@ -36,7 +43,7 @@ class Pace:
 
     def resume(self, step: int, total_steps: int | None) -> None:
         """Go on from a checkpoint, which knows how many steps a time budget has come to."""
-        self.total_steps = total_steps if total_steps is not None else self.config.steps
+        self.total_steps = total_steps if total_steps is not None else self.known_steps
         self.resumed, self.calibration, self.step_seconds = step, CALIBRATION_STEPS, []
         self.next_pulse = step
         self.step_ended = self.reported = time.monotonic()
@@ -69,7 +76,7 @@ class Pace:
 
     def validation_due(self, step: int) -> bool:
         if self.total_steps is None:
-            return step == self.resumed + self.calibration
+            return step == min(self.resumed + self.calibration, self.most_steps)
         return self.ended(step) or step % self._validation_interval(self.total_steps) == 0
 
     def checkpoint_due(self, step: int) -> bool:
@@ -99,13 +106,17 @@ class Pace:
         It is saved with the first checkpoint, so that a resumed run ends at the same step.
         """
         if self.total_steps is None:
-            budget = 60.0 * self.config.budget_minutes - (self.step_ended - self.started)
-            budget -= VALIDATIONS * self.validation_seconds
-            # The quicker parts: much else is still starting up around the first steps.
-            typical = statistics.quantiles(self._parts(), n=4)[0]
-            mine = step + max(int(budget / typical), 1)
-            self.total_steps = self.world.exchange(mine)[0][0]
+            mine = step if step >= self.most_steps else min(self._affordable(step), self.most_steps)
+            self.total_steps = self.world.exchange(int(mine))[0][0]
         return self.total_steps
+
+    def _affordable(self, step: int) -> int:
+        """How many steps the time budget pays for, those taken included."""
+        budget = 60.0 * self.config.budget_minutes - (self.step_ended - self.started)
+        budget -= VALIDATIONS * self.validation_seconds
+        # The quicker parts: much else is still starting up around the first steps.
+        typical = statistics.quantiles(self._parts(), n=4)[0]
+        return step + max(int(budget / typical), 1)
 
     def _parts(self) -> list[float]:
         """The seconds of a step, in each of CALIBRATION_PARTS: of one alone its rows say much."""

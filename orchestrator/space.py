@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.section import Section
 
-NOT_SWEPT = ("train.steps", "train.minutes", "train.seed", "model.max_seq_len")
+NOT_SWEPT = ("train.steps", "train.minutes", "train.epochs", "train.seed", "model.max_seq_len")
 MAX_EXAMPLES = 100
 FEW_TRIALS = 8  # for fewer, a model of what is good has nothing to learn from
 

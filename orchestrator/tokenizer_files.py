@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
-from orchestrator.json_object import read_object
+from orchestrator.json_object import LFS, read_object
 from orchestrator.processors.text import END, TextProcessor
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -60,6 +60,10 @@ def _tokens(folder: Folder) -> Tokenizer:
         ) from None
     except OSError as error:
         raise UserError(f"{folder}/{TOKENIZER} cannot be read: {error}") from None
+    if content.startswith(LFS):
+        raise UserError(
+            f"{folder}/{TOKENIZER} is a pointer of git lfs, not the file (git lfs pull)"
+        )
     try:
         tokens = Tokenizer.from_str(content.decode())
         tokens.no_padding()

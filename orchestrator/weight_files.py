@@ -16,13 +16,12 @@ from torch import Tensor
 
 from orchestrator.errors import UserError
 from orchestrator.folder import Folder
-from orchestrator.json_object import read_object
+from orchestrator.json_object import LFS, read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 AGAIN = "download it again"
-LFS = b"version https://git-lfs"
 LARGEST_HEADER = 100 << 20  # bytes, as the format has it
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16}
 BITS |= {"F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}

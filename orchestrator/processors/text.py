@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self
@@ -131,7 +132,7 @@ class TextProcessor:
     @property
     def opening(self) -> list[int]:
         """What stands before a text that is written: `prefix`, but for the end of another text."""
-        return [] if self.prefix == [self.end_token] else self.prefix
+        return self.prefix[1:] if self.prefix[:1] == [self.end_token] else self.prefix
 
     def encode_plain_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text alone, without `prefix` and `suffix`."""
@@ -202,6 +203,51 @@ class TextProcessor:
     def decode(self, tokens: list[int]) -> str:
         """Text of token ids; bytes that are no UTF-8 (yet) become U+FFFD."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+class Decoding:
+    """The text of tokens that come one by one, each decoded a few times, not with all before it.
+
+    All that `add` and `end` return together is `decode` of all tokens. Decoders treat the first
+    token as no other (the space before it goes), the last one too, bytes that are no character yet,
+    and a run of bytes that is no text. So a piece is decoded after tokens whose text is known, and
+    is held back until nothing that may follow changes it.
+    """
+
+    def __init__(self, processor: TextProcessor) -> None:
+        self._processor = processor
+        self._tokens: list[int] = []  # those before, and those held back
+        self._before = ""  # the text of the former, by themselves
+        self._count = 0  # of the former
+        added = processor.tokenizer.get_added_tokens_decoder()
+        self._unheard = {number for number, token in added.items() if token.special}
+
+    def add(self, token: int) -> str:
+        """The text that is certain by now and was not before."""
+        self._tokens.append(token)
+        if token in self._unheard or _is_byte(self._processor.tokenizer.id_to_token(token)):
+            return ""  # a run of bytes may turn out to be no text; the former do not end it
+        text = self._processor.decode(self._tokens)
+        new = text.removeprefix(self._before)
+        if not new or text.endswith("\ufffd") or not text.startswith(self._before):
+            return ""
+        alone = self._processor.decode(self._tokens[self._count :])
+        if alone.strip(
+            " "
+        ):  # so that a decoder that strips the first token strips nothing of others
+            del self._tokens[: self._count]
+            text = alone
+        self._before, self._count = text, len(self._tokens)
+        return new
+
+    def end(self) -> str:
+        """The text of what was held back."""
+        return self._processor.decode(self._tokens).removeprefix(self._before)
+
+
+def _is_byte(token: str | None) -> bool:
+    """Whether a token of another's tokenizer stands for a byte: `<0xE2>`."""
+    return token is not None and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token) is not None
 
 
 def commonest(texts: list[str]) -> str:

@@ -9,7 +9,7 @@ from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
 from orchestrator.model.generate import Sampling, generate
-from orchestrator.processors.text import TextProcessor
+from orchestrator.processors.text import Decoding, TextProcessor
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
 
 
@@ -71,22 +71,44 @@ class Completer:
         sampling = Sampling(
             request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed
         )
-        tokens: list[int] = []
-        finish_reason = "length"
-        text = ""
-        stream = generate(self.model, prompt, max_tokens, sampling, self.processor.end_token)
-        for token in stream:
-            tokens.append(token)
-            text = self.processor.decode(tokens)
-            ends = [text.index(stop) for stop in request.stops if stop in text]
-            if ends:
-                text, finish_reason = text[: min(ends)], "stop"
+        text, count = Stopped(self.processor, request.stops), 0
+        for token in generate(self.model, prompt, max_tokens, sampling, self.processor.end_token):
+            count += 1
+            if text.add(token):
                 break
         else:
-            if len(tokens) < max_tokens:
-                finish_reason = "stop"
-        if request.echo:
-            text = request.prompt + text
-        return Choice.model_validate(
-            {"index": index, "text": text, "finish_reason": finish_reason}
-        ), len(tokens)
+            text.end()
+        stopped = text.stopped or count < max_tokens
+        return Choice(
+            index=index,
+            text=request.prompt + text.text if request.echo else text.text,
+            finish_reason="stop" if stopped else "length",
+        ), count
+
+
+class Stopped:
+    """The text of tokens as they come, as far as the first of some stop texts."""
+
+    def __init__(self, processor: TextProcessor, stops: list[str]) -> None:
+        self.text = ""
+        self.stopped = False
+        self._stops = stops
+        self._longest = max(map(len, stops), default=0)
+        self._decoding = Decoding(processor)
+
+    def add(self, token: int) -> bool:
+        """Whether the text ends with it."""
+        return self._take(self._decoding.add(token))
+
+    def end(self) -> None:
+        """No token comes any more."""
+        self._take(self._decoding.end())
+
+    def _take(self, new: str) -> bool:
+        # A stop text may have begun before: by all but its last character.
+        begin = max(0, len(self.text) - self._longest + 1)
+        self.text += new
+        found = [at for stop in self._stops if (at := self.text.find(stop, begin)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+        return self.stopped

@@ -9,6 +9,11 @@ from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
+from orchestrator.shards import Arrays
+from orchestrator.strict_json import finite
+from orchestrator.task import Row
+
+MARGIN = 16  # of tokens that a task adds to a row's
 
 
 class Predictor:
@@ -42,10 +47,25 @@ class Predictor:
             **self.task.predict(self.model, batch, self.processor),
             **self.task.answer(self.model, batch, self.processor),
         }
-        outputs = [self.task.reply(answers, row, self.processor) for row in range(len(rows))]
+        outputs = [
+            finite(self.task.reply(answers, number, self.processor))
+            | ({"truncated": True} if self._is_cut(row, number, arrays) else {})
+            for number, row in enumerate(rows)
+        ]
         return PredictionResponse(model=self.model_name, outputs=outputs)
 
-    def _row(self, number: int, given: dict[str, str]) -> dict[str, str]:
+    def _is_cut(self, row: Row, number: int, arrays: Arrays) -> bool:
+        """Whether a row has more tokens than the model takes: with more room, more are encoded."""
+        size = sum(len(text.encode()) for text in row.values() if text) + MARGIN
+        if size <= self.task.model.max_seq_len // 2:  # a part of a row may have half of the room
+            return False
+        roomy = self.task.model.model_copy(update={"max_seq_len": 2 * size})
+        whole = type(self.task)(self.task.data, self.task.tokenizer, roomy)
+        found = whole.encode([row], self.processor)
+        lengths = [name for name in arrays if name.endswith("_length")]
+        return any(found[name].max(initial=0) > arrays[name][number] for name in lengths)
+
+    def _row(self, number: int, given: dict[str, str]) -> Row:
         """A row as the task learns from it, with something where it would say what is wanted."""
         wanted = set(self.task.inputs)
         if not wanted - set(self.task.optional) <= set(given) <= wanted:

@@ -4,6 +4,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# OpenAI's fields that are served for these values alone, and for null: clients send them unasked.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (),
+    "presence_penalty": (0,),
+    "stream_options": (),
+    "suffix": (),
+}
+
 
 class CompletionRequest(BaseModel):
     """`POST /v1/completions`. Unknown fields are refused rather than silently ignored."""
@@ -24,6 +35,18 @@ class CompletionRequest(BaseModel):
     stream: Literal[False] = False
     user: str | None = Field(None, max_length=200)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        """Without what changes nothing: null in place of a default, and OpenAI's neutral values."""
+        if not isinstance(data, dict):
+            return data
+        kept = {name: value for name, value in data.items() if not _is_neutral(name, value)}
+        prompt = kept.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1:
+            kept["prompt"] = prompt[0]
+        return kept
+
     @model_validator(mode="after")
     def _sound(self) -> "CompletionRequest":
         try:
@@ -39,6 +62,12 @@ class CompletionRequest(BaseModel):
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+def _is_neutral(name: Any, value: Any) -> bool:
+    if value is None:
+        return name in NEUTRAL or (name in CompletionRequest.model_fields and name != "prompt")
+    return not isinstance(value, bool) and value in NEUTRAL.get(name, ())
 
 
 class Choice(BaseModel):

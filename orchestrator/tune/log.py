@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from orchestrator.errors import StageError
-from orchestrator.folder import Folder
+from orchestrator.folder import Folder, no_link
 
 LOG = "log.txt"
 LONGEST = 1 << 20  # characters that are kept of a trial that prints without end
@@ -31,7 +31,8 @@ class _Log(io.TextIOBase):
                 self._kept.append(text)
             else:
                 path.mkdir(parents=True, exist_ok=True)
-                with (path / LOG).open("a", encoding="utf-8", errors="replace") as file:
+                log = path / LOG
+                with open(log, "a", encoding="utf-8", errors="replace", opener=no_link) as file:
                     file.write(text)
         return len(text)
 

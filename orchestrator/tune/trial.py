@@ -91,6 +91,7 @@ def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
     assert job.tune is not None
     budget = {
         "train.minutes": None,
+        "train.epochs": None,
         "train.steps": job.tune.steps,
         "train.eval_every": -(-job.tune.steps // VALIDATIONS),
         "train.seed": job.train.seed + config["repeat"],

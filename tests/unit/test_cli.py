@@ -19,7 +19,10 @@ import ray
 import orchestrator.cluster
 import orchestrator.pipeline
 import orchestrator.serve.deploy  # as the commands do, but here no test's time counts it
+from orchestrator import cli
+from orchestrator.artifact import PreparedData, Shard
 from orchestrator.cli import main
+from orchestrator.display import TerminalDisplay
 from orchestrator.errors import StageError, UserError
 from orchestrator.events import read_events
 from orchestrator.job import STAGES, Job, Stage, json_schema
@@ -329,6 +332,51 @@ def test_a_damaged_note_of_the_endpoint_is_none(content: str) -> None:
 def test_a_storage_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert Run(load_job("job.yaml", ["storage=~/runs"])).folder.uri == f"{tmp_path}/home/runs/a"
+
+
+def prepared_with(summary: str, notices: list[str]) -> None:
+    """As `prepare` leaves it, in a folder that looks like markup."""
+    job = load_job("job.yaml", ["storage=runs[bold]"])
+    PreparedData(
+        folder=Run(job).prepare_folder(),
+        seconds=1.0,
+        summary=summary,
+        notices=notices,
+        processor="tokenizer.json",
+        splits={"train": [Shard(name="a", rows=70, bytes=9, sha256="0f")]},
+        documents={},
+        source_bytes=0,
+    ).commit()
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_what_a_stage_has_to_say_of_its_artifact_stands_below_the_table(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notices = ["data[1].csv: 3 rows were left out [/red]", "2 texts were cut"]
+    prepared_with("7 rows of data[1].csv", notices)
+    assert run(command, "job.yaml", "storage=runs[bold]") == 0
+    told = capsys.readouterr().out
+    assert "7 rows of data[1].csv" in told
+    assert "! prepare: data[1].csv: 3 rows were left out [/red]\n" in told
+    assert "! prepare: 2 texts were cut\n" in told
+
+
+def test_notices_are_for_programs_too(capsys: pytest.CaptureFixture[str]) -> None:
+    prepared_with("", ["2 texts were cut"])
+    assert run("status", "job.yaml", "storage=runs[bold]", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["prepare"]["notices"] == [
+        "2 texts were cut"
+    ]
+
+
+def test_what_looks_like_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    display = TerminalDisplay(cli.console)
+    path = "runs[bold]/a[/x].csv"
+    display.stage_finished(StageStatus("train", "finished", path, 1.0, "best [red] of a[1]"), False)
+    cli.console.print(cli.stage_table([StageStatus("train", "finished", path, 1.0)]))
+    told = capsys.readouterr().out
+    assert "best [red] of a[1]" in told and path in told
 
 
 def test_status_imports_neither_ray_nor_torch() -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.artifact import PreparedData, Training
 from orchestrator.checkpoint import Checkpoints
@@ -12,7 +14,7 @@ from orchestrator.errors import StageError, UserError
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
-from orchestrator.serve.completions import Completer
+from orchestrator.serve.completions import Completer, Stopped
 from orchestrator.serve.protocol import CompletionRequest, CompletionResponse
 from orchestrator.snapshot import Snapshot, pack
 
@@ -256,3 +258,31 @@ def test_a_checkpoint_that_is_not_the_one_that_was_saved_is_not_served(
     moved = training.model_copy(update={"folder": Folder(str(tmp_path))})
     with pytest.raises(StageError, match=r"model\.safetensors"):
         Completer(JOB, prepared, moved)
+
+
+PROCESSOR = TextProcessor.fit([TEXT] * 20, TokenizerConfig(vocab_size=300))
+
+
+@given(
+    st.text("the dogé", max_size=40),
+    st.lists(st.text("the dogé", min_size=1, max_size=5), max_size=4),
+    st.data(),
+)
+def test_a_text_ends_before_the_first_stop_however_it_is_cut_into_tokens(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    tokens = []
+    while text:  # pieces, each by itself, so that stop texts lie across tokens
+        length = data.draw(st.integers(1, len(text)))
+        tokens += PROCESSOR.encode(text[:length])
+        text = text[length:]
+    whole, found = PROCESSOR.decode(tokens), Stopped(PROCESSOR, stops)
+    if not any(found.add(token) for token in tokens):
+        found.end()
+    assert whole.startswith(found.text)
+    assert not any(stop in found.text for stop in stops)
+    assert found.stopped == any(stop in whole for stop in stops)
+    if found.stopped:
+        assert any(whole.startswith(stop, len(found.text)) for stop in stops)
+    else:
+        assert found.text == whole

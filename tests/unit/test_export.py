@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from orchestrator import pretrained
 from orchestrator.batches import to_device
@@ -240,6 +241,46 @@ def test_extractive_question_answering(style: dict[str, Any], context: str, tmp_
     processor = task.fit_processor([])
     mine = task.build_model(processor.vocab_size, 1)
     assert pretrained.load(mine, Folder(str(tmp_path)), Outputs.of(task, processor)) == []
+
+
+def test_a_foreign_language_model_goes_out_and_in_again(tmp_path: Path) -> None:
+    """Its texts begin with <s>, behind the end of another; that stands there once each time."""
+    begin, again = tmp_path / "begin", tmp_path / "again"
+    words = ["<unk>", "<s>", "</s>", "▁", *"abcdefghijklmnopqrstuvwxyz.", "▁t", "at"]
+    tokenizer = Tokenizer(
+        models.BPE({w: i for i, w in enumerate(words)}, [("▁", "t"), ("a", "t")], unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    tokenizer.add_special_tokens(words[:3])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(begin)
+    tokenizer.save(str(begin / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (begin / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    exported = Exported(job_of("language_modelling", init_from=str(begin)), again)
+
+    plain = exported.processor.encode_plain_batch(["the cat"])[0]
+    assert exported.tokenizer("the cat")["input_ids"] == [2, 1, *plain]
+    assert exported.tokenizer.special_tokens_map == {**settings, "pad_token": "</s>"}
+    task = job_of("language_modelling", init_from=str(again)).build_task()
+    processor = task.fit_processor([])
+    rows = [{"text": LONG}, {"text": "the cat"}]
+    ours, theirs = exported.task.encode(rows, exported.processor), task.encode(rows, processor)
+    assert ours["tokens"].tolist() == theirs["tokens"].tolist()
 
 
 def test_a_foreign_tokenizer_keeps_its_special_tokens(tmp_path: Path) -> None:

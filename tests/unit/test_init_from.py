@@ -1,6 +1,8 @@
 """Beginning with weights that are there: their sizes, their tokenizer, a new head."""
 
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,84 @@ def test_a_masked_model_needs_a_tokenizer_that_can_hide(tmp_path: Path) -> None:
     task = job(tmp_path, "masked_language_modelling").build_task()
     with pytest.raises(UserError, match="has no mask token"):
         task.fit_processor([])
+
+
+@pytest.mark.parametrize("given", ["{name}", "./{name}", "../{parent}/{name}", "file://{whole}"])
+def test_the_place_of_weights_is_absolute_from_where_the_job_is_read(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    place = given.format(name="model", parent=tmp_path.name, whole=tmp_path / "model")
+    read = job(Path(place) if "//" not in place else place)  # type: ignore[arg-type]
+    monkeypatch.chdir("/")
+    found = read.model.init_from
+    assert found is not None and Path(found).is_absolute() and Path(found, "config.json").exists()
+    assert read.override({"train.lr": 0.5}).model == read.model
+
+
+def test_a_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert job(Path("~/model")).model.init_from == str(tmp_path / "model")
+
+
+def test_a_shorter_context_than_the_weights_is_allowed_and_a_longer_one_is_not(
+    tmp_path: Path,
+) -> None:
+    saved(tmp_path)
+    shorter = job(tmp_path, max_seq_len=8)
+    assert shorter.model.max_seq_len == 8
+    assert shorter.override({"train.lr": 0.5}).model.max_seq_len == 8
+    with pytest.raises(ValidationError, match=r"max_seq_len = 32: model.init_from has 16"):
+        job(tmp_path, max_seq_len=32)
+
+
+STAGES_OF = {  # what is done anew where a file is another
+    "model.safetensors": {"tune", "train"},
+    "tokenizer.json": {"prepare", "tune", "train"},
+    "tokenizer_config.json": {"prepare", "tune", "train"},
+    "README.md": set(),
+}
+
+
+@pytest.mark.parametrize("name", STAGES_OF)
+def test_what_is_replaced_in_the_folder_is_read_anew(name: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / name
+    path.touch()
+    before = job(tmp_path)
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    after = job(tmp_path)
+    stages = ("prepare", "tune", "train", "evaluate")
+    changed = {s for s in stages if before.fingerprint(s) != after.fingerprint(s)}
+    assert changed == STAGES_OF[name]
+    assert pickle.loads(pickle.dumps(before)).fingerprint("train") == before.fingerprint("train")
+
+
+TASK = """
+from orchestrator.tasks.text_classification import TextClassification
+from {base} import Base
+
+class Mine(Base, TextClassification):
+    pass
+"""
+
+
+def test_a_task_of_the_user_s_that_is_changed_is_done_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_base_of_task.py").write_text("class Base:\n    pass\n")
+    (tmp_path / "my_own_task.py").write_text(TASK.format(base="my_base_of_task"))
+    given = {"name": "a", "task": "my_own_task:Mine", "data": {"source": "x"}, "model": SIZES}
+    whole = Job.model_validate({**given, "model": {**SIZES, "family": "encoder"}})
+    stages = ("prepare", "tune", "train", "evaluate")
+    seen = {tuple(whole.fingerprint(stage) for stage in stages)}
+    for name in ("my_own_task.py", "my_base_of_task.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        found = tuple(whole.fingerprint(stage) for stage in stages)
+        assert all(a != b for before in seen for a, b in zip(before, found, strict=True))
+        seen.add(found)

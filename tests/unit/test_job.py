@@ -150,6 +150,7 @@ def test_an_override_leaves_the_job_itself_and_all_other_values_alone() -> None:
         ({"train.lrr": 1}, "train.lrr"),
         ({"model.num_heads": 5}, "num_heads = 5"),
         ({"train.steps": 1, "train.minutes": 1.0}, "steps or minutes"),
+        ({"train.steps": 1, "train.epochs": 1.0}, "steps or epochs"),
     ],
 )
 def test_a_wrong_override_is_named_in_one_line(values: dict[str, Any], told: str) -> None:

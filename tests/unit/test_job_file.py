@@ -281,6 +281,7 @@ cluster:
 def test_an_unknown_key_brings_the_one_that_was_meant() -> None:
     assert "did you mean steps?" in only_problem(SOUND + "train: {stepz: 3}\n")
     assert "did you mean train?" in only_problem(SOUND + "trian: {steps: 3}\n")
+    assert "did you mean name?" in only_problem(SOUND + "Name: b\n")
     text = SOUND + "tune: {space: {train.lr: {choise: [1]}}}\n"
     assert "did you mean choice?" in only_problem(text)
 
@@ -607,3 +608,26 @@ def test_an_import_path_that_leads_to_no_task_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
     problem = only_problem(SOUND.replace("language_modelling", f"'{task}'"))
     assert problem.startswith(f"job.yaml:2:1: task = {task}: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("task=text_clasification", "text_classification"),
+        ("task=Translation", "translation"),
+        ("task=lm", None),
+        ("train.optimizer=adamW", "adamw"),
+        ("train.precision=fp16", "bf16"),
+        ("train.precision=int4", None),
+        ("data.format=jsonlines", "jsonl"),
+        ("model.size=Larg", "large"),
+        ("model.activation=glu", "gelu"),
+        ("tune={scheduler: hasha, trials: 2}", "asha"),
+        ("tokenizer.kind=BPE", "bpe"),
+    ],
+)
+def test_a_word_that_is_nearly_one_of_a_few_is_told_which(override: str, meant: str | None) -> None:
+    problem = only_problem(SOUND, override)
+    assert problem.count("did you mean") == (meant is not None)
+    if meant is not None:
+        assert f"did you mean {meant}?" in problem

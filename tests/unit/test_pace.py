@@ -13,6 +13,8 @@ from orchestrator.pace import CALIBRATION_STEPS, Pace
 from orchestrator.world import World
 from tests.unit.toy import toy_config
 
+ROWS = 10_000
+
 
 class Clock:
     """A clock that the test turns."""
@@ -59,13 +61,13 @@ def run(
 def test_a_time_budget_is_kept(
     clock: Clock, step_seconds: float, validation_seconds: float
 ) -> None:
-    pace, started = Pace(toy_config(steps=None, minutes=0.2), World()), clock.now
+    pace, started = Pace(toy_config(steps=None, minutes=0.2), World(), ROWS), clock.now
     run(pace, clock, lambda step: step_seconds, validation_seconds)
     assert 0.85 * 12 < clock.now - started < 1.05 * 12
 
 
 def test_a_slow_first_step_does_not_shorten_a_time_budget_by_much(clock: Clock) -> None:
-    pace, started = Pace(toy_config(steps=None, minutes=0.2), World()), clock.now
+    pace, started = Pace(toy_config(steps=None, minutes=0.2), World(), ROWS), clock.now
     run(pace, clock, lambda step: 2.0 if step == 1 else 0.1, validation_seconds=0.0)
     assert 0.85 * 12 < clock.now - started < 1.05 * 12
 
@@ -74,13 +76,13 @@ def test_a_time_budget_is_kept_where_steps_differ_and_the_first_second_is_slow(
     clock: Clock,
 ) -> None:
     chance = random.Random(0)
-    pace, started = Pace(toy_config(steps=None, minutes=2), World()), clock.now
+    pace, started = Pace(toy_config(steps=None, minutes=2), World(), ROWS), clock.now
     run(pace, clock, lambda step: chance.uniform(0.02, 0.06) * (3 if step < 30 else 1), 0.1)
     assert 0.9 * 120 < clock.now - started < 1.05 * 120
 
 
 def test_a_budget_that_is_spent_before_it_is_measured_still_ends(clock: Clock) -> None:
-    pace = Pace(toy_config(steps=None, minutes=0.01), World())
+    pace = Pace(toy_config(steps=None, minutes=0.01), World(), ROWS)
     run(pace, clock, lambda step: 1.0, validation_seconds=1.0)
     assert pace.total_steps == CALIBRATION_STEPS + 1
 
@@ -89,7 +91,7 @@ def test_a_budget_that_is_spent_before_it_is_measured_still_ends(clock: Clock) -
 def test_throughput_counts_the_seconds_of_steps_and_not_those_of_validations(
     clock: Clock, eval_every: int
 ) -> None:
-    pace = Pace(toy_config(steps=50, eval_every=eval_every), World())
+    pace = Pace(toy_config(steps=50, eval_every=eval_every), World(), ROWS)
     reports = run(pace, clock, lambda step: 0.2, validation_seconds=30.0)
     assert [values["throughput"] for values in reports] == pytest.approx([500.0] * len(reports))
     assert [values["loss"] for values in reports] == pytest.approx([2.0] * len(reports))
@@ -99,7 +101,7 @@ def test_throughput_counts_the_seconds_of_steps_and_not_those_of_validations(
 def test_progress_is_reported_about_twice_a_second_and_at_the_end(
     clock: Clock, eval_every: int
 ) -> None:
-    pace = Pace(toy_config(steps=500, eval_every=eval_every), World())
+    pace = Pace(toy_config(steps=500, eval_every=eval_every), World(), ROWS)
     reports = run(pace, clock, lambda step: 0.02, validation_seconds=0.0)
     assert 18 <= len(reports) <= 21  # ten seconds of steps
 
@@ -120,7 +122,7 @@ def pulses(pace: Pace, clock: Clock, step_seconds: Callable[[int], float], steps
 def test_there_is_a_pulse_about_once_a_second(
     clock: Clock, step_seconds: float, apart: int
 ) -> None:
-    pace = Pace(toy_config(steps=1000, eval_every=1000), World())
+    pace = Pace(toy_config(steps=1000, eval_every=1000), World(), ROWS)
     found = pulses(pace, clock, lambda step: step_seconds, 200)
     assert found[0] == 1
     distances = {later - earlier for earlier, later in itertools.pairwise(found)}
@@ -128,19 +130,19 @@ def test_there_is_a_pulse_about_once_a_second(
 
 
 def test_slow_first_steps_do_not_make_all_later_pulses_frequent(clock: Clock) -> None:
-    pace = Pace(toy_config(steps=1000, eval_every=1000), World())
+    pace = Pace(toy_config(steps=1000, eval_every=1000), World(), ROWS)
     found = pulses(pace, clock, lambda step: 60.0 if step == 1 else 0.02, 500)
     assert len(found) < 15
 
 
 def test_there_is_a_pulse_before_each_checkpoint(clock: Clock) -> None:
-    pace = Pace(toy_config(steps=100, eval_every=15, checkpoint_every=4), World())
+    pace = Pace(toy_config(steps=100, eval_every=15, checkpoint_every=4), World(), ROWS)
     found = pulses(pace, clock, lambda step: 0.001, 100)
     assert {step for step in range(1, 101) if pace.checkpoint_due(step)} <= set(found)
 
 
 def test_steps_that_were_skipped_are_not_reported(clock: Clock) -> None:
-    pace = Pace(toy_config(steps=50), World())
+    pace = Pace(toy_config(steps=50), World(), ROWS)
     for loss, taken in ((2.0, True), (float("nan"), False), (4.0, True)):
         clock.now += 0.4
         pace.step_done(torch.tensor(loss), torch.tensor(1.0), torch.tensor(taken))
@@ -156,7 +158,24 @@ def test_steps_that_were_skipped_are_not_reported(clock: Clock) -> None:
 def test_a_time_budget_is_measured_anew_where_it_was_not_yet_turned_into_steps(
     clock: Clock, resumed: int
 ) -> None:
-    pace, started = Pace(toy_config(steps=None, minutes=0.2), World()), clock.now
+    pace, started = Pace(toy_config(steps=None, minutes=0.2), World(), ROWS), clock.now
     pace.resume(resumed, None)
     run(pace, clock, lambda step: 0.1, 0.0, first=resumed + 1)
     assert 0.85 * 12 < clock.now - started < 1.05 * 12
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(200, 100), (30, 15), (1, 1), (10**9, 117)])
+def test_so_many_epochs_end_a_time_budget_before_its_time(
+    clock: Clock, rows: int, steps: int
+) -> None:
+    pace = Pace(toy_config(steps=None, minutes=0.2, epochs=3), World(), rows)
+    run(pace, clock, lambda step: 0.1, validation_seconds=0.0)
+    assert pace.total_steps == pytest.approx(steps, abs=0 if rows < 10**9 else 5)
+
+
+@pytest.mark.parametrize("resumed", [5, 17, 19])
+def test_a_resumed_training_ends_with_its_epochs_too(clock: Clock, resumed: int) -> None:
+    pace = Pace(toy_config(steps=None, minutes=0.2, epochs=3), World(), rows=40)
+    pace.resume(resumed, None)
+    run(pace, clock, lambda step: 0.1, validation_seconds=0.0, first=resumed + 1)
+    assert pace.total_steps == 20

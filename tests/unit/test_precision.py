@@ -14,8 +14,6 @@ from orchestrator.evaluate import _Predictor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.precision import autocast, choose
-from orchestrator.serve.completions import Completer
-from orchestrator.serve.protocol import CompletionRequest
 from orchestrator.shards import ShardReader
 from orchestrator.task import Batch
 from orchestrator.world import World
@@ -144,7 +142,8 @@ def test_measuring_changes_no_bit(
     monkeypatch.setattr(precision, "_timed", pretend({"fp32": 0.1, "bf16": 0.2, faster: 0.05}))
     measured, listener = config.model_copy(update={"precision": "auto"}), Listener()
     train(prepared, tmp_path / "auto", measured, listener, **WITH_DROPOUT)
-    assert ending(tmp_path / "auto") == ending(tmp_path / "said")
+    # Without the curve, whose points follow the clock.
+    assert ending(tmp_path / "auto")[:4] == ending(tmp_path / "said")[:4]
     (event,) = listener.heard("precision")
     assert event["precision"] == faster == newest(tmp_path / "auto").precision
     assert newest(tmp_path / "auto").notices and not newest(tmp_path / "said").notices
@@ -194,9 +193,6 @@ def test_a_trained_model_is_used_in_its_precision(
     predictor = _Predictor(job, prepared.folder.uri, training.folder.uri)
     predictor.model.decoder.blocks[0].attention.query.register_forward_hook(note)
     predictor({"row": np.arange(2)})
-    completer = Completer(job, prepared, training)
-    completer.model.decoder.blocks[0].attention.query.register_forward_hook(note)
-    completer.complete(CompletionRequest(prompt="a", max_tokens=2))
     assert computed == {torch.float32 if trained_in == "fp32" else torch.bfloat16}
 
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from orchestrator.errors import UserError
 from orchestrator.serve.app import MAX_BODY_BYTES, make_api
-from orchestrator.serve.protocol import CompletionRequest
+from orchestrator.serve.protocol import NEUTRAL, CompletionRequest
 
 PATH = "/v1/completions"
 
@@ -82,7 +82,6 @@ WRONG = [
     ("temperature", float("inf")),
     ("temperature", -0.1),
     ("temperature", 2.1),
-    ("temperature", None),
     ("temperature", "warm"),
     ("temperature", True),
     ("top_p", 0),
@@ -117,6 +116,19 @@ WRONG = [
     ("stream", True),
     ("echo", 3),
     ("logprobs", 5),
+    ("logprobs", 0),
+    ("logit_bias", {"5": 1}),
+    ("presence_penalty", 0.1),
+    ("presence_penalty", False),
+    ("frequency_penalty", -1),
+    ("best_of", 2),
+    ("best_of", True),
+    ("suffix", ""),
+    ("stream_options", {}),
+    ("messages", None),
+    ("prompt", []),
+    ("prompt", [3]),
+    ("prompt", [["a"]]),
     ("messages", []),
 ]
 
@@ -125,6 +137,26 @@ WRONG = [
 def test_a_wrong_value_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         CompletionRequest.model_validate({"prompt": "x"} | {field: value})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict.fromkeys(set(CompletionRequest.model_fields) - {"prompt"}),
+        dict.fromkeys(NEUTRAL),
+        {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "best_of": 1},
+        {"stream": False, "temperature": 1, "top_p": 1, "prompt": ["x"]},
+    ],
+)
+def test_what_clients_send_unasked_is_as_if_it_were_not_sent(fields: dict[str, Any]) -> None:
+    request = CompletionRequest.model_validate({"prompt": "x"} | fields)
+    assert request == CompletionRequest(prompt="x")
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_is_not_served_is_refused_by_its_name(client: TestClient, name: str) -> None:
+    answer = post(client, {"prompt": "x", name: 3})
+    assert answer.status_code == 422 and error(answer)["param"] == name
 
 
 def test_a_request_without_a_prompt_is_refused() -> None:

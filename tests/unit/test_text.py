@@ -1,9 +1,10 @@
 """The tokenizer: no text is unknown, none is lost, none is a command."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -16,7 +17,7 @@ from tokenizers import (
     processors,
 )
 
-from orchestrator.processors.text import END, TextProcessor, TokenizerConfig
+from orchestrator.processors.text import END, Decoding, TextProcessor, TokenizerConfig
 
 TRAINING = ["def add(a, b):\n    return a + b\n", "naïve café 中文 русский", "the then there"] * 20
 
@@ -301,3 +302,96 @@ def test_what_a_tokenizer_puts_around_a_text_is_known_and_outlasts_a_cut() -> No
     assert arrays["tokens"].tolist() == [[2, 4, 4, 3], [2, 4, 3, 0], [4, 4, 4, 4]]
     assert arrays["tokens_length"].tolist() == [4, 3, 4]
     assert processor.encode_plain_batch(["the"]) == [[4]]
+
+
+# Decoding tokens as they come
+
+LETTERS = [
+    "▁",
+    "▁▁",
+    "▁a",
+    "b",
+    "▁the",
+    "é",
+    "。",
+    ".",
+    "\n",
+    "�",
+    "'s",
+    "##b",
+    "##ing",
+    "c</w>",
+    "</w>",
+]
+BYTES = [f"<0x{byte:02X}>" for byte in (0x20, 0x41, 0x80, 0xA9, 0xC3, 0xE2, 0x82, 0xAC, 0xF0, 0xFF)]
+
+
+def of_decoder(decoder: Any) -> TextProcessor:
+    tokens = [END, *LETTERS, *BYTES]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, END))
+    tokenizer.add_special_tokens([END])
+    tokenizer.decoder = decoder
+    return TextProcessor(tokenizer)
+
+
+LLAMA = decoders.Sequence(
+    [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+)
+DECODERS = {
+    "bytes": TextProcessor.fit(TRAINING, TokenizerConfig(vocab_size=300)),
+    "sentencepiece": of_decoder(decoders.Metaspace()),
+    "llama": of_decoder(LLAMA),
+    "llama, bytes alone": of_decoder(decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])),
+    "wordpiece": of_decoder(decoders.WordPiece()),
+    "suffixes": of_decoder(decoders.BPEDecoder()),
+}
+
+
+def test_a_control_token_does_not_end_a_run_of_bytes() -> None:
+    processor = DECODERS["llama"]
+    space, end, cut = (processor.tokenizer.token_to_id(t) for t in ("<0x20>", END, "<0x80>"))
+    decoding = Decoding(processor)
+    parts = [decoding.add(token) for token in (space, end, cut)]
+    assert "".join([*parts, decoding.end()]) == processor.decode([space, end, cut])
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@given(data=st.data())
+@settings(max_examples=300)
+def test_tokens_that_come_one_by_one_are_the_same_text(kind: str, data: st.DataObject) -> None:
+    processor = DECODERS[kind]
+    tokens = data.draw(st.lists(st.integers(0, processor.vocab_size - 1), max_size=16))
+    decoding = Decoding(processor)
+    parts = [decoding.add(token) for token in tokens]
+    assert "".join([*parts, decoding.end()]) == processor.decode(tokens)
+
+
+def test_no_token_waits_without_a_reason() -> None:
+    processor = DECODERS["bytes"]
+    tokens = processor.encode("the café, 中文 and more\n\n")
+    decoding, text = Decoding(processor), ""
+    for count, token in enumerate(tokens, start=1):
+        text += decoding.add(token)
+        assert text == processor.decode(tokens[:count]).rstrip("�")
+
+
+def test_a_long_text_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = DECODERS["bytes"]
+    tokens = processor.encode("the then there, 中文 \n" * 200)
+    decoded, decode = 0, processor.decode
+
+    def counted(some: list[int]) -> str:
+        nonlocal decoded
+        decoded += len(some)
+        return decode(some)
+
+    monkeypatch.setattr(processor, "decode", counted)
+    decoding = Decoding(processor)
+    text = "".join(map(decoding.add, tokens)) + decoding.end()
+    assert text == decode(tokens)
+    assert decoded < 12 * len(tokens)

@@ -63,8 +63,6 @@ def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any
         settings["label2id"] = {name: i for i, name in enumerate(names)}
     if head == "label" and outputs.scale is not None:
         settings["problem_type"] = "regression"
-    elif head == "label" and outputs.labels is not None:
-        settings["problem_type"] = "single_label_classification"
     return {
         "architectures": [layout.classes[head]],
         "model_type": layout.model_type,

@@ -29,9 +29,13 @@ class Outputs:
         """Those of a task and its processor: `labels`, or `mean` and `spread`, or a task's own
         `outputs`."""
         labels = getattr(processor, "labels", None) or getattr(task, "outputs", None)
-        mean, spread = (getattr(processor, name, None) for name in ("mean", "spread"))
-        scale = None if mean is None or spread is None else (float(mean), float(spread))
-        return cls(tuple(labels) if labels else None, scale)
+        if not isinstance(labels, list | tuple):  # a user's processor may call anything so
+            labels = None
+        named = tuple(str(label) for label in labels) if labels else None
+        mean, spread = getattr(processor, "mean", None), getattr(processor, "spread", None)
+        if isinstance(mean, int | float) and isinstance(spread, int | float):
+            return cls(named, (mean, spread))
+        return cls(named)
 
     @property
     def is_span(self) -> bool:
@@ -86,7 +90,9 @@ def _scaled(name: str, tensor: Tensor, shift: float, factor: float) -> Tensor:
 
 
 def _their_labels(settings: Settings, count: int) -> list[str]:
-    said = settings.get("id2label")
+    said, by_name = settings.get("id2label"), settings.get("label2id")
+    if not said and isinstance(by_name, dict):
+        said = {str(number): name for name, number in by_name.items()}
     if isinstance(said, dict) and all(str(i) in said for i in range(count)):
         return [str(said[str(i)]) for i in range(count)]
     return [f"LABEL_{i}" for i in range(count)]

@@ -32,6 +32,37 @@ class Match:
     tied: tuple[str, str] | None = None  # a head of theirs beside the embedding that is used for it
 
 
+@dataclass
+class _Theirs:
+    """The tensors of a folder by the names of its architecture, cut as ours are."""
+
+    layout: Layout
+    settings: Settings
+    weights: Weights
+    taken: set[str] = field(default_factory=set)
+
+    def take(self, name: str | None) -> Tensor | None:
+        value = self.weights.get(name) if name is not None else None
+        if value is not None and name is not None:
+            self.taken.add(name)
+        return value
+
+    def has_head(self, head: Head) -> bool:
+        """Whether the class that the folder names has this head."""
+        said = self.settings.get("architectures")
+        classes = {self.layout.classes.get(head)}
+        classes |= set(self.layout.more_classes) if head == "tokens" else set()
+        return isinstance(said, list) and bool(classes & set(map(str, said)))
+
+    def left(self) -> list[str]:
+        """Weights that nothing has taken."""
+        ignored = re.compile(self.layout.ignored)
+        left = [n for n in self.weights if not (n in self.taken or is_buffer(n))]
+        # GPT-2's queries, keys and values are one tensor, cut in three.
+        spelt = (re.sub(r"\b[qkv]_attn\b", "c_attn", n) for n in left if not ignored.fullmatch(n))
+        return list(dict.fromkeys(spelt))
+
+
 def match(
     model: Transformer, settings: Settings, weights: Weights, outputs: Outputs = NO_OUTPUTS
 ) -> Match:
@@ -43,27 +74,16 @@ def match(
         ValueError: where a weight is missing or has another shape.
     """
     layout = layout_of_settings(settings)
-    named = _with_their_names(weights, layout)
-    tied = _tied_head(model, layout, named)
-    embedding = name_of("tokens.weight", layout, "tokens")
-    pair = None
+    names = _their_names(list(weights), layout)
+    named = {names[name]: tensor for name, tensor in weights.items()}
+    tied = _untie(model, layout, named)
+    theirs = _Theirs(layout, settings, layout.split(named))
+    result = Match(_body(model, theirs))
     if tied is not None:
-        value = named.pop(tied)
-        if embedding is not None and embedding in named:
-            originals = {new: old for old, new in _their_names(list(weights), layout).items()}
-            pair = originals[embedding], originals[tied]
-        elif embedding is not None:
-            named[embedding] = value  # saved in its place
-    theirs = layout.split(named)
-    head = _head_of(model, layout, settings, outputs, theirs)
-    taken: set[str] = set()
-    found = _body(model, layout, settings, theirs, taken)
-    result = Match(found, tied=pair)
-    _add_head(result, model, layout, settings, outputs, head, theirs, taken)
-    ignored = re.compile(layout.ignored)
-    left = [n for n in theirs if n not in taken and not is_buffer(n) and not ignored.fullmatch(n)]
-    spelt = (re.sub(r"\b[qkv]_attn\b", "c_attn", name) for name in left)  # GPT-2's, cut in three
-    result.unused = list(dict.fromkeys(spelt))
+        originals = {new: old for old, new in names.items()}
+        result.tied = originals[tied[0]], originals[tied[1]]
+    _add_head(result, model, theirs, outputs)
+    result.unused = theirs.left()
     return result
 
 
@@ -87,11 +107,6 @@ def name_of(name: str, layout: Layout, head: Head) -> str | None:
     if theirs is None:
         return None
     return theirs.replace("{i}", number[1]) if number else theirs
-
-
-def _with_their_names(weights: Weights, layout: Layout) -> Weights:
-    names = _their_names(list(weights), layout)
-    return {names[name]: tensor for name, tensor in weights.items()}
 
 
 def _their_names(found: list[str], layout: Layout) -> dict[str, str]:
@@ -121,114 +136,104 @@ def _all_begin(names: dict[str, str], prefix: str) -> bool:
     return bool(names) and all(plain.startswith(prefix) for plain in names.values())
 
 
-def _tied_head(model: Transformer, layout: Layout, theirs: Weights) -> str | None:
-    """The name of a head's weight in a file of a model whose head is its embedding."""
-    if not model.config.tie_embeddings or layout.names is None:
+def _untie(model: Transformer, layout: Layout, theirs: Weights) -> tuple[str, str] | None:
+    """Take the head's weight out of a file where the embedding is the head; returns the names of
+    both where both are there."""
+    embedding = name_of("tokens.weight", layout, "tokens")
+    head = name_of("head.logits.weight", layout, "tokens")
+    is_theirs = layout.names is not None and embedding is not None and head is not None
+    if not model.config.tie_embeddings or not is_theirs or head not in theirs:
         return None
-    name = layout.heads.get("tokens", {}).get("head.logits")
-    return f"{name}.weight" if f"{name}.weight" in theirs else None
+    assert embedding is not None and head is not None
+    value = theirs.pop(head)
+    if embedding in theirs:
+        return embedding, head
+    theirs[embedding] = value  # saved in its place
+    return None
 
 
-def _head_of(
-    model: Transformer, layout: Layout, settings: Settings, outputs: Outputs, theirs: Weights
-) -> Head:
-    if model.head_kind == "each_token" and outputs.is_span and "span" in layout.heads:
-        is_there = f"{layout.heads['span']['head']}.weight" in theirs
-        return "span" if is_there or _has_head(layout, settings, "span") else "each_token"
-    return model.head_kind
-
-
-def _body(
-    model: Transformer, layout: Layout, settings: Settings, theirs: Weights, taken: set[str]
-) -> Weights:
+def _body(model: Transformer, theirs: _Theirs) -> Weights:
     """All parameters but the head's.
 
     Raises:
         ValueError: where one is missing or has another shape.
     """
+    layout, settings = theirs.layout, theirs.settings
     longest = layout.read(settings).get("max_seq_len")
     found: Weights = {}
     for name, tensor in model.state_dict().items():
         if name.startswith("head."):
             continue
         their_name = name_of(name, layout, model.head_kind)
-        value = theirs.get(their_name) if their_name else None
+        value = theirs.take(their_name)
         if value is None and name.endswith(".bias") and layout.lacks_bias(settings, name):
             found[name] = torch.zeros_like(tensor)
             continue
-        if value is None or their_name is None:
+        if value is None:
             raise ValueError(f"there is no {their_name or name}")
-        taken.add(their_name)
         if name.endswith(TABLE) and value.ndim >= 2 and value.shape[-2] == longest:
             value = value[..., : len(tensor), :]  # model.max_seq_len may be less than theirs
-        found[name] = _fitted(value, tensor, their_name, name)
+        found[name] = _fitted(value, tensor, str(their_name), name)
     return found
 
 
-def _add_head(
-    result: Match,
-    model: Transformer,
-    layout: Layout,
-    settings: Settings,
-    outputs: Outputs,
-    head: Head,
-    theirs: Weights,
-    taken: set[str],
-) -> None:
-    """The head's parameters. Raises ValueError where their own architecture has the head, and the
-    file does not."""
+def _add_head(result: Match, model: Transformer, theirs: _Theirs, outputs: Outputs) -> None:
+    """The head's parameters.
+
+    Raises:
+        ValueError: where the folder's own architecture has the head, and its files do not.
+    """
+    head = _head_of(model, theirs, outputs)
     wanted = {n: t for n, t in model.state_dict().items() if n.startswith("head.")}
-    names = {name: name_of(name, layout, head) for name in wanted}
-    missing = [name for name, theirs_is in names.items() if theirs_is not in theirs]
-    if missing and _has_head(layout, settings, head):
+    names = {name: name_of(name, theirs.layout, head) for name in wanted}
+    taken = {name: theirs.take(their_name) for name, their_name in names.items()}
+    there = {name: tensor for name, tensor in taken.items() if tensor is not None}
+    missing = [name for name in wanted if name not in there]
+    if missing and theirs.has_head(head):
         raise ValueError(f"there is no {names[missing[0]] or missing[0]}")
-    there = {name: theirs[n] for name, n in names.items() if n is not None and n in theirs}
-    taken |= {n for n in names.values() if n is not None and n in theirs}
-    # BERT's pooler belongs to its body: it is there whatever the head is.
-    pooler = {name for name, n in names.items() if n is not None and n.startswith(layout.prefix)}
-    pooler &= set(there) if layout.prefix else set()
-    use: list[int] | str = "" if set(missing) - pooler else []
-    if head != "tokens" and use == []:
-        use = _use_of_head(model, layout, settings, outputs, head, there)
+    use: list[int] | str = ""
+    if not missing:
+        use = [] if head == "tokens" else _use_of_head(model, theirs, outputs, head, there)
     if isinstance(use, str):
         result.why_new = use
-        there = {name: tensor for name, tensor in there.items() if name in pooler}
-    elif head != "tokens":
-        if use != sorted(use):
-            result.order = [outputs.labels[use.index(i)] for i in range(len(use))]  # type: ignore[index]
+        there = {n: t for n, t in there.items() if _is_of_body(str(names[n]), theirs.layout)}
+    elif use:
+        if use != sorted(use) and outputs.labels is not None:
+            result.order = [outputs.labels[use.index(row)] for row in range(len(use))]
         there = exchanged(there, use, outputs)
     for name, value in there.items():
         result.found[name] = _fitted(value, wanted[name], str(names[name]), name)
     result.new = [name for name in wanted if name not in there]
 
 
+def _is_of_body(their_name: str, layout: Layout) -> bool:
+    """BERT's pooler belongs to its body: it is kept whatever becomes of the head."""
+    return bool(layout.prefix) and their_name.startswith(layout.prefix)
+
+
+def _head_of(model: Transformer, theirs: _Theirs, outputs: Outputs) -> Head:
+    heads = theirs.layout.heads
+    if model.head_kind == "each_token" and outputs.is_span and "span" in heads:
+        is_there = f"{heads['span']['head']}.weight" in theirs.weights
+        return "span" if is_there or theirs.has_head("span") else "each_token"
+    return model.head_kind
+
+
 def _use_of_head(
-    model: Transformer,
-    layout: Layout,
-    settings: Settings,
-    outputs: Outputs,
-    head: Head,
-    there: Weights,
+    model: Transformer, theirs: _Theirs, outputs: Outputs, head: Head, there: Weights
 ) -> list[int] | str:
     """The row of their head for each output; or why it is of no use, in words."""
-    logits = there["head.logits.weight" if head == "label" else "head.weight"]
-    if head == "label" and (problem := layout.head_problem(settings)):
+    if head == "span":
+        return [0, 1]
+    if head == "label" and (problem := theirs.layout.head_problem(theirs.settings)):
         return problem
     if outputs.labels is not None and len(outputs.labels) != model.num_outputs:
         outputs = NO_OUTPUTS  # of a task of another kind
-    if head == "span":
-        return [0, 1]
-    use = rows_by_name(outputs, settings, len(logits))
+    logits = there["head.logits.weight" if head == "label" else "head.weight"]
+    use = rows_by_name(outputs, theirs.settings, len(logits))
     if not isinstance(use, str) and len(use) != model.num_outputs:
         return f"it has {len(use)} outputs, this one {model.num_outputs}"
     return use
-
-
-def _has_head(layout: Layout, settings: Settings, head: Head) -> bool:
-    """Whether the class that a folder names has this head."""
-    said = settings.get("architectures")
-    classes = {layout.classes.get(head)} | (set(layout.more_classes) if head == "tokens" else set())
-    return isinstance(said, list) and bool(classes & set(map(str, said)))
 
 
 def _fitted(value: Tensor, tensor: Tensor, their_name: str, name: str) -> Tensor:
