@@ -33,6 +33,7 @@ RAY_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+RAY_DATA_ADVICE = "\nFailed to apply UDF"
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")  # their
 # failures reach the user as exceptions of the calls that failed
 
@@ -118,6 +119,8 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
         seen.add(id(current))
         # Ray raises objects that are both its own error and the cause, with a traceback as text.
         if isinstance(current, OrchestratorError) and not isinstance(current, RayError):
+            # Ray Data appends advice of its own to what a function has raised.
+            current.args = tuple(str(part).split(RAY_DATA_ADVICE)[0] for part in current.args)
             return current
         stack += [current.__cause__, getattr(current, "cause", None)]
         stack += list(getattr(current, "worker_failures", {}).values())

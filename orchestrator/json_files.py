@@ -126,8 +126,10 @@ def _whole(
     except json.JSONDecodeError as error:
         where = f"line {line + error.lineno - 1}, column {error.colno}"
         is_cut = error.msg.startswith("Unterminated") or not content[error.pos :].strip()
-        cause = f"{'the file is cut off' if is_cut else 'it is damaged'}, or no {file.kind}: download or write it again"
-        raise UserError(f"{file.uri}: {where}: is not JSON: {error.msg}: {cause}") from None
+        cause = f"{'the file is cut off' if is_cut else 'it is damaged'}, or no {file.kind}"
+        raise UserError(
+            f"{file.uri}: {where}: is not JSON: {error.msg}: {cause}: download or write it again"
+        ) from None
     yield from _rows(value, file, reading)
 
 

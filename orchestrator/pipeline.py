@@ -96,7 +96,8 @@ def run_stages(
             check_room(job, connected())
             display.stage_started(name)
         artifact = work() if found is None else found
-        display.stage_finished(stage_status(name, kind, folder), already=found is not None)
+        status = stage_status(name, kind, folder) if name != "prepare" else run.prepare_status()
+        display.stage_finished(status, already=found is not None)
         return artifact
 
     def prepared_data() -> PreparedData:

@@ -94,8 +94,8 @@ class Swallowed:
         for suspect in self._suspects:
             if not self._is_meant and self._is_rows(suspect):
                 raise UserError(
-                    f"{uri}: line {suspect.first} (row {suspect.row}): a quote opens and closes on line "
-                    f"{suspect.last} only, and the {suspect.last - suspect.first + 1} lines "
+                    f"{uri}: line {suspect.first} (row {suspect.row}): a quote opens and closes on "
+                    f"line {suspect.last} only, and the {suspect.last - suspect.first + 1} lines "
                     f"up to there look like rows: {MEND}"
                 )
         count, first = self._longest[0], -self._longest[1]

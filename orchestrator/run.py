@@ -11,7 +11,7 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -65,70 +65,84 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.folder = storage(job) / job.name
         self.events = EventLog(self.folder)
-        self._listing: Listing | UserError | None = None
-        self._data = job.data
-        self._storage = storage(job).uri
+        self._found: Listing | UserError | None = None
+        self._digest: str | None = None
+        self._taken: str | None = None  # what is taken in place of data that is gone
+        self._data, self._storage = job.data, storage(job).uri
         self.derived = {} if says_all(job) else derive(job, self._source_bytes())
         self.job = job.override(self.derived)
 
     @property
     def files(self) -> list[SourceFile]:
         """The data's files, listed once. Raises UserError where there are none."""
-        return self._listed().files
+        return self._listing().files
 
     @property
     def notes(self) -> list[str]:
-        """What its user should know of how the files were found, a line each."""
+        """What its user should know of how the files were found, or what is taken in their place,
+        a line each."""
         try:
-            return self._listed().notes
-        except UserError as error:
-            prepared = self._newest(f"prepare-{self.job.fingerprint('prepare')}-")
-            if prepared is None:
-                return []
-            modified = _written(prepared) / 1e9
-            when = f"{datetime.fromtimestamp(modified):%Y-%m-%d %H:%M}"
-            return [f"{error}; the newest preparation is taken, of {when}: {prepared.folder}"]
+            return self._listing().notes
+        except UserError:
+            return [] if self._taken is None else [self._taken]
 
-    def _listed(self) -> Listing:
-        if self._listing is None:
+    def _listing(self) -> Listing:
+        if self._found is None:
             try:
-                self._listing = find_files(self._data, self._storage)
+                self._found = find_files(self._data, self._storage)
             except UserError as error:
-                self._listing = error
-        if isinstance(self._listing, UserError):
-            raise self._listing
-        return self._listing
-
-    def _newest(self, prefix: str) -> PreparedData | None:
-        """Of the preparations whose folder's name begins so, the one that was finished last."""
-        names = [name for name in self.folder.names() if name.startswith(prefix)]
-        finished = [a for n in names if (a := PreparedData.load(self.folder / n)) is not None]
-        return max(finished, key=_written, default=None)
+                self._found = error
+        if isinstance(self._found, UserError):
+            raise self._found
+        return self._found
 
     def _source_bytes(self) -> int:
         """How much data there is; or was, where it is prepared and may have moved on since."""
         try:
             return total_bytes(self.files)
         except UserError:
-            prepared = self._newest("prepare-")
-            if prepared is None:
+            newest = self._newest_prepared("prepare-")
+            if newest is None:
                 raise
-            return prepared.source_bytes
+            return newest[0].source_bytes
 
     def prepare_folder(self) -> Folder:
+        """Where the data is prepared; of data that is gone, where it was prepared last."""
         fingerprint = self.job.fingerprint("prepare")
         try:
             files = self.files
-        except UserError:
-            # The data may have moved on once it is prepared: the newest preparation serves, and
-            # `notes` tells so.
-            prepared = self._newest(f"prepare-{fingerprint}-")
-            if prepared is None:
+        except UserError as error:
+            newest = self._newest_prepared(f"prepare-{fingerprint}-")
+            if newest is None:
                 raise
-            return prepared.folder
-        listing = [asdict(file) for file in files]
-        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:8]
-        return self.folder / f"prepare-{fingerprint}-{digest}"
+            folder, when = newest[0].folder, datetime.fromtimestamp(newest[1] / 1e9)
+            self._taken = (
+                f"{error}: the data prepared {when:%Y-%m-%d %H:%M} ({folder.name}) is used"
+            )
+            return folder
+        if self._digest is None:
+            listing = [vars(file) for file in files]
+            text = json.dumps(listing, default=vars)  # `beside` holds files, too
+            self._digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return self.folder / f"prepare-{fingerprint}-{self._digest}"
+
+    def _newest_prepared(self, prefix: str) -> tuple[PreparedData, int] | None:
+        """The preparation that was finished last, and when, in nanoseconds of Unix time. The names
+        say nothing of the order: they are hashes."""
+        folders = [self.folder / name for name in self.folder.names() if name.startswith(prefix)]
+        stamps = [(folder.stamps().get(MANIFEST), folder) for folder in folders]
+        finished = [(stamp.modified, folder) for stamp, folder in stamps if stamp is not None]
+        if not finished:
+            return None
+        modified, folder = max(finished, key=lambda each: each[0])
+        prepared = PreparedData.load(folder)
+        return None if prepared is None else (prepared, modified)
+
+    def prepare_status(self) -> StageStatus:
+        """Where the first stage stands, with what is to be known of its files today."""
+        status = stage_status("prepare", PreparedData, self.prepare_folder())
+        new = [note for note in self.notes if note not in status.notices]
+        return replace(status, notices=(*status.notices, *new))
 
     def tune_folder(self) -> Folder:
         return self.folder / f"tune-{self.job.fingerprint('tune', self.prepare_folder().name)}"
@@ -161,7 +175,7 @@ class Run:
 
     def status(self, holder: str | None) -> list[StageStatus]:
         """Where each stage stands while `holder` has the run, without starting anything."""
-        found = [stage_status("prepare", PreparedData, self.prepare_folder())]
+        found = [self.prepare_status()]
         if self.job.tune is None:
             found.append(StageStatus("tune", "skipped", summary="the job has no tune section"))
         else:
@@ -269,12 +283,6 @@ def _reason(error: BaseException) -> dict[str, str]:
     if isinstance(error, OrchestratorError):
         return {"error": str(error)}
     return {"error": f"{type(error).__name__}: {last_line(str(error))}"}
-
-
-def _written(prepared: PreparedData) -> int:
-    """When a preparation was finished, in nanoseconds."""
-    stamp = prepared.folder.stamps().get(MANIFEST)
-    return stamp.modified if stamp is not None else 0
 
 
 def storage(job: Job) -> Folder:

@@ -175,8 +175,8 @@ class _Table:
             line = lines.first + opened(lines.record, self._dialect.delimiter)
             swallowed = lines.last - line
             raise UserError(
-                f"{uri}: line {line} (row {self._row}): a quote opens and is never closed, up to the end of the "
-                f"file {swallowed:,} lines later: {MEND}"
+                f"{uri}: line {line} (row {self._row}): a quote opens and is never closed, up to "
+                f"the end of the file {swallowed:,} lines later: {MEND}"
             )
         reason = f"is not {self._file.kind}: {error}"
         if len(lines.record) > 1:
