@@ -75,6 +75,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def keep(model: torch.nn.Module, precision: Precision) -> None:
+    """Hold the weights of linear maps, which no longer change, as `autocast` has them.
+
+    It would convert them anew in each pass: half the time of a token that is generated.
+    """
+    if precision == "bf16":
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(torch.bfloat16)
+
+
 def _can_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -8,7 +8,7 @@ from orchestrator.checkpoint import load_weights
 from orchestrator.errors import UserError
 from orchestrator.fit import load_processor
 from orchestrator.job import Job
-from orchestrator.precision import autocast
+from orchestrator.precision import autocast, keep
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
 from orchestrator.task import UNKNOWN
 
@@ -24,6 +24,7 @@ class Predictor:
         self.model = self.task.build_model(*sizes).eval()
         load_weights(self.model, training.checkpoint())
         self.device, self.precision = torch.device("cpu"), training.precision
+        keep(self.model, self.precision)
         left_out = dict.fromkeys(self.task.optional, "")
         self.nothing = dict.fromkeys(self.task.columns, UNKNOWN) | left_out
 

@@ -13,9 +13,7 @@ from orchestrator.batches import Batches, to_device
 from orchestrator.evaluate import _Predictor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
-from orchestrator.precision import autocast, choose
-from orchestrator.serve.completions import Completer
-from orchestrator.serve.protocol import CompletionRequest
+from orchestrator.precision import autocast, choose, keep
 from orchestrator.shards import ShardReader
 from orchestrator.task import Batch
 from orchestrator.world import World
@@ -194,10 +192,18 @@ def test_a_trained_model_is_used_in_its_precision(
     predictor = _Predictor(job, prepared.folder.uri, training.folder.uri)
     predictor.model.decoder.blocks[0].attention.query.register_forward_hook(note)
     predictor({"row": np.arange(2)})
-    completer = Completer(job, prepared, training)
-    completer.model.decoder.blocks[0].attention.query.register_forward_hook(note)
-    completer.complete(CompletionRequest(prompt="a", max_tokens=2))
     assert computed == {torch.float32 if trained_in == "fp32" else torch.bfloat16}
+
+
+def test_weights_that_are_kept_in_bf16_change_no_bit() -> None:
+    torch.manual_seed(0)
+    model, tokens_BT = toy_task().build_model(257, 1).eval(), torch.arange(12).view(2, 6)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.inference_mode(), autocast(CPU, "bf16"):
+        converted = model(tokens_BT)
+        keep(model, "bf16")
+        assert torch.equal(model(tokens_BT), converted)
 
 
 def test_an_autocast_is_that_of_its_precision() -> None:
