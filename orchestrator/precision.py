@@ -52,7 +52,8 @@ def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world
         batch: one of this worker's micro-batches; None where it has none.
     """
     if not all(able for (able,) in world.exchange(int(_can_bf16(world.device)))):
-        return Choice("fp32", "the processor has no bf16")
+        on_gpu = world.device.type == "cuda"
+        return Choice("fp32", f"no {'GPU with bf16' if on_gpu else 'avx512_bf16 in the processor'}")
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         mine = _rows(task, model, batch, world.device) if batch is not None else 2**31

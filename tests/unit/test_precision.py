@@ -95,7 +95,7 @@ def test_without_bf16_nothing_is_timed(
     batch = Batches(prepared, toy_config(), World()).first()
     found = choose(task, task.build_model(257, 1), batch, World())
     assert (found.precision, found.seconds) == ("fp32", None)
-    assert found.notices == ["precision: fp32: the processor has no bf16"]
+    assert found.notices == ["precision: fp32: no avx512_bf16 in the processor"]
 
 
 def test_long_steps_are_cut_down_to_fewer_rows(
