@@ -22,7 +22,7 @@ from orchestrator.errors import StageError
 from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
-from orchestrator.precision import autocast
+from orchestrator.precision import autocast, keep
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.shards import Arrays, ShardReader
@@ -140,6 +140,7 @@ class _Predictor:
         )
         load_weights(self.model, training.checkpoint())
         self.precision = training.precision
+        keep(self.model, self.precision)
 
     def __call__(self, batch: Arrays) -> Arrays:
         arrays = self.reader.read(batch["row"].astype(np.int64))

@@ -83,10 +83,8 @@ def fit(
     gradients = Gradients(model, world, config.deterministic)
     guard = Guard(world.device, config.spike_sigmas)
     batches = Batches(prepared, config, world)
-    state, pace = (
-        State(model, optimizers, guard, config.precision),
-        Pace(config, world, batches.train.num_rows),
-    )
+    state = State(model, optimizers, guard, config.precision)
+    pace = Pace(config, world, batches.train.num_rows)
     if not resume(state, pace, checkpoints, world):
         if source is not None and world.rank == 0:
             reporter.event("began with", source=source, new=new)

@@ -1,4 +1,4 @@
-"""The best plain script: DistributedDataParallel, bf16 autocast, rows read from a mapped file.
+"""The best plain script: DistributedDataParallel, the engine's precision, rows from a mapped file.
 
 python -m torch.distributed.run --standalone --nproc_per_node=2 -m \
 benchmarks.peers.torchrun_script FOLDER
