@@ -45,13 +45,13 @@ def predictor(folder: Folder, task_name: str) -> Predictor:
     checkpoints.save(
         Snapshot(
             step=1, total_steps=1, model=pack(weights), optimizer=pack({}), metrics={}, history=[],
-            samples="",
+            samples="", precision="fp32", notices=[],
         )
     )  # fmt: skip
     checkpoints.finish()
     training = Training(
         folder=folder / "train", seconds=0, summary="", best_checkpoint="step-00000001", steps=1,
-        metrics={}, history=[],
+        metrics={}, history=[], precision="fp32",
     )  # fmt: skip
     return Predictor(job, prepared, training)
 
