@@ -301,14 +301,14 @@ def plan_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
     from orchestrator.artifact import PreparedData
     from orchestrator.cluster import local_cluster
-    from orchestrator.pipeline import check_room, check_weights
+    from orchestrator.pipeline import check_inputs, check_room
     from orchestrator.plan import make_plan
     from orchestrator.run import Run
 
     run = Run(job)
     job = run.job
     statuses = run.status(run.holder())
-    check_weights(run)
+    check_inputs(run)
     plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
     console.print_json(job.model_dump_json())
     chosen = ", ".join(f"{name} = {value}" for name, value in run.derived.items())

@@ -52,8 +52,19 @@ def check_room(job: Job, cluster: Cluster) -> None:
     cluster.check_room("serve.replicas", job.serve.replicas, sizes.cpus_per_worker, 0)
 
 
-def check_weights(run: Run) -> None:
-    """Raises UserError where the model cannot begin as the job says, while that matters still."""
+def check_inputs(run: Run) -> None:
+    """Look at the weights that the job begins with and at the heads of its files, as far as they
+    matter still.
+
+    Raises:
+        UserError: where the job cannot run with them.
+    """
+    _check_weights(run)
+    if PreparedData.load(run.prepare_folder()) is None:
+        check_columns(run.files, Reading.of(run.job.build_task()))
+
+
+def _check_weights(run: Run) -> None:
     job, chosen = run.job, run.chosen_job()
     if job.model.init_from is None or (chosen is not None and run.finished(chosen) is not None):
         return
@@ -106,9 +117,7 @@ def run_stages(
         return prepare(job, run.files, folder, display, run.notes)
 
     folder = run.prepare_folder()
-    check_weights(run)
-    if PreparedData.load(folder) is None:
-        check_columns(run.files, Reading.of(job.build_task()))
+    check_inputs(run)
     prepared = finish("prepare", PreparedData, folder, prepared_data)
     if until == "prepare":
         return Outcome(job, prepared)
