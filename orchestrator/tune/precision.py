@@ -18,6 +18,7 @@ from orchestrator.fit import load_processor
 from orchestrator.folder import Folder
 from orchestrator.job import Job
 from orchestrator.precision import Choice, choose
+from orchestrator.spares import KEPT_MEMORY
 from orchestrator.world import World
 
 
@@ -28,7 +29,11 @@ def choose_for_trials(job: Job, prepared: PreparedData) -> Choice:
         OrchestratorError: of the task, as it raised it.
     """
     sizes = job.cluster
-    there: Any = _choose.options(num_cpus=sizes.cpus_per_worker, num_gpus=sizes.gpus_per_worker)
+    there: Any = _choose.options(
+        num_cpus=sizes.cpus_per_worker,
+        num_gpus=sizes.gpus_per_worker,
+        runtime_env={"env_vars": KEPT_MEMORY},  # as trials have it
+    )
     try:
         choice: Choice = ray.get(there.remote(job, prepared.folder.uri))
     except RayError as error:
