@@ -48,7 +48,8 @@ def test_the_newest_preparation_serves_where_the_data_has_moved_on(newest: int, 
     assert run.prepare_folder().uri == folders[newest]
     assert run._source_bytes() == newest + 1
     (told,) = run.notes
-    assert "data.txt: no such file" in told and folders[newest] in told and "1970-01-01" in told
+    assert "data.txt: no such file" in told and "1970-01-01" in told
+    assert Path(folders[newest]).name in told
 
 
 def test_data_that_is_gone_and_was_never_prepared_is_an_error(job: Job) -> None:
@@ -64,4 +65,4 @@ def test_what_lies_beside_the_data_is_told_and_the_storage_is_not_read(job: Job)
     Path("d/runs/a/c.txt").write_text("x")
     run = Run(job.override({"data.source": "d", "storage": "d/runs"}))
     assert [Path(file.uri).name for file in run.files] == ["a.txt"]
-    assert run.notes == ["1 other file is not read: b.xlsx"]
+    assert run.notes == ["d/: 1 file is not read: b.xlsx"]
