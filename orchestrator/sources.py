@@ -28,6 +28,14 @@ DEBRIS = re.compile(
     r"|Thumbs\.db|desktop\.ini|.*\.(crc|md5|sha1|sha256)",
     re.I | re.S,
 )
+MENDS = {  # of files that are named, by their suffix
+    ("zip", "tar", "tgz", "rar", "7z"): "unpack it and name the file inside",
+    ("bz2", "xz", "lz4", "br"): "unpack it, or pack it as .gz or .zst",
+    ("xlsx", "xls", "ods", "sqlite", "db", "pkl", "pickle", "npy", "feather", "arrow"): (
+        "export it as csv or parquet"
+    ),
+    ("docx", "doc", "odt", "pdf", "rtf", "html", "htm"): "save it as plain text",
+}
 NAMED = 3  # files that a note names
 
 # The rule of Hugging Face's `datasets`: a word, and no letters around it.
@@ -179,8 +187,8 @@ def _find(
     unread = [entry for entry, kind in kinds.items() if kind is None]
     if found.is_file and not known:
         raise UserError(
-            f"{refused}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst: set "
-            f"data.format"
+            f"{refused}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst: "
+            f"{_mend(found.root)}"
         )
     hidden = [entry for entry in found.hidden if kind_of_all or kind_of(entry.path)]
     unread = [e for e in unread if not _is_debris(e)] + [e for e in hidden if not _is_debris(e)]
@@ -217,6 +225,12 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return first_line(error)
+
+
+def _mend(path: str) -> str:
+    """What to do with a file whose name says no format that is read."""
+    suffix = path.rpartition("/")[2].lower().rpartition(".")[2]
+    return next((mend for suffixes, mend in MENDS.items() if suffix in suffixes), "set data.format")
 
 
 def _is_debris(entry: Entry) -> bool:

@@ -301,6 +301,23 @@ def test_nothing_is_told_in_one_clear_line() -> None:
     assert "neither a file nor a folder" in refusal("pipe.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("a.zip", "unpack it and name the file inside"),
+        ("a.csv.zip", "unpack it"),
+        ("a.TGZ", "unpack it"),
+        ("a.jsonl.xz", "pack it as .gz or .zst"),
+        ("a.xlsx", "export it as csv or parquet"),
+        ("a.pdf", "save it as plain text"),
+        ("a.data", "set data.format"),
+    ],
+)
+def test_a_named_file_of_another_kind_is_told_what_to_do_with_it(name: str, mend: str) -> None:
+    write(name)
+    assert refusal(name).startswith(f"data.source = {name}: is no txt") and mend in refusal(name)
+
+
 # Passing errors
 
 
