@@ -7,12 +7,13 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator.errors import UserError, first_line
+from orchestrator.errors import UserError, first_line, printable
 from orchestrator.reading import PLACES, BadRow, Reading
 from orchestrator.task import DataConfig, Kind, Row
 
 MISSING: Any = object()  # in place of a column that a row does not have
 NAMES = {list: "a list", dict: "an object", type(None): "null"}
+MOST_NAMES, LONGEST_NAME = 20, 60  # that a message shows, and characters of one
 UNDECODED = re.compile("[\udc00-\udcff]")  # a byte that is no text: see `texts`
 
 
@@ -59,7 +60,10 @@ def check_names(rows: Sequence[Mapping[str, Any]], uri: str, reading: Reading, h
     """Raises UserError where none of a file's first rows has a column that is needed."""
     for column in reading.needed:
         if all(value_of(row, column, reading) is MISSING for row in rows):
-            there = ", ".join(dict.fromkeys(name for row in rows for name in _shown(row)))
+            names = list(dict.fromkeys(name for row in rows for name in _shown(row)))
+            there = ", ".join(printable(name[:LONGEST_NAME]) for name in names[:MOST_NAMES])
+            if len(names) > MOST_NAMES:
+                there += f" and {len(names) - MOST_NAMES:,} more"
             raise UserError(
                 f"{uri}: has no column {reading.name(column)!r}; its columns are "
                 f"{there or 'none'}: set data.columns.{column}{hint}"

@@ -48,6 +48,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f"did you mean {by_lower[close[0]]}?" if close else ""
 
 
+def printable(text: str) -> str:
+    """A text of the user's data as part of one line: what cannot be printed is escaped."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def last_line(text: str) -> str:
     """The line of a traceback that says what happened."""
     lines = [line for line in text.strip().splitlines() if line.strip()]

@@ -46,6 +46,7 @@ class _Suspect:
     last: int
     rows: list[list[str]]  # of the lines that look like rows, what stands in the columns of values
     ends_fit: bool  # the first and the last line look like rows, too
+    is_quoted: bool  # the lines behind the first one begin with a quote
 
 
 class Swallowed:
@@ -58,11 +59,13 @@ class Swallowed:
         self._suspects: list[_Suspect] = []
         self._records = self._long_records = 0
         self._longest = (0, 0)
+        self._all_quoted = True  # the rows of one line all begin with a quote
 
     def add(self, fields: list[str], row: int, first: int, lines: list[str]) -> None:
         """A record, the number of its row, and its lines with the number of the first."""
         self._records += 1
         if len(lines) == 1:
+            self._all_quoted = self._all_quoted and lines[0].startswith('"')
             for place, values in self._values.items():
                 values.add(fields[place])
             return
@@ -76,8 +79,9 @@ class Swallowed:
             ]
             ends_fit = len(pieces[0]) == len(pieces[-1]) == self._width
             last = first + len(lines) - 1
+            is_quoted = all(line.startswith('"') for line in lines[1:])
             self._suspects.append(
-                _Suspect(row, first, last, kept if self._values else [], ends_fit)
+                _Suspect(row, first, last, kept if self._values else [], ends_fit, is_quoted)
             )
 
     def holds_row(self, lines: list[str]) -> bool:
@@ -86,7 +90,7 @@ class Swallowed:
         return self._width > 1 and any(len(row) == self._width for row in split)
 
     def judge(self, uri: str) -> list[Note]:
-        """What to tell of the longest record.
+        """What to tell of the longest record, and of records that may be rows.
 
         Raises:
             UserError: where a record is rows that a quote has swallowed, naming its lines.
@@ -98,13 +102,23 @@ class Swallowed:
                     f"line {suspect.last} only, and the {suspect.last - suspect.first + 1} lines "
                     f"up to there look like rows: {MEND}"
                 )
+        notes = []
+        few = [suspect for suspect in self._suspects if self._may_be_rows(suspect)]
+        if few and not self._is_meant:
+            where = f"lines {few[0].first} to {few[0].last} are one row by its quotes"
+            more = f", and {len(few) - 1} more such rows" if few[1:] else ""
+            notes.append(Note(uri, f"{where}, and look like rows{more}: if they are, {MEND}"))
         count, first = self._longest[0], -self._longest[1]
-        if count <= LONG:
-            return []
-        lines = f"lines {first} to {first + count - 1}"
-        return [Note(uri, f"{lines} are one row, the longest, by its quotes")]
+        # In one column, nothing else tells a text of several lines from rows.
+        is_odd = self._width == 1 and count > 1 and self._is_rare() and not self._is_meant
+        if count > LONG or is_odd:
+            lines = f"lines {first} to {first + count - 1}"
+            notes.append(Note(uri, f"{lines} are one row, the longest, by its quotes"))
+        return notes
 
     def _is_rows(self, suspect: _Suspect) -> bool:
+        if self._is_unlike_rows(suspect):
+            return False
         lines = suspect.last - suspect.first + 1
         if any(values.seen for values in self._values.values()):
             known = [
@@ -112,8 +126,20 @@ class Swallowed:
                 for row in suspect.rows
             ]
             return sum(known) >= SHARE * lines
-        rare = self._long_records <= max(2, RARE * self._records)
-        return rare and suspect.ends_fit and lines >= FEWEST
+        return self._is_rare() and suspect.ends_fit and lines >= FEWEST
+
+    def _may_be_rows(self, suspect: _Suspect) -> bool:
+        """Whether a record of few lines could be rows, where no column of values tells."""
+        if self._is_unlike_rows(suspect) or any(values.seen for values in self._values.values()):
+            return False
+        return self._is_rare() and suspect.ends_fit
+
+    def _is_unlike_rows(self, suspect: _Suspect) -> bool:
+        """Whether all rows of one line begin with a quote, and these lines do not."""
+        return self._all_quoted and self._records > self._long_records and not suspect.is_quoted
+
+    def _is_rare(self) -> bool:
+        return self._long_records <= max(2, RARE * self._records)
 
 
 def opened(lines: list[str], delimiter: str) -> int:

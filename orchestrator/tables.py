@@ -4,11 +4,11 @@ import csv
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.columns import MISSING, check_names, undecoded, value_of
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, printable
 from orchestrator.quotes import MEND, Swallowed, opened
 from orchestrator.reading import BadRow, Note, Reading
 from orchestrator.sources import SourceFile
@@ -19,7 +19,7 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 NAMES = {"\t": "tabs"}  # of delimiters that one cannot see
 OTHERS = (",", ";", "\t", "|")
 FIRST_LINES = 20  # that are looked at for how the table is written
-EXCEL = re.compile(r'"?sep=(.)"?\s*')  # Excel's own first line
+EXCEL = re.compile(r'"?sep=(.)"?\s*', re.I)  # Excel's own first line
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,26 @@ class Dialect:
     delimiter: str
     quoted: bool
     names: list[str]
-    skipped: int  # lines before the header, or the first row
+    skipped: int  # of the first lines, those before the header, or the first row
+    line: int  # the number of the header, or of the first row
+    is_spaced: bool = False  # a space stands behind each delimiter
     note: str = ""
 
     def records(self, lines: Iterator[str]) -> Iterator[list[str]]:
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        return csv.reader(lines, strict=True, delimiter=self.delimiter, quoting=quoting)
+        return csv.reader(
+            lines,
+            strict=True,
+            delimiter=self.delimiter,
+            quoting=quoting,
+            skipinitialspace=self.is_spaced,
+        )
 
 
 def check_table(file: SourceFile, reading: Reading) -> None:
     """Raises UserError where a table's head shows that it cannot be read."""
     with open_text(file, reading, newline="") as (text, _):
-        head = [line for _, line in itertools.islice(lines_of(text, file, reading), FIRST_LINES)]
+        head = _head(lines_of(text, file, reading))
         if head:
             _dialect(head, file, reading)
 
@@ -50,14 +58,20 @@ def read_table(file: SourceFile, reading: Reading) -> Found:
     with open_text(file, reading, newline="") as (text, notes):
         yield from ((0, note) for note in notes)
         lines = lines_of(text, file, reading)
-        head = list(itertools.islice(lines, FIRST_LINES))
+        head = _head(lines)
         if not head:
             return
-        dialect = _dialect([line for _, line in head], file, reading)
+        dialect = _dialect(head, file, reading)
         if dialect.note:
             yield 0, Note(file.uri, dialect.note)
         rest = itertools.islice(itertools.chain(head, lines), dialect.skipped, None)
         yield from _Table(file, reading, dialect, _Lines(rest)).rows()
+
+
+def _head(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The first numbered lines, from the first one on that is not blank."""
+    begun = itertools.dropwhile(lambda numbered: not numbered[1].strip(), lines)
+    return list(itertools.islice(begun, FIRST_LINES))
 
 
 class _Lines:
@@ -114,7 +128,7 @@ class _Table:
             except csv.Error as error:
                 yield lines.last, self._broken(error)
                 continue
-            if not fields:
+            if not fields or (len(dialect.names) > 1 and not "".join(lines.record).strip()):
                 self._row -= 1
                 continue
             if self._reading.data.header and _is_header(fields, dialect.names):
@@ -166,6 +180,8 @@ class _Table:
                     f"{self._file.uri}: line {lines.first}: a quote opens and closes on line "
                     f"{lines.last} only, and that record {reason}: {MEND}"
                 )
+        if len(fields) > len(names):
+            reason += f": a field that holds {_shown(self._dialect.delimiter)} stands in quotes"
         return BadRow(self._file.uri, lines.first, reason)
 
     def _broken(self, error: csv.Error) -> BadRow:
@@ -174,11 +190,14 @@ class _Table:
         if "unexpected end" in str(error):
             line = lines.first + opened(lines.record, self._dialect.delimiter)
             swallowed = lines.last - line
+            end = "the end of the file" + (f" {swallowed:,} lines later" if swallowed else "")
             raise UserError(
                 f"{uri}: line {line} (row {self._row}): a quote opens and is never closed, up to "
-                f"the end of the file {swallowed:,} lines later: {MEND}"
+                f"{end}: {MEND}"
             )
         reason = f"is not {self._file.kind}: {error}"
+        if '\\"' in "".join(lines.record):
+            reason += ' (a quote within a field is doubled, "", not escaped, \\")'
         if len(lines.record) > 1:
             line = lines.first + opened(lines.record[:-1], self._dialect.delimiter)
             raise UserError(
@@ -193,14 +212,22 @@ class _Table:
 
 
 def _is_header(fields: list[str], names: list[str]) -> bool:
-    return fields == names or [fields[0].removeprefix("\ufeff"), *fields[1:]] == names
+    return fields == names or [_bare(name) for name in fields] == names
+
+
+def _bare(name: str) -> str:
+    return name.strip().lstrip("\ufeff")
+
+
+def _shown(delimiter: str) -> str:
+    return NAMES.get(delimiter, repr(delimiter))
 
 
 def _is_quoted(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"' and '""' in text[1:-1]
 
 
-def _dialect(head: list[str], file: SourceFile, reading: Reading) -> Dialect:
+def _dialect(head: list[tuple[int, str]], file: SourceFile, reading: Reading) -> Dialect:
     """How the table is written, by its first lines.
 
     Raises:
@@ -208,35 +235,63 @@ def _dialect(head: list[str], file: SourceFile, reading: Reading) -> Dialect:
     """
     usual = DELIMITERS[file.kind]
     skipped = 0
-    if excel := EXCEL.fullmatch(head[0]):
+    if excel := EXCEL.fullmatch(head[0][1]):
         usual, skipped = excel[1], 1
-    skipped += sum(1 for _ in itertools.takewhile(lambda line: not line.strip(), head[skipped:]))
-    lines = head[skipped:]
+    blank = itertools.takewhile(lambda numbered: not numbered[1].strip(), head[skipped:])
+    skipped += sum(1 for _ in blank)
+    lines = [line for _, line in head[skipped:]]
     if not lines:
-        raise UserError(f"{file.uri}: begins with {len(head)} blank lines: it holds no table")
+        raise UserError(f"{file.uri}: line 1: is {head[0][1].strip()}, and no table follows")
+    line = head[skipped][0]
     found = None
     for delimiter in (usual, *OTHERS):
-        dialect = _written(delimiter, lines, skipped, file, reading)
+        dialect = _written(delimiter, lines, (skipped, line), file, reading)
         if dialect is not None and _fits(dialect, lines, reading, is_usual=delimiter == usual):
             found = dialect
             break
     if found is None:
-        found = _written(usual, lines, skipped, file, reading)
+        found = _written(usual, lines, (skipped, line), file, reading)
     if found is None:
         raise UserError(
-            f"{file.uri}: line {skipped + 1}: its first line is not {file.kind}, a quote stands "
-            f"within a field: {lines[0].strip()[:200]}: {MEND}"
+            f"{file.uri}: line {line}: its first line is not {file.kind}, a quote stands "
+            f"within a field: {printable(lines[0].strip()[:200])}: {MEND}"
         )
     _check(found, lines, file, reading)
-    if found.delimiter == DELIMITERS[file.kind]:
-        return found
-    shown = NAMES.get(found.delimiter, repr(found.delimiter))
-    note = f"columns are parted by {shown}"
-    return Dialect(found.delimiter, found.quoted, found.names, found.skipped, note)
+    told = []
+    if found.delimiter != DELIMITERS[file.kind]:
+        told.append(f"columns are parted by {_shown(found.delimiter)}")
+    names = found.names
+    if reading.data.header:
+        names, note = _named(found, lines)
+        told += [note] if note else []
+    return replace(found, names=names, note="; ".join(told))
+
+
+def _named(dialect: Dialect, lines: list[str]) -> tuple[list[str], str]:
+    """The columns' names, where the first rows all have one field more or less than the header: a
+    delimiter at the end of each, or a row's name before it, which R gives no name of its own."""
+    names, rows = dialect.names, []
+    try:
+        for fields in itertools.islice(dialect.records(iter(lines)), 1, None):
+            rows.append(fields)
+    except csv.Error:  # of a row that goes on behind the first lines, or is none
+        pass
+    rows = [fields for fields in rows if fields]
+    lengths = {len(fields) for fields in rows}
+    if len(rows) > 1 and lengths == {len(names) + 1}:
+        if not any(fields[-1] for fields in rows):
+            return [*names, ""], ""
+        if all(fields[0].isdecimal() for fields in rows):
+            firsts = [int(fields[0]) for fields in rows]
+            if firsts == list(range(firsts[0], firsts[0] + len(firsts))):
+                return ["", *names], "rows have one field more than the header, their numbers"
+    if len(rows) > 1 and lengths == {len(names) - 1} and not names[-1]:
+        return names[:-1], ""
+    return names, ""
 
 
 def _written(
-    delimiter: str, lines: list[str], skipped: int, file: SourceFile, reading: Reading
+    delimiter: str, lines: list[str], place: tuple[int, int], file: SourceFile, reading: Reading
 ) -> Dialect | None:
     """The table as written with this delimiter, or None where its first record is no csv."""
     if reading.data.quoted is not None:
@@ -246,13 +301,21 @@ def _written(
         quoted = all(len(part) > 1 and part[0] == part[-1] == '"' for part in parts)
     else:
         quoted = True
+    dialect = Dialect(delimiter, quoted, [], *place)
+    read = {reading.name(column) for column in reading.columns}
     try:
-        names = next(Dialect(delimiter, quoted, [], skipped).records(iter(lines)), [])
+        names = next(dialect.records(iter(lines)), [])
+        further = names[1:] if reading.data.header else []
+        if further and all(name.startswith(" ") and name not in read for name in further):
+            dialect = replace(dialect, is_spaced=True)
+            names = next(dialect.records(iter(lines)), [])
     except csv.Error:
         return None
-    if not reading.data.header:
+    if reading.data.header:
+        names = [name if name in read else _bare(name) for name in names]
+    else:
         names = [str(i) for i in range(len(names))]
-    return Dialect(delimiter, quoted, names, skipped)
+    return replace(dialect, names=names)
 
 
 def _fits(dialect: Dialect, lines: list[str], reading: Reading, is_usual: bool) -> bool:
@@ -271,16 +334,33 @@ def _check(dialect: Dialect, lines: list[str], file: SourceFile, reading: Readin
     first = {name.strip().lower() for name in next(dialect.records(iter(lines)), [])}
     if not data.header and first >= {column.lower() for column in reading.needed}:
         raise UserError(
-            f"{file.uri}: line {dialect.skipped + 1}: its first line names the columns, and "
+            f"{file.uri}: line {dialect.line}: its first line names the columns, and "
             f"data.header is false: set data.header: true"
         )
     row = {name: name for name in names}
+    if any(value_of(row, column, reading) is MISSING for column in reading.needed):
+        _check_lines(dialect, lines, file, reading)
     hint = "; where its first line is a row, set data.header: false" if data.header else ""
     check_names([row], file.uri, reading, hint)
     for column in reading.columns:
         name = value_of(row, column, reading)
         if name is not MISSING and names.count(name) > 1:
             raise UserError(
-                f"{file.uri}: line {dialect.skipped + 1}: its header names {name!r} "
-                f"{names.count(name)} times ({', '.join(names)}): rename one of them"
+                f"{file.uri}: line {dialect.line}: its header names {name!r} "
+                f"{names.count(name)} times ({printable(', '.join(names))}): rename one of them"
             )
+
+
+def _check_lines(dialect: Dialect, lines: list[str], file: SourceFile, reading: Reading) -> None:
+    """Raises UserError where the header is no text, or another line than the first."""
+    reason = undecoded(lines[0], reading.data)
+    if reason is not None:
+        raise UserError(f"{file.uri}: line {dialect.line}: its header is not {reason}")
+    needed = {reading.name(column) for column in reading.needed}
+    for number, line in enumerate(lines[1:] if reading.data.header else [], dialect.line + 1):
+        for delimiter in (dialect.delimiter, *OTHERS):
+            if needed <= {_bare(name.strip('" \r\n')) for name in line.split(delimiter)}:
+                raise UserError(
+                    f"{file.uri}: line {number} names the columns, and the first line does not: "
+                    f"delete the lines above it"
+                )

@@ -177,3 +177,87 @@ def test_a_csv_file_may_be_said_to_have_no_quotes(tmp_path: Path) -> None:
 
 def test_a_label_is_a_value_of_the_columns_own(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.csv", "text,label\na,\n"), LABELLED)[0][0]["label"] == ""
+
+
+# Tables that are written otherwise
+
+
+def test_few_lines_that_may_be_rows_are_told(tmp_path: Path) -> None:
+    rows = "".join(f"good day {i},guten Tag {i}\n" for i in range(300))
+    path = write(tmp_path / "a.csv", f'source,target\n{rows}"open,a\nclose",b\n{rows}')
+    assert "lines 302 to 303 are one row" in read(path, PAIR)[2][0]
+    assert read(path, PAIR, quoted=True)[2] == []
+
+
+def test_a_row_of_several_lines_is_told_in_a_single_column(tmp_path: Path) -> None:
+    rows = "".join(f"good day {i}\n" for i in range(300))
+    path = write(tmp_path / "a.csv", f'text\n{rows}"open\none\nclose"\n{rows}')
+    assert "lines 302 to 304 are one row" in read(path, TEXT)[2][0]
+
+
+def test_lines_without_quotes_are_no_rows_of_a_table_that_is_all_quoted(tmp_path: Path) -> None:
+    rows = "".join(f'"text {i}","{i % 3}"\n' for i in range(100))
+    path = write(tmp_path / "a.csv", f'"text","label"\n{rows}"10,1\n20,2\n30,0","1"\n{rows}')
+    found, bad, notes = read(path)
+    assert (len(found), bad, notes) == (201, [], []) and found[100]["text"] == "10,1\n20,2\n30,0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n" * 30 + "text,label\nfine,1\n",
+        "text , label\nfine , 1\n",
+        'text, label\n"fine", "1"\n',
+        "\ufeff\ufefftext,label\nfine,1\n",
+        "text,label\n   \nfine,1\n",
+        "SEP=;\ntext;label\nfine;1\n",
+    ],
+)
+def test_blanks_around_a_table_and_its_names_are_none_of_it(content: str, tmp_path: Path) -> None:
+    rows, bad, _ = read(write(tmp_path / "a.csv", content))
+    assert [(row["text"].strip(), row["label"].strip()) for row in rows] == [("fine", "1")]
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("text,label", "fine {i},pos,"),
+        ("text,label,", "fine {i},pos"),
+        ('"text","label"', '"{i}","fine {i}","pos"'),
+    ],
+)
+def test_a_header_may_be_one_field_longer_or_shorter_than_all_rows(
+    header: str, row: str, tmp_path: Path
+) -> None:
+    lines = "".join(row.format(i=i) + "\n" for i in range(1, 41))
+    rows, bad, _ = read(write(tmp_path / "a.csv", f"{header}\n{lines}"))
+    assert bad == []
+    assert rows == [{"text": f"fine {i}", "label": "pos"} for i in range(1, 41)]
+
+
+def test_a_header_below_a_title_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", f"Reviews of 2020\n\ntext,label\n{ROWS}")
+    assert "line 3 names the columns" in refused(path)
+
+
+def test_a_header_in_another_encoding_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "größe,label\nfine,1\n".encode("latin-1"))
+    assert "line 1: its header is not UTF-8: byte 0xf6" in refused(path)
+
+
+def test_names_are_shown_in_one_line_of_a_sensible_length(tmp_path: Path) -> None:
+    names = ",".join(['"a\nb"', *(f"c{i}" for i in range(499))])
+    told = refused(write(tmp_path / "a.csv", names + "\n"))
+    assert len(told) < 700 and "480 more" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "mend"),
+    [("one, two,pos", "stands in quotes"), ('"said \\"hi\\", fine",pos', "is doubled")],
+)
+def test_a_row_that_is_set_aside_says_how_it_is_mended(
+    line: str, mend: str, tmp_path: Path
+) -> None:
+    (bad,) = read(write(tmp_path / "a.csv", f"text,label\n{ROWS}{line}\n{ROWS}"))[1]
+    assert mend in bad.reason
