@@ -157,3 +157,17 @@ def test_one_bad_row_of_a_list_is_set_aside_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps([{"text": "a"}, 3, {"text": ["b", "c"]}]))
     rows, bad, _ = read(path, TEXT)
     assert (rows, [row.row for row in bad]) == ([{"text": "a"}, {"text": "b\nc"}], [2])
+
+
+@pytest.mark.parametrize(
+    ("line", "mend"),
+    [
+        ('{"text": "a", "label": "b"},', "remove the comma"),
+        ("{'text': 'a'}", "json.dumps"),
+        ('{"text": ' + "9" * 5000 + "}", "thousands of digits"),
+    ],
+)
+def test_a_bad_line_says_what_to_do(line: str, mend: str, tmp_path: Path) -> None:
+    content = f'{{"text": "before", "label": "x"}}\n{line}\n'
+    _, (bad,), _ = read(write(tmp_path / "a.jsonl", content))
+    assert bad.row == 2 and mend in bad.reason

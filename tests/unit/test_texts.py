@@ -246,3 +246,43 @@ def test_heads_are_checked_before_anything_starts(tmp_path: Path) -> None:
     file = SourceFile(str(path), "csv", 4, "")
     with pytest.raises(UserError, match="zip"):
         check_columns([file], Reading(DataConfig(source="x"), TEXT))
+
+
+# Ends of lines and of files
+
+
+def test_lines_may_end_as_on_old_macs(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv", b"text,label\rone,pos\rtwo,neg\r")
+    assert [row["text"] for row in read(table)[0]] == ["one", "two"]
+    objects = write(tmp_path / "a.jsonl", b'{"text": "one"}\r{"text": "two"}\r')
+    assert read(objects, TEXT)[0] == [{"text": "one"}, {"text": "two"}]
+
+
+def side_by_side(tmp_path: Path, target: str) -> list[Any]:
+    paths = {"source": "a\nb\n", "target": target}
+    source = {name: str(write(tmp_path / name, text)) for name, text in paths.items()}
+    data = DataConfig(source=source)
+    (file,) = find_files(data).files
+    return list(read_rows(file, Reading(data, {"source": "text", "target": "text"}, True)))
+
+
+def test_blank_lines_at_the_end_of_one_file_are_no_rows_and_told(tmp_path: Path) -> None:
+    *rows, note = side_by_side(tmp_path, "x\ny\n\n \n")
+    assert rows == [{"source": "a", "target": "x"}, {"source": "b", "target": "y"}]
+    assert note.file.endswith("target") and note.text.startswith("2 blank lines at its end are")
+    with pytest.raises(UserError, match="target has 3 lines"):
+        side_by_side(tmp_path, "x\ny\nz\n")
+
+
+def test_utf_16_without_a_mark_needs_its_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", ROWS.encode("utf-16-le"))
+    assert "utf-16-le, or utf-16-be" in refused(path, encoding="utf-16")
+
+
+def test_a_table_without_rows_is_told(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.csv", b"text,label\n"))[2] == ["holds no rows"]
+
+
+def test_a_log_in_colour_is_text(tmp_path: Path) -> None:
+    content = b"\x1b[31mred\x1b[0m\n" * 20
+    assert "".join(row["text"] for row in read(write(tmp_path / "a.txt", content), TEXT)[0])
