@@ -19,6 +19,8 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 NAMES = {"\t": "tabs"}  # of delimiters that one cannot see
 OTHERS = (",", ";", "\t", "|")
 FIRST_LINES = 20  # that are looked at for how the table is written
+FEWEST_QUOTED = 3  # rows that show that texts stand in quotes
+NUMBER = re.compile(r"[-+]?[0-9.]*(?:[eE][-+]?[0-9]+)?")  # or nothing
 EXCEL = re.compile(r'"?sep=(.)"?\s*', re.I)  # Excel's own first line
 
 
@@ -223,6 +225,18 @@ def _shown(delimiter: str) -> str:
     return NAMES.get(delimiter, repr(delimiter))
 
 
+def _stands_in_quotes(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"'
+
+
+def _all_in_quotes(rows: list[list[str]]) -> bool:
+    """Whether rows, some at least, are written with all their texts in quotes, and no number."""
+    texts = [[field for field in row if not NUMBER.fullmatch(field)] for row in rows]
+    return len(rows) >= FEWEST_QUOTED and all(
+        row and all(map(_stands_in_quotes, row)) for row in texts
+    )
+
+
 def _is_quoted(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"' and '""' in text[1:-1]
 
@@ -297,8 +311,9 @@ def _written(
     if reading.data.quoted is not None:
         quoted = reading.data.quoted
     elif file.kind == "tsv" and delimiter == "\t":  # a tab needs no quotes, so that one is text
-        parts = lines[0].rstrip("\r\n").split(delimiter)
-        quoted = all(len(part) > 1 and part[0] == part[-1] == '"' for part in parts)
+        split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
+        first, rows = split[0], split[1:] if reading.data.header else split
+        quoted = all(map(_stands_in_quotes, first)) or _all_in_quotes(rows)
     else:
         quoted = True
     dialect = Dialect(delimiter, quoted, [], *place)

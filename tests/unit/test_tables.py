@@ -261,3 +261,16 @@ def test_a_row_that_is_set_aside_says_how_it_is_mended(
 ) -> None:
     (bad,) = read(write(tmp_path / "a.csv", f"text,label\n{ROWS}{line}\n{ROWS}"))[1]
     assert mend in bad.reason
+
+
+def test_a_tsv_whose_texts_all_stand_in_quotes_is_read_without_them(tmp_path: Path) -> None:
+    rows = [('a "b" c', "pos"), ("d", "neg"), ("e, f", "pos"), ("g", "neg")]
+    lines = ["text\tn\tlabel"]
+    doubled = [(text.replace('"', '""'), label) for text, label in rows]
+    lines += [f'"{text}"\t{i}\t"{label}"' for i, (text, label) in enumerate(doubled)]
+    found, bad, notes = read(write(tmp_path / "a.tsv", "\n".join(lines) + "\n"))
+    assert found == [{"text": text, "label": label} for text, label in rows]
+    assert bad == notes == []
+    said = 'text\tlabel\n"quoted by its author"\tpos\nnot quoted\tneg\n"again"\tpos\n'
+    found, _, _ = read(write(tmp_path / "b.tsv", said))
+    assert found[0]["text"] == '"quoted by its author"'
