@@ -47,9 +47,15 @@ def look_at_labels(values: Mapping[Any, Counter[str]], processor: "LabelProcesso
         classes.setdefault(sense(label), Counter())[label] = count
     rows = train.total()
     if len(classes) == 1:
+        others = Counter({t: n for v in values.values() for t, n in v.items() if t not in train})
         raise UserError(
-            f"all {rows:,} training rows have the label {_named(train)}: there is nothing to "
-            f"learn; does data.columns.label name the right column?"
+            f"all {rows:,} training rows have the label {next(iter(train))!r}: there is nothing to "
+            f"learn; "
+            + (
+                f"others stand in validation and test alone, {_named(others)}: give more rows"
+                if others
+                else "does data.columns.label name the right column?"
+            )
         )
     told = [
         f"the labels {_named(names)} are one class, called {processor.labels[number]!r}"
