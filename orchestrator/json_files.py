@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from orchestrator.columns import MISSING, check_names, undecoded, value_of
-from orchestrator.errors import UserError, first_line
+from orchestrator.columns import MISSING, NAMES, check_names, undecoded, value_of
+from orchestrator.errors import UserError, first_line, printable
 from orchestrator.reading import BadRow, Reading
 from orchestrator.sources import SourceFile
 from orchestrator.texts import Found, lines_of, open_text
@@ -35,6 +35,8 @@ def read_json(file: SourceFile, reading: Reading) -> Found:
         if first is None:
             return
         if _is_lines(file.kind, first[1], second[1] if second is not None else ""):
+            if first[1].lstrip().startswith("["):
+                _check_named(file, reading)
             begin = [first] if second is None else [first, second]
             rows = _read_lines(itertools.chain(begin, lines), file, reading)
         else:
@@ -51,23 +53,25 @@ def _is_lines(kind: str, first: str, second: str) -> bool:
     """Whether a file is an object a line, by its first two lines that are not blank."""
     first, second = first.strip(), second.strip()
     if first.startswith("["):
-        return False
+        return _is_a(list, first) and _is_a(list, second)
     try:
         found = json.loads(first)
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(first)  # at the line's end, as in an object of many lines
-        return _is_object(second) or (kind == "jsonl" and not is_cut)
+        # Objects one after another on one line alone, or parted by carriage returns.
+        are_several = not second and first[error.pos : error.pos + 1] == "{"
+        return _is_a(dict, second) or (kind == "jsonl" and not is_cut and not are_several)
     except (ValueError, RecursionError):
-        return kind == "jsonl" or _is_object(second)
+        return kind == "jsonl" or _is_a(dict, second)
     if not isinstance(found, dict):
         return kind == "jsonl"
     # An object alone may be a layout of its own.
     return bool(second)
 
 
-def _is_object(line: str) -> bool:
+def _is_a(kind: type, line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(line), kind)
     except (ValueError, RecursionError):
         return False
 
@@ -79,17 +83,44 @@ def _read_lines(lines: Iterable[tuple[int, str]], file: SourceFile, reading: Rea
         reason = undecoded(line, reading.data)
         try:
             if reason is None:
-                yield number, json.loads(line)
+                row = json.loads(line)
+                is_list = isinstance(row, list) and not reading.data.header
+                yield number, _numbered(row) if is_list else row
                 continue
             reason = f"is not {reason}"
-        except (ValueError, RecursionError) as error:
+        except json.JSONDecodeError as error:
+            reason = f"is not JSON: {error.msg} at column {error.colno}{_mend(line, error)}"
+        except RecursionError as error:
             reason = f"is not JSON: {first_line(error)}"
-        if not line.endswith("\n") and not line.rstrip().endswith("}"):
+        except ValueError:
+            reason = f"is not JSON of rows: a number has more than {MOST_DIGITS:,} digits"
+        if not line.endswith(("\n", "\r")) and not line.rstrip().endswith("}"):
             raise UserError(
                 f"{file.uri}: line {number}, the last, ends within its object: the file is cut "
                 f"off; download or write it again, or delete that line"
             )
         yield number, BadRow(file.uri, number, reason)
+
+
+def _mend(line: str, error: json.JSONDecodeError) -> str:
+    if line[error.pos :].strip() == ",":
+        return ": remove the comma at its end"
+    if line.startswith("{'"):
+        return ": it is written by Python's repr, write it with json.dumps"
+    return ""
+
+
+def _numbered(values: list[Any]) -> dict[str, Any]:
+    return {str(i): value for i, value in enumerate(values)}
+
+
+def _check_named(file: SourceFile, reading: Reading) -> None:
+    """Raises UserError where lists of values ought to have names of columns."""
+    if reading.data.header:
+        raise UserError(
+            f"{file.uri}: is a list of lists, whose columns have no names: set "
+            f"data.header: false, and data.columns by number"
+        )
 
 
 def _with_columns(rows: Found, file: SourceFile, reading: Reading) -> Found:
@@ -152,8 +183,12 @@ def _rows(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
         return _listed(value, file, reading)
     found = _of_object(value, file, reading) if isinstance(value, dict) else None
     if found is None:
-        names = f" with {', '.join(map(str, value))[:200]}" if isinstance(value, dict) else ""
-        what = "an object" if isinstance(value, dict) else type(value).__name__
+        names = (
+            f" with {printable(', '.join(map(str, value))[:200])}"
+            if isinstance(value, dict)
+            else ""
+        )
+        what = NAMES.get(type(value), type(value).__name__)
         raise UserError(f"{file.uri}: is {what}{names}, and no layout that is known: {LAYOUTS}")
     return found
 
@@ -161,12 +196,8 @@ def _rows(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
 def _listed(rows: list[Any], file: SourceFile, reading: Reading) -> Iterator[Any]:
     """Objects; or, without a header, lists of values by number."""
     if rows and all(isinstance(row, list) for row in rows):
-        if reading.data.header:
-            raise UserError(
-                f"{file.uri}: is a list of lists, whose columns have no names: set "
-                f"data.header: false, and data.columns by number"
-            )
-        return ({str(i): value for i, value in enumerate(row)} for row in rows)
+        _check_named(file, reading)
+        return map(_numbered, rows)
     return iter(rows)
 
 

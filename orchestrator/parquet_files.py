@@ -53,6 +53,11 @@ def _opened(
     stream: Any, file: SourceFile, reading: Reading
 ) -> tuple[pyarrow.parquet.ParquetFile, dict[str, pa.DataType]]:
     """The file, and the columns that are to be read, with their types."""
+    if not stream.peek(4).startswith(b"PAR"):  # PAR1, or PARE where it is encrypted
+        raise UserError(
+            f"{file.uri}: is no parquet file, which begins with PAR1: its name or data.format says "
+            f"otherwise, or it is damaged"
+        )
     try:
         table = pyarrow.parquet.ParquetFile(stream)
         schema = table.schema_arrow

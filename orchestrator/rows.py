@@ -18,6 +18,7 @@ from orchestrator.sources import SourceFile
 from orchestrator.tables import check_table, read_table
 from orchestrator.task import LeftOut, Row, Task
 from orchestrator.texts import (
+    EMPTY,
     Found,
     open_text,
     read_documents,
@@ -85,7 +86,8 @@ def _check_text(file: SourceFile, reading: Reading) -> None:
     if lacking:
         raise UserError(
             f"{file.uri}: is a {file.kind} file, which has no column {lacking[0]!r}: give a csv or "
-            f"jsonl file, or set data.columns.{lacking[0]}: $folder or $file"
+            f"jsonl file (data.format: csv, where it is one), or set data.columns.{lacking[0]}: "
+            f"$folder or $file"
         )
     if file.kind == "txt":
         with open_text(file, reading):
@@ -122,8 +124,12 @@ def _numbered(file: SourceFile, reading: Reading) -> Iterator[tuple[int, Row | B
         reader = read_lines if reading.lines else read_documents
     else:
         reader = READERS[file.kind]
+    is_told = False
     for number, found in reader(file, reading):
+        is_told = is_told or not isinstance(found, Note) or found.text == EMPTY
         if isinstance(found, BadRow | Note):
             yield number, found
         else:
             yield number, take(found, reading, file.uri, number)
+    if not is_told:
+        yield 0, Note(file.uri, "holds no rows")

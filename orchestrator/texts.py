@@ -10,7 +10,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 
@@ -30,9 +30,11 @@ BOMS = [  # the longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
+EMPTY = "is empty"
 MARK = "orchestrator-mark"
 NULS = "\0" * 16  # no text holds so many: a file system that crashed fills its blocks with them
 MOST_CONTROLS, FEWEST_BYTES = 0.05, 64  # of what no text has, and that can be judged
+TERMINAL = b"\x08\x1b"  # of logs in colour, and of manual pages
 SPACE = re.compile(r"\s")
 
 
@@ -48,20 +50,22 @@ def reading_errors(file: SourceFile) -> Iterator[None]:
 @contextmanager
 def open_text(
     file: SourceFile, reading: Reading, newline: str = "\n"
-) -> Iterator[tuple[IO[str], list[Note]]]:
+) -> Iterator[tuple[TextIO, list[Note]]]:
     """The decoded content, and what its user should know of how it is decoded."""
     codecs.register_error(MARK, _marked)
     with reading_errors(file), file.open() as stream:
         head = stream.peek(HEAD)[:HEAD]
         name, notes = _encoding(head, file, reading)
         if not head:
-            notes = [Note(file.uri, "is empty")]
+            notes = [Note(file.uri, EMPTY)]
+        if newline == "\n" and b"\r" in head and b"\n" not in head:
+            newline = "\r"  # as on old Macs
         yield io.TextIOWrapper(stream, name, errors=MARK, newline=newline), notes
 
 
-def lines_of(text: IO[str], file: SourceFile, reading: Reading) -> Iterator[tuple[int, str]]:
+def lines_of(text: TextIO, file: SourceFile, reading: Reading) -> Iterator[tuple[int, str]]:
     """Numbered lines, from 1, with their ends."""
-    damage = _Damage(file, reading)
+    damage = _Damage(file, reading, text.encoding)
     for number, line in enumerate(text, start=1):
         damage.look(number, line)
         yield number, line
@@ -70,8 +74,9 @@ def lines_of(text: IO[str], file: SourceFile, reading: Reading) -> Iterator[tupl
 class _Damage:
     """Looks at lines, in their order, for what only a damaged or cut-off file has."""
 
-    def __init__(self, file: SourceFile, reading: Reading) -> None:
+    def __init__(self, file: SourceFile, reading: Reading, encoding: str) -> None:
         self._file, self._data = file, reading.data
+        self._is_certain = encoding in ("utf-16", "utf-32")  # by its byte-order mark
         self._undecoded = False
 
     def look(self, number: int, line: str) -> None:
@@ -85,9 +90,10 @@ class _Damage:
         sound_before = not self._undecoded and not UNDECODED.search(line.rstrip()[:-3])
         if sound_before and UNDECODED.match(line[-1]):
             reason = undecoded(line, self._data)
+            other = "" if self._is_certain else f", or is not {reason}"
             raise UserError(
                 f"{self._file.uri}: line {number}, the last, ends within a character: the file is "
-                f"cut off, or is not {reason}"
+                f"cut off{other}"
             )
         self._undecoded = True
 
@@ -105,6 +111,13 @@ def _encoding(head: bytes, file: SourceFile, reading: Reading) -> tuple[str, lis
             notes = [] if name == "utf-8-sig" else [f"is {name.upper()}, as its first bytes say"]
             return name, [Note(file.uri, text) for text in notes]
     if reading.data.encoding is not None:
+        name = codecs.lookup(reading.data.encoding).name
+        if name in ("utf-16", "utf-32") and head:
+            raise UserError(
+                f"{file.uri}: begins with no byte-order mark, so that data.encoding = "
+                f"{reading.data.encoding} does not say how its bytes are ordered: set "
+                f"data.encoding: {name}-le, or {name}-be"
+            )
         return reading.data.encoding, []
     nuls = [head[i::2].count(0) / max(len(head[i::2]), 1) for i in (0, 1)]
     if max(nuls) > 0.3:
@@ -118,9 +131,12 @@ def _encoding(head: bytes, file: SourceFile, reading: Reading) -> tuple[str, lis
             f"{file.uri}: holds a NUL byte for every character, as UTF-16 does: set "
             f"data.encoding: {name}"
         )
-    controls = sum(byte < 9 or 13 < byte < 32 for byte in head)
+    controls = sum((byte < 9 or 13 < byte < 32) and byte not in TERMINAL for byte in head)
     if controls > MOST_CONTROLS * len(head) and len(head) >= FEWEST_BYTES:
-        raise UserError(f"{file.uri}: holds bytes that no text has: it is no {file.kind} file")
+        raise UserError(
+            f"{file.uri}: holds bytes that no text has: it is no {file.kind} file, or UTF-16 (set "
+            f"data.encoding: utf-16-le)"
+        )
     return "utf-8", []
 
 
@@ -153,7 +169,7 @@ def read_documents(file: SourceFile, reading: Reading) -> Found:
     size = 0
     with open_text(file, reading) as (text, notes):
         yield from ((0, note) for note in notes)
-        damage = _Damage(file, reading)
+        damage = _Damage(file, reading, text.encoding)
         for number, piece, may_end in _pieces(text, limit):
             damage.look(number, piece)
             reason = undecoded(piece, reading.data)
@@ -169,7 +185,7 @@ def read_documents(file: SourceFile, reading: Reading) -> Found:
         yield 0, {reading.text_column: "".join(document)}
 
 
-def _pieces(text: IO[str], limit: int) -> Iterator[tuple[int, str, bool]]:
+def _pieces(text: TextIO, limit: int) -> Iterator[tuple[int, str, bool]]:
     """Numbered lines, and whether a document may end there: those that are blank.
 
     A line that is longer than a document may be comes in pieces, cut at spaces.
@@ -213,7 +229,9 @@ def read_parallel(file: SourceFile, reading: Reading) -> Found:
         ]
         for number, found in enumerate(itertools.zip_longest(*streams), start=1):
             if None in found:
-                raise _unequal(files, number - 1, [found, *itertools.zip_longest(*streams)])
+                rest = [found, *itertools.zip_longest(*streams)]
+                yield 0, Note(*_blank_tail(files, rest, number - 1))
+                return
             lines = [line for _, line in found]
             reasons = [undecoded(line, reading.data) for line in lines]
             row = {
@@ -224,6 +242,20 @@ def read_parallel(file: SourceFile, reading: Reading) -> Found:
                 yield number, row
             else:
                 yield number, BadRow(files[bad].uri, number, f"is not {reasons[bad]}")
+
+
+def _blank_tail(files: tuple[SourceFile, ...], rest: list[Any], equal: int) -> tuple[str, str]:
+    """Which file has blank lines behind the last line of another, and what to tell of them.
+
+    Raises:
+        UserError: where these lines are not all blank.
+    """
+    if any(each is not None and each[1].strip() for row in rest for each in row):
+        raise _unequal(files, equal, rest)
+    longest = max(range(len(files)), key=lambda i: sum(row[i] is not None for row in rest))
+    is_one = len(rest) == 1
+    told = f"{len(rest):,} blank line{'' if is_one else 's'} at its end {'is' if is_one else 'are'}"
+    return files[longest].uri, f"{told} skipped: another file that belongs to it has fewer"
 
 
 def _unequal(files: tuple[SourceFile, ...], equal: int, rest: list[Any]) -> UserError:

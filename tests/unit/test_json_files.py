@@ -157,3 +157,35 @@ def test_one_bad_row_of_a_list_is_set_aside_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps([{"text": "a"}, 3, {"text": ["b", "c"]}]))
     rows, bad, _ = read(path, TEXT)
     assert (rows, [row.row for row in bad]) == ([{"text": "a"}, {"text": "b\nc"}], [2])
+
+
+@pytest.mark.parametrize("end", ["", "\r", "\n\n"])
+def test_objects_may_stand_one_after_another_on_a_line(end: str, tmp_path: Path) -> None:
+    content = end.join(f'{{"text": "a {i}", "label": {i}}}' for i in range(9))
+    rows, bad, _ = read(write(tmp_path / "a.jsonl", content))
+    assert ([row["label"] for row in rows], bad) == ([str(i) for i in range(9)], [])
+
+
+def test_lists_of_values_may_stand_on_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '["a", 1]\n["b", 2]\n')
+    assert "data.header: false" in refused(path)
+    rows = read(path, header=False, columns={"text": 0, "label": 1})[0]
+    assert rows == [{"text": "a", "label": "1"}, {"text": "b", "label": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "mend"),
+    [
+        ('{"text": "a", "label": 1},', "remove the comma"),
+        ("{'text': 'a', 'label': 1}", "json.dumps"),
+    ],
+)
+def test_a_line_that_is_no_json_says_how_it_is_mended(line: str, mend: str, tmp_path: Path) -> None:
+    good = '{"text": "a", "label": 1}\n'
+    (bad,) = read(write(tmp_path / "a.jsonl", f"{good}{line}\n{good}"))[1]
+    assert mend in bad.reason and "line 1" not in bad.reason
+
+
+@pytest.mark.parametrize("content", ["[]", " \n\n"])
+def test_a_file_without_rows_is_told(content: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.json", content))[2] == ["holds no rows"]

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from orchestrator import streams
 from orchestrator.errors import UserError
-from orchestrator.rows import Reading, check_columns, read_rows
+from orchestrator.rows import Note, Reading, check_columns, read_rows
 from orchestrator.sources import SourceFile, find_files
 from orchestrator.task import DataConfig
-from tests.unit.reading import TEXT, read, refused, write
+from tests.unit.reading import PAIR, TEXT, read, refused, write
 
 ROWS = "text,label\ncafé,pos\nnaïve,neg\n"
 FOUND = [{"text": "café", "label": "pos"}, {"text": "naïve", "label": "neg"}]
@@ -246,3 +246,46 @@ def test_heads_are_checked_before_anything_starts(tmp_path: Path) -> None:
     file = SourceFile(str(path), "csv", 4, "")
     with pytest.raises(UserError, match="zip"):
         check_columns([file], Reading(DataConfig(source="x"), TEXT))
+
+
+def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\n")
+    write(tmp_path / "b.csv", "text,label\nfine,1\n")
+    assert read(tmp_path)[2] == ["holds no rows"]
+
+
+def test_an_encoding_of_two_orders_wants_a_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nfine,1\n".encode("utf-16-be"))
+    assert "data.encoding: utf-16-le, or utf-16-be" in refused(path, encoding="utf-16")
+
+
+def test_a_cut_off_file_with_a_mark_is_of_no_other_encoding(tmp_path: Path) -> None:
+    told = refused(write(tmp_path / "a.csv", "text,label\nfine,1\n".encode("utf-16")[:-1]))
+    assert told.endswith("within a character: the file is cut off")
+
+
+def test_lines_may_end_with_carriage_returns(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "a.txt", "one\rtwo\rthree\r"), TEXT)[0]
+    assert [row["text"] for row in rows] == ["one", "two", "three"]
+
+
+def test_a_log_in_colour_is_a_text(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "a.txt", "\x1b[31mred\x1b[0m\n" * 50), TEXT)[0]) == 50
+
+
+def test_a_table_that_is_called_parquet_is_none(tmp_path: Path) -> None:
+    assert "begins with PAR1" in refused(write(tmp_path / "a.parquet", "text,label\nfine,1\n"))
+
+
+@pytest.mark.parametrize("blank", ["\n", "\n \n\n"])
+def test_blank_lines_behind_parallel_texts_are_told_and_skipped(blank: str, tmp_path: Path) -> None:
+    paths = {
+        "source": str(write(tmp_path / "a.en", "one\ntwo\n" + blank)),
+        "target": str(write(tmp_path / "a.de", "eins\nzwei\n")),
+    }
+    data = DataConfig(source=paths)
+    reading = Reading(data, PAIR, lines=True)
+    (file,) = find_files(data).files
+    *rows, note = read_rows(file, reading)
+    assert [row["target"] for row in rows if isinstance(row, dict)] == ["eins", "zwei"]
+    assert isinstance(note, Note) and "at its end" in note.text and note.file == paths["source"]
