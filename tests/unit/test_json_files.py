@@ -139,6 +139,13 @@ def test_one_answer_may_be_a_text_a_number_or_none(tmp_path: Path) -> None:
     assert [row["answer"] for row in rows] == [["Ann"], ["5"], [], []]
 
 
+def test_an_answer_that_a_csv_export_wrote_as_text_is_no_answer(tmp_path: Path) -> None:
+    row = "Ann met Bob.,Who?,\"{'text': ['Ann'], 'answer_start': [0]}\"\n"
+    path = write(tmp_path / "a.csv", "context,question,answers\n" + row)
+    (bad,) = read(path, ANSWERED)[1]
+    assert "written as text: write the rows as jsonl or parquet" in bad.reason
+
+
 def test_squad_gives_all_answers_and_none_to_what_has_none(tmp_path: Path) -> None:
     asked = [
         {"question": "Who?", "answers": ANSWERS},
