@@ -28,16 +28,20 @@ DEBRIS = re.compile(
     r"|Thumbs\.db|desktop\.ini|.*\.(crc|md5|sha1|sha256)",
     re.I | re.S,
 )
+FORMAT = "set data.format"
+MENDS = dict.fromkeys((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"), "unpack it first")
+MENDS |= dict.fromkeys((".bz2", ".xz"), "unpack it first, or compress it as .gz")
+MENDS |= dict.fromkeys((".xlsx", ".xls", ".ods"), "export it as csv")
 NAMED = 3  # files that a note names
 
-# The rule of Hugging Face's `datasets`: a word, and no letters around it.
+# The rule of Hugging Face's `datasets`: a word, and no letters around it but "set" or "data".
 SPLIT_WORDS: dict[str, Split] = {
     "train|training": "train",
-    "validation|valid|dev|val": "validation",
+    "validation|valid|development|dev|val": "validation",
     "test|testing|eval|evaluation": "test",
 }
 SPLIT_NAMES: dict[re.Pattern[str], Split] = {
-    re.compile(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.I): split
+    re.compile(rf"(?<![^\W\d_])(?:{words})(?:set|data)?(?![^\W\d_])", re.I): split
     for words, split in SPLIT_WORDS.items()
 }
 
@@ -179,8 +183,8 @@ def _find(
     unread = [entry for entry, kind in kinds.items() if kind is None]
     if found.is_file and not known:
         raise UserError(
-            f"{refused}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst: set "
-            f"data.format"
+            f"{refused}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst: "
+            f"{_mend(found.root)}"
         )
     hidden = [entry for entry in found.hidden if kind_of_all or kind_of(entry.path)]
     unread = [e for e in unread if not _is_debris(e)] + [e for e in hidden if not _is_debris(e)]
@@ -196,8 +200,12 @@ def _find(
         SourceFile(scheme + entry.path, kinds[entry] or "", entry.size, entry.modified)
         for entry in known
     ]
-    names = {scheme + entry.path: paths.below(entry.path, found.root) for entry in unread}
+    names = {scheme + entry.path: _name(entry, found.root) for entry in unread}
     return found, files, _Unread(source, names)
+
+
+def _mend(path: str) -> str:
+    return next((mend for ending, mend in MENDS.items() if path.lower().endswith(ending)), FORMAT)
 
 
 def _is_remote(source: str) -> bool:
@@ -226,12 +234,16 @@ def _is_debris(entry: Entry) -> bool:
     return not is_hidden_data and DEBRIS.fullmatch(name) is not None
 
 
+def _name(entry: Entry, root: str) -> str:
+    return paths.below(entry.path, root) + (" (a link to nothing)" if entry.size < 0 else "")
+
+
 def _why_nothing(found: paths.Found, source: str, unread: list[Entry]) -> str:
     if not found.is_glob:
-        names = [paths.below(entry.path, found.root) for entry in unread]
+        names = [_name(entry, found.root) for entry in unread]
         return f"holds no {', '.join(FORMATS)} file" + (f", but {_some(names)}" if names else "")
     if unread or found.files:
-        names = [paths.below(entry.path, found.root) for entry in unread or found.files]
+        names = [_name(entry, found.root) for entry in unread or found.files]
         return f"matches no {', '.join(FORMATS)} file, but {_some(names)}"
     if found.folders:
         return f"matches folders alone: {source.rstrip('/')}/* takes the files in them"
