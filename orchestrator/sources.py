@@ -195,6 +195,8 @@ def _find(
     for entry in known:
         if not entry.path.isprintable() and not _is_utf8(entry.path):
             raise UserError(f"{refused}: the name {entry.path!a} is not UTF-8: rename that file")
+        if len(entry.path.splitlines()) > 1:
+            raise UserError(f"{key}: the name {entry.path!a} holds a line's end: rename that file")
     scheme = source.split("://", 1)[0] + "://" if _is_remote(source) else ""
     files = [
         SourceFile(scheme + entry.path, kinds[entry] or "", entry.size, entry.modified)

@@ -291,6 +291,13 @@ def test_a_link_to_nothing_is_told() -> None:
         find_files(DataConfig(source="d/"))
 
 
+def test_a_name_of_two_lines_is_refused_in_one() -> None:
+    write("d/a\nb.csv")
+    with pytest.raises(UserError, match="holds a line's end: rename") as caught:
+        find_files(DataConfig(source="d/"))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "mend"), [("a.zip", "unpack"), ("a.xlsx", "as csv"), ("a.dat", "set data.format")]
 )
