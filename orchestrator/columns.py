@@ -14,6 +14,7 @@ from orchestrator.task import DataConfig, Kind, Row
 MISSING: Any = object()  # in place of a column that a row does not have
 NAMES = {list: "a list", dict: "an object", type(None): "null"}
 MOST_NAMES, LONGEST_NAME = 20, 60  # that a message shows, and characters of one
+SQUAD_AS_TEXT = re.compile(r"""\{\s*['"](?:text|answer_start)['"]\s*:""")  # by a csv export
 UNDECODED = re.compile("[\udc00-\udcff]")  # a byte that is no text: see `texts`
 
 
@@ -160,6 +161,8 @@ def _answers(value: Any) -> list[str]:
         value = value["text"]
     if value is None or value == "":
         return []
+    if isinstance(value, str) and SQUAD_AS_TEXT.match(value):
+        raise ValueError("is an object written as text: write the rows as jsonl or parquet")
     found = []
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, dict):

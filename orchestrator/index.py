@@ -113,6 +113,8 @@ class Index:
     def why_nothing(self) -> str:
         """Why there is no row to keep."""
         aside = sorted([*self.bad, *self.left_out], key=lambda row: (row.file, row.row))
+        if not self.read.total():
+            return "holds no rows"
         if not aside:
             return "not one of its rows holds any text"
         return f"not one of its rows can be used; the first: {aside[0]}"
@@ -130,6 +132,8 @@ class Index:
         if self.bad:
             first = min(self.bad, key=lambda row: (row.file, row.row))
             told.append(f"{share(len(self.bad), total, 'rows')} are set aside; the first: {first}")
+        if self.empty:
+            told.append(f"{share(self.empty, total, 'rows')} are left out: nothing is in them")
         by_reason: dict[str, list[BadRow]] = {}
         for row in sorted(self.left_out, key=lambda row: (row.file, row.row)):
             by_reason.setdefault(row.reason, []).append(row)

@@ -35,6 +35,8 @@ def read_json(file: SourceFile, reading: Reading) -> Found:
         if first is None:
             return
         if _is_lines(file.kind, first[1], second[1] if second is not None else ""):
+            if first[1].lstrip().startswith("["):
+                _check_named(file, reading)
             begin = [first] if second is None else [first, second]
             rows = _read_lines(itertools.chain(begin, lines), file, reading)
         else:
@@ -82,8 +84,8 @@ def _read_lines(lines: Iterable[tuple[int, str]], file: SourceFile, reading: Rea
         try:
             if reason is None:
                 row = json.loads(line)
-                numbered = isinstance(row, list) and not reading.data.header
-                yield number, _named(row, file, reading) if numbered else row
+                is_list = isinstance(row, list) and not reading.data.header
+                yield number, _numbered(row) if is_list else row
                 continue
             reason = f"is not {reason}"
         except json.JSONDecodeError as error:
@@ -91,7 +93,7 @@ def _read_lines(lines: Iterable[tuple[int, str]], file: SourceFile, reading: Rea
         except RecursionError as error:
             reason = f"is not JSON: {first_line(error)}"
         except ValueError:
-            reason = "is not JSON that can be read: it holds a number of thousands of digits"
+            reason = f"is not JSON of rows: a number has more than {MOST_DIGITS:,} digits"
         if not line.endswith(("\n", "\r")) and not line.rstrip().endswith("}"):
             raise UserError(
                 f"{file.uri}: line {number}, the last, ends within its object: the file is cut "
@@ -108,20 +110,17 @@ def _mend(line: str, error: json.JSONDecodeError) -> str:
     return ""
 
 
-def _named(row: Any, file: SourceFile, reading: Reading) -> Any:
-    """A list of values as an object of them by number.
+def _numbered(values: list[Any]) -> dict[str, Any]:
+    return {str(i): value for i, value in enumerate(values)}
 
-    Raises:
-        UserError: where its columns ought to have names.
-    """
-    if not isinstance(row, list):
-        return row
+
+def _check_named(file: SourceFile, reading: Reading) -> None:
+    """Raises UserError where lists of values ought to have names of columns."""
     if reading.data.header:
         raise UserError(
             f"{file.uri}: is a list of lists, whose columns have no names: set "
             f"data.header: false, and data.columns by number"
         )
-    return {str(i): value for i, value in enumerate(row)}
 
 
 def _with_columns(rows: Found, file: SourceFile, reading: Reading) -> Found:
@@ -197,7 +196,8 @@ def _rows(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
 def _listed(rows: list[Any], file: SourceFile, reading: Reading) -> Iterator[Any]:
     """Objects; or, without a header, lists of values by number."""
     if rows and all(isinstance(row, list) for row in rows):
-        return iter([_named(row, file, reading) for row in rows])
+        _check_named(file, reading)
+        return map(_numbered, rows)
     return iter(rows)
 
 

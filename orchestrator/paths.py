@@ -25,6 +25,9 @@ OF_A_RUN = re.compile(
 SILENT = ("_temporary", "__pycache__", "__MACOSX", "_delta_log")  # folders of other programs
 
 
+NOWHERE = -1  # the size of a link to nothing, as git-annex leaves for a file that is elsewhere
+
+
 class Entry(NamedTuple):
     """A file: its path as its filesystem has it, its size and the time of its last change."""
 
@@ -109,7 +112,7 @@ def _sorted_out(
         if any(part in SILENT or ("." in marks and part.startswith(".")) for part in parts[:-1]):
             continue
         is_hidden = bool(marks) and any(part.startswith(marks) for part in parts)
-        (hidden if is_hidden else files).append(entry)
+        (hidden if is_hidden or entry.size == NOWHERE else files).append(entry)
     return Found(root, False, is_glob, files, hidden, folders)
 
 
@@ -157,7 +160,9 @@ def _walk(root: str, depth: int | None, shown: str, storage: str) -> tuple[list[
             path = os.path.join(folder, entry.name)
             try:
                 status = entry.stat()
-            except OSError:  # gone since, or a link to nowhere
+            except OSError:  # gone since, or a link to nothing
+                if entry.is_symlink():
+                    entries.append(Entry(path, NOWHERE, ""))
                 continue
             if stat.S_ISREG(status.st_mode):
                 entries.append(Entry(path, status.st_size, str(status.st_mtime_ns)))

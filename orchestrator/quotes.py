@@ -11,6 +11,7 @@ from orchestrator.reading import Note
 SHARE = 0.8  # of a record's lines that look like rows
 FEWEST = 4  # lines that must look so where no column of values can be compared
 RARE = 0.01  # of the records: where more of them have several lines, such texts are usual
+FEWEST_LINES = 20  # of a table, of which one can say what is rare
 LONG = 50  # lines of a record that are told of
 MOST_VALUES, LONGEST_VALUE = 10_000, 200  # values that are remembered, and characters of one
 MEND = (
@@ -57,13 +58,14 @@ class Swallowed:
         self._delimiter, self._width, self._is_meant = delimiter, width, is_meant
         self._values = {place: _Values() for place in places}
         self._suspects: list[_Suspect] = []
-        self._records = self._long_records = 0
+        self._records = self._long_records = self._lines = 0
         self._longest = (0, 0)
         self._all_quoted = True  # the rows of one line all begin with a quote
 
     def add(self, fields: list[str], row: int, first: int, lines: list[str]) -> None:
         """A record, the number of its row, and its lines with the number of the first."""
         self._records += 1
+        self._lines += len(lines)
         if len(lines) == 1:
             self._all_quoted = self._all_quoted and lines[0].startswith('"')
             for place, values in self._values.items():
@@ -111,6 +113,7 @@ class Swallowed:
         count, first = self._longest[0], -self._longest[1]
         # In one column, nothing else tells a text of several lines from rows.
         is_odd = self._width == 1 and count > 1 and self._is_rare() and not self._is_meant
+        is_odd = is_odd and self._lines >= FEWEST_LINES
         if count > LONG or is_odd:
             lines = f"lines {first} to {first + count - 1}"
             notes.append(Note(uri, f"{lines} are one row, the longest, by its quotes"))
@@ -129,8 +132,11 @@ class Swallowed:
         return self._is_rare() and suspect.ends_fit and lines >= FEWEST
 
     def _may_be_rows(self, suspect: _Suspect) -> bool:
-        """Whether a record of few lines could be rows, where no column of values tells."""
-        if self._is_unlike_rows(suspect) or any(values.seen for values in self._values.values()):
+        """Whether a record could be rows, where no column of values tells: there is none, or too
+        few rows are left to compare it with."""
+        lines = suspect.last - suspect.first + 1
+        is_judged = any(v.seen for v in self._values.values()) and lines <= self._records
+        if is_judged or self._is_unlike_rows(suspect):
             return False
         return self._is_rare() and suspect.ends_fit
 

@@ -28,24 +28,24 @@ DEBRIS = re.compile(
     r"|Thumbs\.db|desktop\.ini|.*\.(crc|md5|sha1|sha256)",
     re.I | re.S,
 )
-MENDS = {  # of files that are named, by their suffix
-    ("zip", "tar", "tgz", "rar", "7z"): "unpack it and name the file inside",
-    ("bz2", "xz", "lz4", "br"): "unpack it, or pack it as .gz or .zst",
-    ("xlsx", "xls", "ods", "sqlite", "db", "pkl", "pickle", "npy", "feather", "arrow"): (
+MENDS = {  # of files that are named, by how their names end
+    (".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z"): "unpack it and name the file inside",
+    (".bz2", ".xz", ".lz4", ".br"): "unpack it, or pack it as .gz or .zst",
+    (".xlsx", ".xls", ".ods", ".sqlite", ".db", ".pkl", ".npy", ".feather", ".arrow"): (
         "export it as csv or parquet"
     ),
-    ("docx", "doc", "odt", "pdf", "rtf", "html", "htm"): "save it as plain text",
+    (".docx", ".doc", ".odt", ".pdf", ".rtf", ".html", ".htm"): "save it as plain text",
 }
 NAMED = 3  # files that a note names
 
-# The rule of Hugging Face's `datasets`: a word, and no letters around it.
+# The rule of Hugging Face's `datasets`: a word, and no letters around it but "set" or "data".
 SPLIT_WORDS: dict[str, Split] = {
     "train|training": "train",
-    "validation|valid|dev|val": "validation",
+    "validation|valid|development|dev|val": "validation",
     "test|testing|eval|evaluation": "test",
 }
 SPLIT_NAMES: dict[re.Pattern[str], Split] = {
-    re.compile(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.I): split
+    re.compile(rf"(?<![^\W\d_])(?:{words})(?:set|data)?(?![^\W\d_])", re.I): split
     for words, split in SPLIT_WORDS.items()
 }
 
@@ -199,12 +199,14 @@ def _find(
     for entry in known:
         if not entry.path.isprintable() and not _is_utf8(entry.path):
             raise UserError(f"{refused}: the name {entry.path!a} is not UTF-8: rename that file")
+        if len(entry.path.splitlines()) > 1:
+            raise UserError(f"{key}: the name {entry.path!a} holds a line's end: rename that file")
     scheme = source.split("://", 1)[0] + "://" if _is_remote(source) else ""
     files = [
         SourceFile(scheme + entry.path, kinds[entry] or "", entry.size, entry.modified)
         for entry in known
     ]
-    names = {scheme + entry.path: paths.below(entry.path, found.root) for entry in unread}
+    names = {scheme + entry.path: _name(entry, found.root) for entry in unread}
     return found, files, _Unread(source, names)
 
 
@@ -229,8 +231,8 @@ def _reason(error: Exception) -> str:
 
 def _mend(path: str) -> str:
     """What to do with a file whose name says no format that is read."""
-    suffix = path.rpartition("/")[2].lower().rpartition(".")[2]
-    return next((mend for suffixes, mend in MENDS.items() if suffix in suffixes), "set data.format")
+    name = path.lower()
+    return next((mend for ends, mend in MENDS.items() if name.endswith(ends)), "set data.format")
 
 
 def _is_debris(entry: Entry) -> bool:
@@ -240,12 +242,16 @@ def _is_debris(entry: Entry) -> bool:
     return not is_hidden_data and DEBRIS.fullmatch(name) is not None
 
 
+def _name(entry: Entry, root: str) -> str:
+    return paths.below(entry.path, root) + (" (a link to nothing)" if entry.size < 0 else "")
+
+
 def _why_nothing(found: paths.Found, source: str, unread: list[Entry]) -> str:
     if not found.is_glob:
-        names = [paths.below(entry.path, found.root) for entry in unread]
+        names = [_name(entry, found.root) for entry in unread]
         return f"holds no {', '.join(FORMATS)} file" + (f", but {_some(names)}" if names else "")
     if unread or found.files:
-        names = [paths.below(entry.path, found.root) for entry in unread or found.files]
+        names = [_name(entry, found.root) for entry in unread or found.files]
         return f"matches no {', '.join(FORMATS)} file, but {_some(names)}"
     if found.folders:
         return f"matches folders alone: {source.rstrip('/')}/* takes the files in them"

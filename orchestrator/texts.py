@@ -10,7 +10,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 
@@ -50,7 +50,7 @@ def reading_errors(file: SourceFile) -> Iterator[None]:
 @contextmanager
 def open_text(
     file: SourceFile, reading: Reading, newline: str = "\n"
-) -> Iterator[tuple[io.TextIOWrapper, list[Note]]]:
+) -> Iterator[tuple[TextIO, list[Note]]]:
     """The decoded content, and what its user should know of how it is decoded."""
     codecs.register_error(MARK, _marked)
     with reading_errors(file), file.open() as stream:
@@ -63,9 +63,7 @@ def open_text(
         yield io.TextIOWrapper(stream, name, errors=MARK, newline=newline), notes
 
 
-def lines_of(
-    text: io.TextIOWrapper, file: SourceFile, reading: Reading
-) -> Iterator[tuple[int, str]]:
+def lines_of(text: TextIO, file: SourceFile, reading: Reading) -> Iterator[tuple[int, str]]:
     """Numbered lines, from 1, with their ends."""
     damage = _Damage(file, reading, text.encoding)
     for number, line in enumerate(text, start=1):
@@ -187,7 +185,7 @@ def read_documents(file: SourceFile, reading: Reading) -> Found:
         yield 0, {reading.text_column: "".join(document)}
 
 
-def _pieces(text: io.TextIOWrapper, limit: int) -> Iterator[tuple[int, str, bool]]:
+def _pieces(text: TextIO, limit: int) -> Iterator[tuple[int, str, bool]]:
     """Numbered lines, and whether a document may end there: those that are blank.
 
     A line that is longer than a document may be comes in pieces, cut at spaces.

@@ -10,7 +10,10 @@ from typing import Any, ClassVar, Self
 from orchestrator.errors import UserError
 from orchestrator.processors.text import TextProcessor
 
-NO_LABEL = ("", "nan", "null")  # in any case: blank cells, pandas' gaps, JSON's and SQL's
+# In any case: blank cells, the gaps of pandas, JSON, SQL, its exports (\N), and Excel.
+NO_LABEL = ("", "nan", "null", "<na>", "\\n", "#n/a")
+MAYBE_NONE = ("none", "na", "n/a", "-", "?", "undefined", "nil", "nat")  # or a class: it is told
+UNSEEN = "\u200b\u200e\u200f\u2060\ufeff"  # characters without width, as copies bring them
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 SHOWN = 5  # labels that a message names
 FEW = 5  # rows, of which it is chance what labels they have
@@ -22,7 +25,7 @@ def label_text(label: str) -> str | None:
 
     Labels are normalised as texts are, and a whole number is written without decimals.
     """
-    label = unicodedata.normalize("NFC", label).strip()
+    label = unicodedata.normalize("NFC", label).strip().strip(UNSEEN).strip()
     if label.casefold() in NO_LABEL:
         return None
     whole = WHOLE.fullmatch(label)
@@ -62,18 +65,23 @@ def look_at_labels(values: Mapping[Any, Counter[str]], processor: "LabelProcesso
         for names in classes.values()
         if len(names) > 1 and (number := processor.number(next(iter(names)))) >= 0
     ]
+    told += _doubtful(train)
     alone = Counter({next(iter(c)): 1 for c in classes.values() if c.total() == 1})
+    many = ""
     if len(classes) > rows / 2:
-        told.append(
+        many = (
             f"{len(classes):,} labels on {rows:,} training rows, {len(alone):,} of them on one row "
             f"alone: does data.columns.label name classes?"
         )
+        told.append(many)
     elif alone:
         told.append(f"{len(alone):,} labels stand on one training row alone: {_named(alone)}")
     for split in ("validation", "test"):
         rows = values[split].total()
         unknown = Counter({t: n for t, n in values[split].items() if processor.number(t) < 0})
         if unknown and unknown.total() == rows >= FEW:
+            if many:
+                raise UserError(many)
             raise UserError(
                 f"not one of the {rows:,} {split} rows has a label that training has: theirs are "
                 f"{_named(unknown)}, training's {_named(train)}: give data.{split}_source a file "
@@ -84,6 +92,26 @@ def look_at_labels(values: Mapping[Any, Counter[str]], processor: "LabelProcesso
                 f"{unknown.total():,} of {rows:,} {split} rows have a label that no training row "
                 f"has, and count as mistakes: {_named(unknown)}"
             )
+    return told
+
+
+def _doubtful(train: Counter[str]) -> list[str]:
+    """Classes that may be none, or one and the same."""
+    told = []
+    blank = Counter({t: n for t, n in train.items() if t.casefold() in MAYBE_NONE})
+    if blank:
+        told.append(
+            f"{_named(blank)} counts as a class: where it stands for no label, leave it blank"
+        )
+    written: dict[str, Counter[str]] = {}
+    for label, count in train.items():
+        if sense(label) == label:  # else it is told as one class already
+            written.setdefault(label.casefold(), Counter())[label] = count
+    told += [
+        f"the labels {_named(names)} are classes of their own, and differ in the case of letters"
+        for names in written.values()
+        if len(names) > 1
+    ]
     return told
 
 

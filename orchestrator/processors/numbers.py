@@ -14,8 +14,10 @@ import numpy.typing as npt
 from orchestrator.errors import UserError
 from orchestrator.processors.text import TextProcessor
 
-NO_NUMBER = ("", "?", "-", "na", "n/a", "nan", "null", "none")  # in any case
+# In any case: blank cells, the gaps of pandas, R, SAS, SQL and its exports, and Excel.
+NO_NUMBER = ("", "?", "-", "–", "—", ".", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "\\n")
 GROUPED = re.compile(r"[+-]?\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?:\.\d+)?")  # 1 234 567.8
+HELD = re.compile(r"\d")
 LARGEST = 1e100  # beyond it, squares and their sums leave double precision, or soon will
 ROUNDING = 1e-14
 FAR = 1000.0  # times what half of the numbers lie within
@@ -31,10 +33,12 @@ def parse_number(text: str) -> float | None:
     text = text.strip()
     if text.casefold() in NO_NUMBER:
         return None
+    text = text.replace("\u2212", "-")  # the sign of typesetters
     try:
         number = float(re.sub(r"\s", "", text) if GROUPED.fullmatch(text) else text)
     except ValueError:
-        raise ValueError(f"{text[:80]!r} is not a number") from None
+        mend = ": write digits alone, decimals behind a point" if HELD.search(text) else ""
+        raise ValueError(f"{text[:80]!r} is not a number{mend}") from None
     if math.isnan(number):
         return None
     if math.isinf(number):

@@ -174,8 +174,11 @@ def _place(context: str, answers: list[str], row: Row) -> tuple[int, str]:
     It is where it occurs nearest to what the row says.
     """
     starts = _starts(row)
-    for number, answer in enumerate(answers):
-        said = starts[min(number, len(starts) - 1)] if starts else 0
+    given = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+    texts = [unicodedata.normalize("NFC", text).strip() for text in given]
+    for answer in answers:
+        # Blank answers and repeated ones, which are dropped, have starts too.
+        said = starts[min(texts.index(answer), len(starts) - 1)] if starts else 0
         # Characters of the text as it was before it was normalised.
         near = len(unicodedata.normalize("NFC", row["context"][:said]))
         behind, before = context.find(answer, near), context.rfind(answer, 0, near + len(answer))

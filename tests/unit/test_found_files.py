@@ -206,6 +206,9 @@ def test_a_remote_storage_and_remote_runs_are_not_read(monkeypatch: pytest.Monke
         ("testing/a/0.csv", "test"),
         ("data.eval.jsonl", "test"),
         ("test/train.csv", "train"),
+        ("trainData.csv", "train"),
+        ("my_testset.csv", "test"),
+        ("development.csv", "validation"),
         ("latest.csv", None),
         ("contest/trains.csv", None),
         ("évaluation.csv", None),
@@ -275,6 +278,33 @@ def test_twenty_thousand_files_are_listed_in_seconds() -> None:
     run.prepare_folder()
     assert len(run.files) == 20_000
     assert time.monotonic() - started < 10
+
+
+def test_a_link_to_nothing_is_told() -> None:
+    write("d/a.csv")
+    Path("d/b.csv").symlink_to("gone")
+    listing = find_files(DataConfig(source="d/"))
+    assert [Path(file.uri).name for file in listing.files] == ["a.csv"]
+    assert listing.notes == ["d/: 1 file is not read: b.csv (a link to nothing)"]
+    Path("d/a.csv").unlink()
+    with pytest.raises(UserError, match=r"but b\.csv \(a link to nothing\)"):
+        find_files(DataConfig(source="d/"))
+
+
+def test_a_name_of_two_lines_is_refused_in_one() -> None:
+    write("d/a\nb.csv")
+    with pytest.raises(UserError, match="holds a line's end: rename") as caught:
+        find_files(DataConfig(source="d/"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"), [("a.zip", "unpack"), ("a.xlsx", "as csv"), ("a.dat", "set data.format")]
+)
+def test_a_file_of_another_format_has_its_mend(name: str, mend: str) -> None:
+    write(name)
+    with pytest.raises(UserError, match=mend):
+        find_files(DataConfig(source=name))
 
 
 def test_links_in_a_circle_end() -> None:

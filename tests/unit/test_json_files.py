@@ -139,6 +139,13 @@ def test_one_answer_may_be_a_text_a_number_or_none(tmp_path: Path) -> None:
     assert [row["answer"] for row in rows] == [["Ann"], ["5"], [], []]
 
 
+def test_an_answer_that_a_csv_export_wrote_as_text_is_no_answer(tmp_path: Path) -> None:
+    row = "Ann met Bob.,Who?,\"{'text': ['Ann'], 'answer_start': [0]}\"\n"
+    path = write(tmp_path / "a.csv", "context,question,answers\n" + row)
+    (bad,) = read(path, ANSWERED)[1]
+    assert "written as text: write the rows as jsonl or parquet" in bad.reason
+
+
 def test_squad_gives_all_answers_and_none_to_what_has_none(tmp_path: Path) -> None:
     asked = [
         {"question": "Who?", "answers": ANSWERS},
@@ -159,15 +166,33 @@ def test_one_bad_row_of_a_list_is_set_aside_alone(tmp_path: Path) -> None:
     assert (rows, [row.row for row in bad]) == ([{"text": "a"}, {"text": "b\nc"}], [2])
 
 
+@pytest.mark.parametrize("end", ["", "\r", "\n\n"])
+def test_objects_may_stand_one_after_another_on_a_line(end: str, tmp_path: Path) -> None:
+    content = end.join(f'{{"text": "a {i}", "label": {i}}}' for i in range(9))
+    rows, bad, _ = read(write(tmp_path / "a.jsonl", content))
+    assert ([row["label"] for row in rows], bad) == ([str(i) for i in range(9)], [])
+
+
+def test_lists_of_values_may_stand_on_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '["a", 1]\n["b", 2]\n')
+    assert "data.header: false" in refused(path)
+    rows = read(path, header=False, columns={"text": 0, "label": 1})[0]
+    assert rows == [{"text": "a", "label": "1"}, {"text": "b", "label": "2"}]
+
+
 @pytest.mark.parametrize(
     ("line", "mend"),
     [
-        ('{"text": "a", "label": "b"},', "remove the comma"),
-        ("{'text': 'a'}", "json.dumps"),
-        ('{"text": ' + "9" * 5000 + "}", "thousands of digits"),
+        ('{"text": "a", "label": 1},', "remove the comma"),
+        ("{'text': 'a', 'label': 1}", "json.dumps"),
     ],
 )
-def test_a_bad_line_says_what_to_do(line: str, mend: str, tmp_path: Path) -> None:
-    content = f'{{"text": "before", "label": "x"}}\n{line}\n'
-    _, (bad,), _ = read(write(tmp_path / "a.jsonl", content))
-    assert bad.row == 2 and mend in bad.reason
+def test_a_line_that_is_no_json_says_how_it_is_mended(line: str, mend: str, tmp_path: Path) -> None:
+    good = '{"text": "a", "label": 1}\n'
+    (bad,) = read(write(tmp_path / "a.jsonl", f"{good}{line}\n{good}"))[1]
+    assert mend in bad.reason and "line 1" not in bad.reason
+
+
+@pytest.mark.parametrize("content", ["[]", " \n\n"])
+def test_a_file_without_rows_is_told(content: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.json", content))[2] == ["holds no rows"]

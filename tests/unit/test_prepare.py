@@ -263,11 +263,13 @@ def test_what_is_not_kept_is_told_with_counts_and_the_first_place() -> None:
     assert index.notices() == [
         "a.csv and 1 more: columns are parted by ';'",
         "3 of 206 rows (1.5 %) are set aside; the first: a.txt, row 9: ä?",
+        "1 of 206 rows (0.49 %) are left out: nothing is in them",
         "2 of 206 rows (0.97 %) are left out: no label (a.csv, row 3 first)",
     ]
 
 
 def test_why_no_row_is_left_is_told_by_the_first_one() -> None:
+    assert index_of([Note("a.csv", "holds no rows")]).why_nothing() == "holds no rows"
     assert index_of([None, None]).why_nothing() == "not one of its rows holds any text"
     assert index_of([*BAD, None]).why_nothing().endswith("the first: a.txt, row 9: ä?")
 

@@ -169,6 +169,14 @@ def test_the_answer_that_is_learned_is_one_that_the_context_holds() -> None:
         task.clean(row | {"answer": ["nobody"]})
 
 
+def test_blank_answers_and_repeated_ones_have_starts_too() -> None:
+    task = make("extractive_question_answering")
+    row = ask("Ann", context="Bob met Ann, and Ann met Bob.")
+    for answers, starts in ((["", "Bob"], [0, 25]), (["nobody", "nobody", "Bob"], [0, 0, 25])):
+        cleaned = task.clean(row | {"answer": answers, "answer_start": starts})
+        assert cleaned["answer_start"] == "25"
+
+
 def test_numbers_come_back_in_their_own_unit() -> None:
     task = make("text_regression")
     rows = [task.clean({"text": f"row {i}", "number": str(100 + 10 * i)}) for i in range(5)]

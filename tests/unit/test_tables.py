@@ -189,6 +189,11 @@ def test_few_lines_that_may_be_rows_are_told(tmp_path: Path) -> None:
     assert read(path, PAIR, quoted=True)[2] == []
 
 
+def test_rows_that_leave_few_others_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", f'text,label\nfirst,other\n"open,neg\n{ROWS}close",pos\n')
+    assert "lines 3 to 54 are one row" in read(path)[2][0]
+
+
 def test_a_row_of_several_lines_is_told_in_a_single_column(tmp_path: Path) -> None:
     rows = "".join(f"good day {i}\n" for i in range(300))
     path = write(tmp_path / "a.csv", f'text\n{rows}"open\none\nclose"\n{rows}')

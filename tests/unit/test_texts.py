@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from orchestrator import streams
 from orchestrator.errors import UserError
-from orchestrator.rows import Reading, check_columns, read_rows
+from orchestrator.rows import Note, Reading, check_columns, read_rows
 from orchestrator.sources import SourceFile, find_files
 from orchestrator.task import DataConfig
-from tests.unit.reading import TEXT, read, refused, write
+from tests.unit.reading import PAIR, TEXT, read, refused, write
 
 ROWS = "text,label\ncafé,pos\nnaïve,neg\n"
 FOUND = [{"text": "café", "label": "pos"}, {"text": "naïve", "label": "neg"}]
@@ -248,41 +248,44 @@ def test_heads_are_checked_before_anything_starts(tmp_path: Path) -> None:
         check_columns([file], Reading(DataConfig(source="x"), TEXT))
 
 
-# Ends of lines and of files
+def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\n")
+    write(tmp_path / "b.csv", "text,label\nfine,1\n")
+    assert read(tmp_path)[2] == ["holds no rows"]
 
 
-def test_lines_may_end_as_on_old_macs(tmp_path: Path) -> None:
-    table = write(tmp_path / "a.csv", b"text,label\rone,pos\rtwo,neg\r")
-    assert [row["text"] for row in read(table)[0]] == ["one", "two"]
-    objects = write(tmp_path / "a.jsonl", b'{"text": "one"}\r{"text": "two"}\r')
-    assert read(objects, TEXT)[0] == [{"text": "one"}, {"text": "two"}]
+def test_an_encoding_of_two_orders_wants_a_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nfine,1\n".encode("utf-16-be"))
+    assert "data.encoding: utf-16-le, or utf-16-be" in refused(path, encoding="utf-16")
 
 
-def side_by_side(tmp_path: Path, target: str) -> list[Any]:
-    paths = {"source": "a\nb\n", "target": target}
-    source = {name: str(write(tmp_path / name, text)) for name, text in paths.items()}
-    data = DataConfig(source=source)
+def test_a_cut_off_file_with_a_mark_is_of_no_other_encoding(tmp_path: Path) -> None:
+    told = refused(write(tmp_path / "a.csv", "text,label\nfine,1\n".encode("utf-16")[:-1]))
+    assert told.endswith("within a character: the file is cut off")
+
+
+def test_lines_may_end_with_carriage_returns(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "a.txt", "one\rtwo\rthree\r"), TEXT)[0]
+    assert [row["text"] for row in rows] == ["one", "two", "three"]
+
+
+def test_a_log_in_colour_is_a_text(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "a.txt", "\x1b[31mred\x1b[0m\n" * 50), TEXT)[0]) == 50
+
+
+def test_a_table_that_is_called_parquet_is_none(tmp_path: Path) -> None:
+    assert "begins with PAR1" in refused(write(tmp_path / "a.parquet", "text,label\nfine,1\n"))
+
+
+@pytest.mark.parametrize("blank", ["\n", "\n \n\n"])
+def test_blank_lines_behind_parallel_texts_are_told_and_skipped(blank: str, tmp_path: Path) -> None:
+    paths = {
+        "source": str(write(tmp_path / "a.en", "one\ntwo\n" + blank)),
+        "target": str(write(tmp_path / "a.de", "eins\nzwei\n")),
+    }
+    data = DataConfig(source=paths)
+    reading = Reading(data, PAIR, lines=True)
     (file,) = find_files(data).files
-    return list(read_rows(file, Reading(data, {"source": "text", "target": "text"}, True)))
-
-
-def test_blank_lines_at_the_end_of_one_file_are_no_rows_and_told(tmp_path: Path) -> None:
-    *rows, note = side_by_side(tmp_path, "x\ny\n\n \n")
-    assert rows == [{"source": "a", "target": "x"}, {"source": "b", "target": "y"}]
-    assert note.file.endswith("target") and note.text.startswith("2 blank lines at its end are")
-    with pytest.raises(UserError, match="target has 3 lines"):
-        side_by_side(tmp_path, "x\ny\nz\n")
-
-
-def test_utf_16_without_a_mark_needs_its_order(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", ROWS.encode("utf-16-le"))
-    assert "utf-16-le, or utf-16-be" in refused(path, encoding="utf-16")
-
-
-def test_a_table_without_rows_is_told(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.csv", b"text,label\n"))[2] == ["holds no rows"]
-
-
-def test_a_log_in_colour_is_text(tmp_path: Path) -> None:
-    content = b"\x1b[31mred\x1b[0m\n" * 20
-    assert "".join(row["text"] for row in read(write(tmp_path / "a.txt", content), TEXT)[0])
+    *rows, note = read_rows(file, reading)
+    assert [row["target"] for row in rows if isinstance(row, dict)] == ["eins", "zwei"]
+    assert isinstance(note, Note) and "at its end" in note.text and note.file == paths["source"]

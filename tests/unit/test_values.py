@@ -38,7 +38,9 @@ def values(train: dict[str, int], **others: dict[str, int]) -> dict[str, Counter
 # Labels
 
 
-@pytest.mark.parametrize("label", ["", "  ", "NaN", "nan", "null", "NULL", "\u00a0"])
+@pytest.mark.parametrize(
+    "label", ["", "  ", "NaN", "nan", "null", "NULL", "\u00a0", "\\N", "<NA>", "#N/A"]
+)
 def test_no_label_is_no_class(label: str) -> None:
     assert label_text(label) is None
     with pytest.raises(LeftOut):
@@ -56,6 +58,7 @@ def test_no_label_is_no_class(label: str) -> None:
         ("01.0", "01.0"),
         ("1.10", "1.10"),
         (" pos ", "pos"),
+        ("\ufeffpos\u200b", "pos"),
         ("cafe\u0301", "caf\u00e9"),
         ("?", "?"),
         ("None", "None"),
@@ -118,6 +121,21 @@ def test_as_many_classes_as_rows_are_told() -> None:
     assert told == "1 labels stand on one training row alone: 'lable'"
 
 
+def test_labels_of_which_none_is_known_may_be_no_classes() -> None:
+    names = [f"id {i}" for i in range(100)]
+    other = {f"other {i}": 1 for i in range(10)}
+    seen = values(dict.fromkeys(names, 1), validation=other)
+    with pytest.raises(UserError, match=r"does data\.columns\.label name classes"):
+        look_at_labels(seen, labels_of(*names))
+
+
+def test_labels_that_may_be_none_or_one_are_told() -> None:
+    (told,) = look_at_labels(values({"pos": 5, "neg": 5, "NA": 2}), labels_of("pos", "neg", "NA"))
+    assert told == "'NA' (2) counts as a class: where it stands for no label, leave it blank"
+    (told,) = look_at_labels(values({"pos": 5, "neg": 5, "Pos": 2}), labels_of("pos", "neg", "Pos"))
+    assert "'pos' (5), 'Pos' (2) are classes of their own" in told
+
+
 def test_usual_labels_are_worth_no_word() -> None:
     seen = values({"a": 50, "b": 3}, test={"a": 3, "b": 1}, validation={"b": 1})
     assert look_at_labels(seen, labels_of("a", "b")) == []
@@ -132,7 +150,9 @@ def test_a_loss_over_no_known_label_is_none() -> None:
 # Numbers
 
 
-@pytest.mark.parametrize("text", ["", " ", "?", "NA", "n/a", "NaN", "-nan", "null", "None", "-"])
+@pytest.mark.parametrize(
+    "text", ["", "?", "NA", "NaN", "-nan", "null", "None", "-", "\\N", "<NA>", "—"]
+)
 def test_what_stands_for_no_number_leaves_its_row_out(text: str) -> None:
     assert parse_number(text) is None
     with pytest.raises(LeftOut):
@@ -149,6 +169,7 @@ def test_what_stands_for_no_number_leaves_its_row_out(text: str) -> None:
         ("+2e3", 2000.0),
         ("12.50", 12.5),
         ("1e100", 1e100),
+        ("\u22125", -5.0),
     ],
 )
 def test_numbers_in_text(text: str, number: float) -> None:
@@ -162,6 +183,12 @@ def test_what_cannot_be_standardised_is_set_aside(text: str) -> None:
     with pytest.raises(ValueError, match=text.split()[0]) as caught:
         task_of("text_regression").clean({"text": "x", "number": text})
     assert not isinstance(caught.value, LeftOut)
+
+
+@pytest.mark.parametrize("text", ["1,5", "$5", "5 %", "1,234.5"])
+def test_how_a_number_is_written_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="decimals behind a point"):
+        parse_number(text)
 
 
 @pytest.mark.parametrize("numbers", [[1e100, -1e100, 1.0], [5.0] * 7, [0.1] * 9, [1e-300, 2e-300]])
