@@ -39,10 +39,10 @@ from benchmarks.sides import (
     warn,
 )
 from benchmarks.watch import Watch
-from orchestrator.artifact import PreparedData
-from orchestrator.fit import load_processor
-from orchestrator.folder import Folder
-from orchestrator.job_file import load_job
+from orchestrator.job.file import load_job
+from orchestrator.learn.fit import load_processor
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 
 TRAINED = 0.9  # of the text; the rest is scored
 JOB = {

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.task import Kind, Metric, Row, Task
+from orchestrator.tasks.task import Kind, Metric, Row, Task
 
 FOLDER = "BENCHMARK_TIMINGS"  # the variable that names where the workers note their steps
 

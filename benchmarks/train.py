@@ -36,15 +36,15 @@ from benchmarks.sides import (
     spread,
     temporary_folder,
 )
-from orchestrator import spares
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.batches import Batches
-from orchestrator.fit import load_processor
-from orchestrator.folder import Folder
-from orchestrator.job_file import load_job
-from orchestrator.precision import choose
-from orchestrator.shards import SampleOrder, ShardReader
-from orchestrator.world import World
+from orchestrator.data.shards import SampleOrder, ShardReader
+from orchestrator.job.file import load_job
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.fit import load_processor
+from orchestrator.learn.precision import choose
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
+from orchestrator.train import spares
 
 BATCH, LENGTH = 16, 256
 JOB = {

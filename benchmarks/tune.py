@@ -27,8 +27,8 @@ from benchmarks.sides import (
     spread,
     temporary_folder,
 )
-from orchestrator.folder import Folder
-from orchestrator.trials import Trial, read_trials
+from orchestrator.storage.folder import Folder
+from orchestrator.tune.records import Trial, read_trials
 
 STEPS = 160
 SPACE = {

@@ -19,15 +19,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from orchestrator import __version__, strict_json
+from orchestrator import __version__
 from orchestrator.errors import OrchestratorError, StoppedError, UserError
-from orchestrator.job import STAGES, json_schema
-from orchestrator.job_file import load_job
+from orchestrator.job.file import load_job
+from orchestrator.job.job import STAGES, json_schema
+from orchestrator.storage import strict_json
 
 if TYPE_CHECKING:
-    from orchestrator.artifact import Evaluation
     from orchestrator.pipeline import Outcome
     from orchestrator.run import StageStatus
+    from orchestrator.storage.artifact import Evaluation
 
 LAST_EVENTS = 20  # that status shows by itself
 console = Console(highlight=False)
@@ -205,8 +206,8 @@ def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 def run_command(options: argparse.Namespace) -> int:
     """`run`, and each stage's own command, which is `run --until` it."""
     job = load_job(options.job, options.overrides)
-    from orchestrator.folder import check_writable
     from orchestrator.run import RecordedDisplay, Run, StageStatus
+    from orchestrator.storage.folder import check_writable
 
     run = Run(job)
     job = run.job
@@ -214,7 +215,7 @@ def run_command(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         lease = stack.enter_context(run.session(options.arguments, _exit_code))
         # Ray and torch take seconds to import, which no mistake above need wait for.
-        from orchestrator.cluster import Cluster, connect, local_cluster
+        from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
         from orchestrator.pipeline import check_room, run_stages
 
@@ -277,8 +278,8 @@ def run_command(options: argparse.Namespace) -> int:
 
 def export_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
-    from orchestrator.folder import Folder, check_writable
     from orchestrator.run import Run
+    from orchestrator.storage.folder import Folder, check_writable
 
     run = Run(job)
     chosen = run.chosen_job()
@@ -287,7 +288,7 @@ def export_command(options: argparse.Namespace) -> int:
         raise UserError(
             f"{run.folder}: holds no finished training: orchestrator train {options.job}"
         )
-    from orchestrator.export import check_theirs, export
+    from orchestrator.evaluate.export import check_theirs, export
 
     check_theirs(chosen, finished[1])
     check_writable(options.into)
@@ -299,11 +300,11 @@ def export_command(options: argparse.Namespace) -> int:
 
 def plan_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
-    from orchestrator.artifact import PreparedData
-    from orchestrator.cluster import local_cluster
+    from orchestrator.cluster.connection import local_cluster
+    from orchestrator.job.plan import make_plan
     from orchestrator.pipeline import check_inputs, check_room
-    from orchestrator.plan import make_plan
     from orchestrator.run import Run
+    from orchestrator.storage.artifact import PreparedData
 
     run = Run(job)
     job = run.job
@@ -342,8 +343,8 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
-    from orchestrator.events import read_events
     from orchestrator.run import Run
+    from orchestrator.storage.events import read_events
 
     run = Run(job)
     holder = run.holder()
@@ -423,7 +424,7 @@ def status_table(statuses: "list[StageStatus]") -> Table:
 
 def event_table(events: list[dict[str, Any]], count: int) -> Table:
     """The story of a run, its last `count` events."""
-    from orchestrator.events import describe
+    from orchestrator.storage.events import describe
 
     shown = events[-count:]
     title = (

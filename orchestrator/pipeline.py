@@ -8,14 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from orchestrator.artifact import FINDINGS, Artifact, Evaluation, PreparedData, Sweep, Training
-from orchestrator.cluster import Cluster
+from orchestrator.cluster.connection import Cluster
+from orchestrator.data.rows import Reading, check_columns
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job, Stage
+from orchestrator.job.job import Job, Stage
 from orchestrator.progress import Progress
-from orchestrator.rows import Reading, check_columns
 from orchestrator.run import Run, StageStatus, stage_status
+from orchestrator.storage.artifact import (
+    FINDINGS,
+    Artifact,
+    Evaluation,
+    PreparedData,
+    Sweep,
+    Training,
+)
+from orchestrator.storage.folder import Folder
 
 
 class Display(Progress, Protocol):
@@ -68,8 +75,8 @@ def _check_weights(run: Run) -> None:
     job, chosen = run.job, run.chosen_job()
     if job.model.init_from is None or (chosen is not None and run.finished(chosen) is not None):
         return
-    from orchestrator import pretrained  # with torch
     from orchestrator.model.hf import Outputs
+    from orchestrator.pretrained import model as pretrained  # with torch
 
     task = job.build_task()
     try:
@@ -83,7 +90,7 @@ def _export(job: Job, prepared: PreparedData, training: Training) -> None:
     libraries, where it is one of theirs."""
     folder = training.exported
     if not folder.exists("README.md"):  # which is written last
-        from orchestrator.export import export
+        from orchestrator.evaluate.export import export
 
         with contextlib.suppress(UserError):
             export(job, prepared, training, None, folder)
@@ -112,7 +119,7 @@ def run_stages(
         return artifact
 
     def prepared_data() -> PreparedData:
-        from orchestrator.prepare import prepare
+        from orchestrator.prepare.stage import prepare
 
         return prepare(job, run.files, folder, display, run.notes)
 
@@ -138,10 +145,10 @@ def run_stages(
             from orchestrator.tune.deploy import take_best_trial
 
             return take_best_trial(chosen, prepared, swept, run.train_folder(chosen))
-        from orchestrator import spares
+        from orchestrator.train import spares
 
         spares.start_for_workers(chosen.cluster.most_workers)  # while this process still imports
-        from orchestrator.train import train
+        from orchestrator.train.stage import train
 
         return train(chosen, prepared, run.train_folder(chosen), run.events, display)
 
@@ -151,7 +158,7 @@ def run_stages(
         return Outcome(chosen, prepared, training)
 
     def evaluated() -> Evaluation:
-        from orchestrator.evaluate import evaluate
+        from orchestrator.evaluate.stage import evaluate
 
         found = swept.folder.read(FINDINGS).decode() if swept is not None else ""
         into = run.evaluate_folder(chosen)

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Literal, Self
 import httpx
 from pydantic import BaseModel, Field
 
-from orchestrator import __version__, lease
-from orchestrator.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
-from orchestrator.defaults import derive, says_all
+from orchestrator import __version__
+from orchestrator.data.sources import Listing, SourceFile, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
-from orchestrator.events import EventLog
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.job import Job, Stage
-from orchestrator.sources import Listing, SourceFile, find_files, total_bytes
+from orchestrator.job.defaults import derive, says_all
+from orchestrator.job.job import Job, Stage
+from orchestrator.storage import lease
+from orchestrator.storage.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
+from orchestrator.storage.events import EventLog
+from orchestrator.storage.folder import MANIFEST, Folder
 
 if TYPE_CHECKING:
     from orchestrator.pipeline import Display

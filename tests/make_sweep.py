@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator import lease
-from orchestrator.artifact import Sweep
-from orchestrator.events import EventLog
-from orchestrator.folder import Folder
-from orchestrator.trials import REQUESTS, Exploit, Point, SweepRecord, Trial
+from orchestrator.storage import lease
+from orchestrator.storage.artifact import Sweep
+from orchestrator.storage.events import EventLog
+from orchestrator.storage.folder import Folder
+from orchestrator.tune.records import REQUESTS, Exploit, Point, SweepRecord, Trial
 
 SPACE: dict[str, dict[str, Any]] = {
     "train.lr": {"loguniform": [1e-4, 1e-1]},

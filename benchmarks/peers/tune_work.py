@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifact import PreparedData
-from orchestrator.fit import fit
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.pulse import Directive
-from orchestrator.world import World
+from orchestrator.job.job import Job
+from orchestrator.learn.agreement import Directive
+from orchestrator.learn.fit import fit
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 
 VALIDATIONS = 16  # as `orchestrator.tune.schedule` has them, whose import brings Ray
 

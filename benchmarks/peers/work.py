@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import token_loss
+from orchestrator.tasks.objectives import token_loss
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ import yaml
 from orchestrator.dashboard.catalog import FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError, last_line
-from orchestrator.folder import Folder
-from orchestrator.job import STAGES, TASKS, Job
-from orchestrator.job_file import parse_value, read_plain
+from orchestrator.job.file import parse_value, read_plain
+from orchestrator.job.job import STAGES, TASKS, Job
 from orchestrator.run import find_storage
-from orchestrator.scratch import own_folder
-from orchestrator.trials import request_stop
+from orchestrator.storage.folder import Folder
+from orchestrator.storage.scratch import own_folder
+from orchestrator.tune.records import request_stop
 
 TOKEN_VARIABLE = "ORCHESTRATOR_DASHBOARD_TOKEN"  # noqa: S105 - its name
 RESUME_LOG = "resumed.log"

@@ -15,14 +15,14 @@ from pydantic import BaseModel
 
 from orchestrator import __version__
 from orchestrator.dashboard import actions
+from orchestrator.dashboard.access import Guard
 from orchestrator.dashboard.catalog import Catalog, FollowedRun
 from orchestrator.dashboard.curves import plain_list
-from orchestrator.dashboard.guard import Guard
 from orchestrator.dashboard.importance import Importances
 from orchestrator.dashboard.summary import summarize
 from orchestrator.dashboard.sweep import READING, FollowedSweep
 from orchestrator.errors import OrchestratorError, UserError, first_line
-from orchestrator.strict_json import finite
+from orchestrator.storage.strict_json import finite
 
 STATIC = Path(__file__).parent / "static"
 LOG_FILE = "log.txt"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.dashboard.server import HOST, PORT, serve
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
+from orchestrator.storage.folder import Folder
 
 
 @contextlib.contextmanager

@@ -5,12 +5,12 @@ import threading
 import time
 from typing import Any
 
-from orchestrator import lease
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import StageError, UserError, first_line
-from orchestrator.events import FILE, read_events
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.trials import SWEEP_FILE
+from orchestrator.storage import lease
+from orchestrator.storage.events import FILE, read_events
+from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.tune.records import SWEEP_FILE
 
 STAGE_FOLDER = re.compile(r"(prepare|tune|train|evaluate)-[0-9a-f]{12}(-[0-9a-f]+)?")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a job's name

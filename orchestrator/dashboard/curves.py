@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.trials import Point
+from orchestrator.tune.records import Point
 
 Curve = dict[str, NDArray[np.float64]]  # by metric, also step and seconds; NaN where it has none
 

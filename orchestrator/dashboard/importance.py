@@ -6,9 +6,9 @@ from typing import Any
 
 from orchestrator.dashboard.summary import trial_value
 from orchestrator.dashboard.sweep import FollowedSweep
-from orchestrator.space import Domain
-from orchestrator.task import Metric
-from orchestrator.trials import SweepRecord, Trial
+from orchestrator.job.search_space import Domain
+from orchestrator.tasks.task import Metric
+from orchestrator.tune.records import SweepRecord, Trial
 
 log = logging.getLogger(__name__)
 

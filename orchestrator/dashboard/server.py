@@ -13,7 +13,7 @@ import uvicorn
 from orchestrator.dashboard.app import make_app
 from orchestrator.dashboard.catalog import Catalog
 from orchestrator.errors import OrchestratorError, UserError
-from orchestrator.folder import Folder
+from orchestrator.storage.folder import Folder
 
 HOST = "127.0.0.1"
 PORT = 8600

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.dashboard.sweep import FollowedSweep
-from orchestrator.strict_json import finite
-from orchestrator.trials import SweepRecord, Trial
+from orchestrator.storage.strict_json import finite
+from orchestrator.tune.records import SweepRecord, Trial
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from orchestrator.artifact import Sweep
 from orchestrator.dashboard.curves import Curve, columns, thinned
 from orchestrator.errors import StageError
-from orchestrator.folder import MANIFEST, Folder, Stamp
-from orchestrator.strict_json import finite
-from orchestrator.trials import REQUESTS, SWEEP_FILE, TRIAL_NAME, SweepRecord, Trial
+from orchestrator.storage.artifact import Sweep
+from orchestrator.storage.folder import MANIFEST, Folder, Stamp
+from orchestrator.storage.strict_json import finite
+from orchestrator.tune.records import REQUESTS, SWEEP_FILE, TRIAL_NAME, SweepRecord, Trial
 
 PAUSE = 0.25  # seconds in which several viewers get the same look at a folder
 READING = 0.4  # seconds after which an answer goes out with what there is

@@ -14,10 +14,8 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.artifact import PreparedData, Training
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.serve.completions import Completer
 from orchestrator.serve.predictions import Predictor
 from orchestrator.serve.protocol import (
@@ -27,6 +25,8 @@ from orchestrator.serve.protocol import (
     PredictionRequest,
     PredictionResponse,
 )
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
 
 MAX_BODY_BYTES = 1 << 20
 

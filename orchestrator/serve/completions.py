@@ -3,14 +3,14 @@
 import time
 import uuid
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.checkpoint import load_weights
 from orchestrator.errors import UserError
-from orchestrator.fit import load_processor
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.checkpoints import load_weights
+from orchestrator.learn.fit import load_processor
 from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import Decoding, TextProcessor
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
+from orchestrator.storage.artifact import PreparedData, Training
 
 
 class Completer:

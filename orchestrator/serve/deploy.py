@@ -13,11 +13,11 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
-from orchestrator.artifact import PreparedData, Training
 from orchestrator.errors import StageError, UserError, last_line
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.progress import Progress
 from orchestrator.serve.app import Endpoint
+from orchestrator.storage.artifact import PreparedData, Training
 
 logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it has made it talk
 

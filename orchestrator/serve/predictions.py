@@ -2,16 +2,16 @@
 
 import torch
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.batches import to_device
-from orchestrator.checkpoint import load_weights
+from orchestrator.data.shards import Arrays
 from orchestrator.errors import UserError
-from orchestrator.fit import load_processor
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.batches import to_device
+from orchestrator.learn.checkpoints import load_weights
+from orchestrator.learn.fit import load_processor
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
-from orchestrator.shards import Arrays
-from orchestrator.strict_json import finite
-from orchestrator.task import Row
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.strict_json import finite
+from orchestrator.tasks.task import Row
 
 MARGIN = 16  # of tokens that a task adds to a row's
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.answers import clean_answers, keep_answers, pack, score_answers, unpack
-from orchestrator.metrics import answer_words
+from orchestrator.data.shards import Arrays
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import trimmed
-from orchestrator.pretrained import fit_text
+from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
-from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.answers import clean_answers, keep_answers, pack, score_answers, unpack
+from orchestrator.tasks.metrics import answer_words
+from orchestrator.tasks.objectives import trimmed
+from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
 
 LONGEST_ANSWER = 32  # tokens
 SENTENCE_ENDS = ".!?。！？\n"

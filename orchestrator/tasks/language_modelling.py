@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrator.metrics import language_metrics, ngram_nats
+from orchestrator.data.shards import Arrays
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import token_loss
-from orchestrator.pretrained import fit_text
+from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
-from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.metrics import language_metrics, ngram_nats
+from orchestrator.tasks.objectives import token_loss
+from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
 
 ENCODED_AT_ONCE = 64  # documents, so that few of the tokenizer's own objects are alive
 

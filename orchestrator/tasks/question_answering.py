@@ -9,14 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.answers import clean_answers, keep_answers, pack, score_answers, unpack
+from orchestrator.data.shards import Arrays
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import token_loss
-from orchestrator.pairs import answer_pairs, encode_pairs, pair_logits, pair_losses, texts_of
-from orchestrator.pretrained import fit_text
+from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor, commonest
-from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.answers import clean_answers, keep_answers, pack, score_answers, unpack
+from orchestrator.tasks.objectives import token_loss
+from orchestrator.tasks.sequence_pairs import (
+    answer_pairs,
+    encode_pairs,
+    pair_logits,
+    pair_losses,
+    texts_of,
+)
+from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
 
 
 class QuestionAnswering(Task[TextProcessor]):

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.artifact import Split
-from orchestrator.metrics import classification_metrics
+from orchestrator.data.shards import Arrays
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import thinned, trimmed
-from orchestrator.pretrained import fit_text
+from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
-from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, LeftOut, Metric, Row, Task
+from orchestrator.storage.artifact import Split
+from orchestrator.tasks.metrics import classification_metrics
+from orchestrator.tasks.objectives import thinned, trimmed
+from orchestrator.tasks.task import Batch, Kind, LeftOut, Metric, Row, Task
 
 
 class TextClassification(Task[LabelProcessor]):
@@ -89,7 +89,7 @@ class TextClassification(Task[LabelProcessor]):
     def baselines(
         self, train: Arrays, test: Arrays, processor: LabelProcessor
     ) -> dict[str, dict[str, float]]:
-        from orchestrator.baselines import label_baselines  # scikit-learn takes its time
+        from orchestrator.tasks.baselines import label_baselines  # scikit-learn takes its time
 
         return label_baselines(train, test, processor.num_outputs)
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.artifact import Split
-from orchestrator.metrics import regression_metrics
+from orchestrator.data.shards import Arrays
 from orchestrator.model.transformer import Transformer
-from orchestrator.objectives import thinned, trimmed
-from orchestrator.pretrained import fit_text
+from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
-from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, LeftOut, Metric, Row, Task
+from orchestrator.storage.artifact import Split
+from orchestrator.tasks.metrics import regression_metrics
+from orchestrator.tasks.objectives import thinned, trimmed
+from orchestrator.tasks.task import Batch, Kind, LeftOut, Metric, Row, Task
 
 
 class TextRegression(Task[NumberProcessor]):
@@ -85,7 +85,7 @@ class TextRegression(Task[NumberProcessor]):
     def baselines(
         self, train: Arrays, test: Arrays, processor: NumberProcessor
     ) -> dict[str, dict[str, float]]:
-        from orchestrator.baselines import number_baselines  # scikit-learn takes its time
+        from orchestrator.tasks.baselines import number_baselines  # scikit-learn takes its time
 
         found = number_baselines(train, test)
         return {

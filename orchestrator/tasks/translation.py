@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.metrics import language_metrics
+from orchestrator.data.shards import Arrays
 from orchestrator.model.transformer import Transformer
-from orchestrator.pairs import answer_pairs, encode_pairs, pair_losses, predict_pairs, texts_of
-from orchestrator.pretrained import fit_text
+from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
-from orchestrator.shards import Arrays
-from orchestrator.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.metrics import language_metrics
+from orchestrator.tasks.sequence_pairs import (
+    answer_pairs,
+    encode_pairs,
+    pair_losses,
+    predict_pairs,
+    texts_of,
+)
+from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
 
 BEAMS = 4
 
@@ -81,7 +87,7 @@ class Translation(Task[TextProcessor]):
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
     ) -> dict[str, dict[str, float]]:
-        from orchestrator.baselines import dictionary
+        from orchestrator.tasks.baselines import dictionary
 
         sources, wanted = list(test["source_text"]), list(test["target_text"])
         known, targets = (texts_of(train, name, processor) for name in ("source", "target"))

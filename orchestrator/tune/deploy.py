@@ -1,11 +1,11 @@
 """Taking a sweep's best trial as the training: its weights go on, and nothing is trained anew."""
 
-from orchestrator.artifact import PreparedData, Sweep, Training
-from orchestrator.checkpoint import Checkpoints, read_verified
 from orchestrator.errors import StageError
-from orchestrator.fit import begun_with
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.checkpoints import Checkpoints, read_verified
+from orchestrator.learn.fit import begun_with
+from orchestrator.storage.artifact import PreparedData, Sweep, Training
+from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tune.trial import trial_folder
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import optuna
 
 from orchestrator.errors import UserError
-from orchestrator.job import Job
-from orchestrator.space import Domain
-from orchestrator.task import Metric
-from orchestrator.trials import Trial
+from orchestrator.job.job import Job
+from orchestrator.job.search_space import Domain
+from orchestrator.tasks.task import Metric
+from orchestrator.tune.records import Trial
 from orchestrator.tune.search import make_study, merged
 
 SHOWN = 10  # configurations on the leaderboard

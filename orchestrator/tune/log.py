@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from orchestrator.errors import StageError
-from orchestrator.folder import Folder, no_link
+from orchestrator.storage.folder import Folder, no_link
 
 LOG = "log.txt"
 LONGEST = 1 << 20  # characters that are kept of a trial that prints without end

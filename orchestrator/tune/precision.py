@@ -10,16 +10,16 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from orchestrator.artifact import PreparedData
-from orchestrator.batches import Batches
-from orchestrator.cluster import raised_by_user_code
+from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.errors import StageError
-from orchestrator.fit import load_processor
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.precision import Choice, choose
-from orchestrator.spares import KEPT_MEMORY
-from orchestrator.world import World
+from orchestrator.job.job import Job
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.fit import load_processor
+from orchestrator.learn.precision import Choice, choose
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.train.spares import KEPT_MEMORY
 
 
 def choose_for_trials(job: Job, prepared: PreparedData) -> Choice:

@@ -8,10 +8,10 @@ import ray.tune
 from ray.tune.experiment import Trial as RayTrial
 
 from orchestrator.errors import last_line
-from orchestrator.folder import Folder
 from orchestrator.progress import Progress
-from orchestrator.task import Metric
-from orchestrator.trials import REQUESTS, SWEEP_FILE, Exploit, SweepRecord, Trial
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Metric
+from orchestrator.tune.records import REQUESTS, SWEEP_FILE, Exploit, SweepRecord, Trial
 from orchestrator.tune.search import Search
 from orchestrator.tune.writer import Writer
 

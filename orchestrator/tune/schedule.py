@@ -12,9 +12,9 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from orchestrator.space import Domain, TuneConfig
-from orchestrator.task import Metric
-from orchestrator.trials import Trial
+from orchestrator.job.search_space import Domain, TuneConfig
+from orchestrator.tasks.task import Metric
+from orchestrator.tune.records import Trial
 from orchestrator.tune.search import sample
 
 VALIDATIONS = 16  # of a trial that is not stopped: what a scheduler decides by

@@ -21,9 +21,9 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.space import Domain, TuneConfig, grid, in_order
-from orchestrator.task import Metric
-from orchestrator.trials import Trial
+from orchestrator.job.search_space import Domain, TuneConfig, grid, in_order
+from orchestrator.tasks.task import Metric
+from orchestrator.tune.records import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

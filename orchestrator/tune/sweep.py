@@ -15,17 +15,17 @@ import ray.tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
-from orchestrator.artifact import FINDINGS, PreparedData, Sweep
-from orchestrator.cluster import Cluster
+from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import StageError, StoppedError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.progress import Progress
-from orchestrator.spares import KEPT_MEMORY
-from orchestrator.trials import SweepRecord, Trial, earlier_trials, read_trials
+from orchestrator.storage.artifact import FINDINGS, PreparedData, Sweep
+from orchestrator.storage.folder import Folder
+from orchestrator.train.spares import KEPT_MEMORY
 from orchestrator.tune.findings import findings, ranked
 from orchestrator.tune.precision import choose_for_trials
 from orchestrator.tune.recorder import Recorder
+from orchestrator.tune.records import SweepRecord, Trial, earlier_trials, read_trials
 from orchestrator.tune.schedule import replay, scheduler
 from orchestrator.tune.search import Search
 from orchestrator.tune.trial import Sweeping, run_trial, warmup_steps

@@ -15,21 +15,21 @@ from typing import Any
 import ray.tune
 import torch
 
-from orchestrator.artifact import PreparedData
-from orchestrator.checkpoint import Checkpoints, step_name
 from orchestrator.errors import StageError
-from orchestrator.events import EventLog
-from orchestrator.failures import explain
-from orchestrator.feed import Feed
-from orchestrator.fit import fit
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.job import Job
-from orchestrator.pulse import Directive
-from orchestrator.snapshot import Snapshot
-from orchestrator.train import train_group
+from orchestrator.job.job import Job
+from orchestrator.learn.agreement import Directive
+from orchestrator.learn.checkpoints import Checkpoints, step_name
+from orchestrator.learn.fit import fit
+from orchestrator.learn.snapshot import Snapshot
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.events import EventLog
+from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.train.failures import explain
+from orchestrator.train.follower import Feed
+from orchestrator.train.stage import train_group
 from orchestrator.tune.log import logged
 from orchestrator.tune.schedule import VALIDATIONS, decides_at
-from orchestrator.world import World
 
 REPORT_SECONDS = 1.0  # between reports that nothing depends on: a trial waits until each is heard
 SAVE_SECONDS = 10.0  # at most so much of a trial is lost with its process

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from orchestrator.folder import Folder
+from orchestrator.storage.folder import Folder
 
 RETRY_SECONDS = 1.0
 PATIENCE = 30.0

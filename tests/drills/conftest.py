@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import train as train_module
-from orchestrator.artifact import PreparedData
-from orchestrator.feed import Feed
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.run import Run
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.train import stage as train_module
+from orchestrator.train.follower import Feed
 from tests.drills.s3 import Storage, storage
 from tests.drills.trainings import Command, Drill, Ending, assert_clean, ending, make_job
 from tests.integration.conftest import connected, prepared

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.task import Batch
 from orchestrator.tasks.language_modelling import LanguageModelling
+from orchestrator.tasks.task import Batch
 
 POISON = "poison.npy"
 FLIP = "flip"

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from tests.drills.conftest import Make, Undisturbed
 from tests.drills.trainings import Command, assert_clean, ending
 from tests.ray_head import Head

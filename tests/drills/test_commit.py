@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.errors import StageError
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.snapshot import Snapshot, pack
-from orchestrator.task import Metric
+from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.snapshot import Snapshot, pack
+from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.tasks.task import Metric
 
 STEPS = 5
 LOSSES = {2: 0.5, 4: 0.7}  # of the steps that are validated: the second one stays the best

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.artifact import PreparedData
-from orchestrator.batches import Batches
 from orchestrator.errors import DivergedError
-from orchestrator.job import TrainConfig
-from orchestrator.world import World
+from orchestrator.job.job import TrainConfig
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
 from tests.drills.conftest import Begin, Undisturbed
 from tests.drills.tasks import FLIP, POISON
 from tests.drills.trainings import SLOW, checkpoints, ending

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from orchestrator.checkpoint import step_of
 from orchestrator.errors import StageError
+from orchestrator.learn.checkpoints import step_of
 from tests.drills.conftest import Begin, Undisturbed
 from tests.drills.s3 import Storage
 from tests.drills.test_commit import disk

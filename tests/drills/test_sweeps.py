@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from orchestrator.artifact import Sweep
-from orchestrator.trials import Trial, read_trials
+from orchestrator.storage.artifact import Sweep
+from orchestrator.tune.records import Trial, read_trials
 from tests.drills.conftest import Make
 from tests.drills.trainings import Command, assert_clean
 from tests.ray_head import Head

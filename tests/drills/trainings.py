@@ -17,16 +17,16 @@ import ray
 import yaml
 from ray.util.state import list_actors, list_placement_groups
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
-from orchestrator.events import EventLog, read_events
-from orchestrator.feed import Feed
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.run import Run
-from orchestrator.supervisor import Beat
-from orchestrator.task import Metric
-from orchestrator.train import train
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.events import EventLog, read_events
+from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.tasks.task import Metric
+from orchestrator.train.follower import Feed
+from orchestrator.train.stage import train
+from orchestrator.train.supervisor import Beat
 from tests.integration.conftest import Silent, tiny_job
 from tests.ray_head import Head
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.artifact import PreparedData
-from orchestrator.job import Job
-from orchestrator.prepare import prepare
+from orchestrator.job.job import Job
+from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
+from orchestrator.storage.artifact import PreparedData
 from tests.ray_head import Head, ray_head
 
 WORDS = "the of and to a in that is was he for it with as his on be at by i this had not".split()  # noqa: SIM905
@@ -30,7 +30,7 @@ def head() -> Iterator[Head]:
 @pytest.fixture(scope="session")
 def connected(head: Head) -> Iterator[Any]:
     """This process, connected to the head."""
-    from orchestrator.cluster import connect
+    from orchestrator.cluster.connection import connect
 
     os.environ["RAY_ADDRESS"] = head.address
     with connect() as cluster:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orchestrator.task import Batch
 from orchestrator.tasks.language_modelling import LanguageModelling
+from orchestrator.tasks.task import Batch
 
 KILLED, KILLED_ONCE, HUNGRY = 0.125, 0.25, 0.375
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import uvicorn
 
-from orchestrator import lease
 from orchestrator.dashboard import actions
 from orchestrator.dashboard.app import make_app
 from orchestrator.dashboard.catalog import Catalog
-from orchestrator.folder import Folder
-from orchestrator.trials import Point, SweepRecord, Trial
+from orchestrator.storage import lease
+from orchestrator.storage.folder import Folder
+from orchestrator.tune.records import Point, SweepRecord, Trial
 from tests.make_sweep import (
     FINGERPRINT,
     exploit,

@@ -103,7 +103,7 @@ def test_a_run_interrupted_in_every_stage_goes_on_where_it_stopped(job: Path) ->
 
 
 def test_a_second_run_of_the_name_is_refused_at_once(job: Path) -> None:
-    from orchestrator.job_file import load_job
+    from orchestrator.job.file import load_job
     from orchestrator.run import Run
 
     with Run(load_job(str(job))).lease():

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from orchestrator import prepare as stage
-from orchestrator.artifact import PreparedData
+from orchestrator.data.shards import ShardReader
 from orchestrator.errors import UserError
-from orchestrator.fit import load_processor
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.fit import load_processor
+from orchestrator.prepare import stage
 from orchestrator.run import Run
-from orchestrator.shards import ShardReader
+from orchestrator.storage.artifact import PreparedData
 from tests.integration.conftest import Silent, tiny_job, write_texts
 
 pytestmark = pytest.mark.usefixtures("connected")

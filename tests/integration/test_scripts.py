@@ -7,14 +7,14 @@ import httpx
 import yaml
 from ray import serve
 
-from orchestrator.artifact import PreparedData
-from orchestrator.cluster import Cluster
-from orchestrator.folder import Folder
-from orchestrator.job_file import load_job
-from orchestrator.pairs import texts_of
+from orchestrator.cluster.connection import Cluster
+from orchestrator.data.shards import ShardReader
+from orchestrator.job.file import load_job
 from orchestrator.run import Run
 from orchestrator.serve.deploy import deploy
-from orchestrator.shards import ShardReader
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.sequence_pairs import texts_of
 from tests.integration.conftest import Silent, orchestrate, stages
 from tests.ray_head import Head, free_port
 

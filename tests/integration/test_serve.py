@@ -6,15 +6,15 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.cluster import Cluster
+from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.prepare import prepare
+from orchestrator.job.job import Job
+from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
 from orchestrator.serve.deploy import ask, deploy
-from orchestrator.train import train
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
+from orchestrator.train.stage import train
 from tests.integration.conftest import Silent, tiny_job, write_texts
 from tests.ray_head import free_port
 

@@ -13,17 +13,17 @@ import psutil
 import pytest
 from ray.util.state import list_actors
 
-from orchestrator import spares
-from orchestrator.artifact import Checkpoint, PreparedData, Training
-from orchestrator.batches import Batches
-from orchestrator.checkpoint import step_name
 from orchestrator.errors import StageError
-from orchestrator.events import EventLog, read_events
-from orchestrator.folder import Folder
-from orchestrator.job import Job, TrainConfig
+from orchestrator.job.job import Job, TrainConfig
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.checkpoints import step_name
+from orchestrator.learn.world import World
 from orchestrator.run import Run
-from orchestrator.train import train
-from orchestrator.world import World
+from orchestrator.storage.artifact import Checkpoint, PreparedData, Training
+from orchestrator.storage.events import EventLog, read_events
+from orchestrator.storage.folder import Folder
+from orchestrator.train import spares
+from orchestrator.train.stage import train
 from tests.drills.tasks import POISON
 from tests.integration.conftest import Silent, tiny_job
 from tests.ray_head import Head

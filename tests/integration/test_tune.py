@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from ray.util.state import list_actors, list_placement_groups
 
-from orchestrator.artifact import FINDINGS, PreparedData, Sweep
-from orchestrator.checkpoint import Checkpoints
-from orchestrator.cluster import Cluster
+from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import StageError, StoppedError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.trials import SweepRecord, Trial, read_trials, request_stop
+from orchestrator.job.job import Job
+from orchestrator.learn.checkpoints import Checkpoints
+from orchestrator.storage.artifact import FINDINGS, PreparedData, Sweep
+from orchestrator.storage.folder import Folder
 from orchestrator.tune.deploy import take_best_trial
+from orchestrator.tune.records import SweepRecord, Trial, read_trials, request_stop
 from orchestrator.tune.sweep import described, tune
 from tests.integration.conftest import Silent, tiny_job
 from tests.integration.fatal_task import HUNGRY, KILLED, KILLED_ONCE

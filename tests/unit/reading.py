@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.data.rows import BadRow, Note, Reading, check_columns, read_rows
+from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
-from orchestrator.rows import BadRow, Note, Reading, check_columns, read_rows
-from orchestrator.sources import find_files
-from orchestrator.task import DataConfig, Kind
+from orchestrator.tasks.task import DataConfig, Kind
 
 TEXT: dict[str, Kind] = {"text": "text"}
 LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}

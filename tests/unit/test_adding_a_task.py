@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.batches import to_device
-from orchestrator.job import Job, TrainConfig
-from orchestrator.optimizer import build_optimizers
-from orchestrator.task import Task
-from orchestrator.world import World
+from orchestrator.job.job import Job, TrainConfig
+from orchestrator.learn.batches import to_device
+from orchestrator.learn.optimizer import build_optimizers
+from orchestrator.learn.world import World
+from orchestrator.tasks.task import Task
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_task.md"
 ROWS = [

@@ -11,10 +11,17 @@ import pyarrow.fs
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import folder as folders
-from orchestrator.artifact import Checkpoint, Evaluation, PreparedData, Shard, Sweep, Training
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import MANIFEST, Folder, check_writable
+from orchestrator.storage import folder as folders
+from orchestrator.storage.artifact import (
+    Checkpoint,
+    Evaluation,
+    PreparedData,
+    Shard,
+    Sweep,
+    Training,
+)
+from orchestrator.storage.folder import MANIFEST, Folder, check_writable
 
 
 @pytest.fixture(params=["path", "file URI", "object store"])

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.artifact import PreparedData
-from orchestrator.batches import Batches
+from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.errors import StageError
-from orchestrator.folder import Folder
-from orchestrator.job import TrainConfig
-from orchestrator.shards import ShardReader, write_shard
-from orchestrator.task import Batch
-from orchestrator.world import World, join
+from orchestrator.job.job import TrainConfig
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.world import World, join
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Batch
 from tests.unit.toy import prepare_counting, toy_config
 
 NOTHING = "00" * 32

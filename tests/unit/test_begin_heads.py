@@ -9,12 +9,12 @@ import safetensors.torch
 import torch
 import transformers
 
-from orchestrator import pretrained
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.hf import Outputs
 from orchestrator.model.transformer import HeadKind, Transformer
+from orchestrator.pretrained import model as pretrained
+from orchestrator.storage.folder import Folder
 
 V, LENGTH = 61, 16
 BERT = {

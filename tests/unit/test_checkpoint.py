@@ -17,23 +17,23 @@ import pytest
 import safetensors.torch
 import torch
 
-from orchestrator import checkpoint as checkpoint_module
-from orchestrator import folder as folders
-from orchestrator.artifact import ATTEMPT, Checkpoint
-from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, load_weights
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import MANIFEST, Folder, Parts
-from orchestrator.job import TrainConfig
-from orchestrator.model.transformer import Transformer
-from orchestrator.optimizer import (
+from orchestrator.job.job import TrainConfig
+from orchestrator.learn import checkpoints as checkpoint_module
+from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, load_weights
+from orchestrator.learn.optimizer import (
     Optimizer,
     build_optimizers,
     optimizer_tensors,
     restore_optimizers,
 )
-from orchestrator.snapshot import Snapshot, pack
-from orchestrator.task import Metric
-from orchestrator.world import World
+from orchestrator.learn.snapshot import Snapshot, pack
+from orchestrator.learn.world import World
+from orchestrator.model.transformer import Transformer
+from orchestrator.storage import folder as folders
+from orchestrator.storage.artifact import ATTEMPT, Checkpoint
+from orchestrator.storage.folder import MANIFEST, Folder, Parts
+from orchestrator.tasks.task import Metric
 
 LOSS = Metric("loss", "min")
 Optimizers = list[Optimizer]

@@ -22,12 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from orchestrator import checkpoint
-from orchestrator.checkpoint import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
 from orchestrator.errors import StageError
-from orchestrator.folder import MANIFEST, Folder
-from orchestrator.snapshot import Packed, Snapshot, pack
-from orchestrator.task import Metric
+from orchestrator.learn import checkpoints as checkpoint
+from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.snapshot import Packed, Snapshot, pack
+from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.tasks.task import Metric
 
 CHANGES = ("open", "write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
 FILES = st.sampled_from([MODEL_FILE, OPTIMIZER_FILE, MANIFEST])

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 import ray
 
-import orchestrator.cluster
+import orchestrator.cluster.connection
 import orchestrator.pipeline
 import orchestrator.serve.deploy  # as the commands do, but here no test's time counts it
 from orchestrator import cli
-from orchestrator.artifact import PreparedData, Shard
 from orchestrator.cli import main
 from orchestrator.display import TerminalDisplay
 from orchestrator.errors import StageError, UserError
-from orchestrator.events import read_events
-from orchestrator.job import STAGES, Job, Stage, json_schema
-from orchestrator.job_file import load_job
+from orchestrator.job.file import load_job
+from orchestrator.job.job import STAGES, Job, Stage, json_schema
 from orchestrator.pipeline import Display
 from orchestrator.run import Run, StageStatus
+from orchestrator.storage.artifact import PreparedData, Shard
+from orchestrator.storage.events import read_events
 
 SOUND = (
     "name: a\ntask: language_modelling\ndata: {source: texts}\nmodel: {d_model: 16, num_heads: 2}\n"
@@ -47,7 +47,7 @@ def a_job_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def connect() -> Any:
         raise AssertionError("Ray would have been started")
 
-    monkeypatch.setattr(orchestrator.cluster, "connect", connect)
+    monkeypatch.setattr(orchestrator.cluster.connection, "connect", connect)
     handler = signal.getsignal(signal.SIGTERM)
     before = ray.is_initialized()  # by the tests of the stages, where they came first
     yield

@@ -2,7 +2,7 @@
 
 from ray.exceptions import RayTaskError
 
-from orchestrator.cluster import raised_by_user_code
+from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.errors import UserError
 
 

@@ -8,15 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.checkpoint import Checkpoints
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.checkpoints import Checkpoints
+from orchestrator.learn.snapshot import Snapshot, pack
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.serve.completions import Completer, Stopped
 from orchestrator.serve.protocol import CompletionRequest, CompletionResponse
-from orchestrator.snapshot import Snapshot, pack
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
 
 CONTEXT = 32
 TEXT = "the quick brown fox jumps over the lazy dog and the dog sleeps on\n"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cost import compiles, num_parameters, tokens_seen, train_seconds
-from orchestrator.job import TASKS, Job
+from orchestrator.job.cost import compiles, num_parameters, tokens_seen, train_seconds
+from orchestrator.job.job import TASKS, Job
 
 GPU = {"gpus_per_worker": 1}
 

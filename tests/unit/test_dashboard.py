@@ -11,8 +11,7 @@ import pyarrow.fs
 import pytest
 from fastapi.testclient import TestClient
 
-import orchestrator.folder
-from orchestrator import lease
+import orchestrator.storage.folder
 from orchestrator.dashboard import sweep as following
 from orchestrator.dashboard.app import make_app
 from orchestrator.dashboard.catalog import Catalog
@@ -21,10 +20,11 @@ from orchestrator.dashboard.importance import importance
 from orchestrator.dashboard.summary import find_best, summarize, time_left
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
-from orchestrator.task import Metric
-from orchestrator.trials import SweepRecord, Trial, request_stop
+from orchestrator.storage import lease
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Metric
 from orchestrator.tune.findings import ranked
+from orchestrator.tune.records import SweepRecord, Trial, request_stop
 from tests.make_sweep import FINGERPRINT, plan, write_finished, write_start, write_trial
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -155,7 +155,7 @@ def test_sweeps_are_followed_on_storage_that_is_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(orchestrator.folder, "_filesystem", lambda _: store)
+    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda _: store)
     (tmp_path / "bucket/runs/reviews").mkdir(parents=True)
     record, trials = plan(trials=3)
     write_finished(Folder(str(tmp_path / "bucket/runs/reviews")), record, trials)
@@ -347,7 +347,7 @@ def test_text_of_a_run_is_never_markup(folder: Folder, client: TestClient) -> No
         answer = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}{path}")
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-content-type-options"] == "nosniff"
-    static = Path(orchestrator.folder.__file__).parent / "dashboard" / "static"
+    static = Path(orchestrator.storage.folder.__file__).parents[1] / "dashboard" / "static"
     scripts = [path.read_text() for path in static.glob("*.js")]
     assert len(scripts) > 10
     assert not any("innerHTML" in s or "insertAdjacentHTML" in s or "eval(" in s for s in scripts)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import lease
 from orchestrator.dashboard import actions
 from orchestrator.dashboard.actions import Start, overrides_text, training_command, value_text
 from orchestrator.dashboard.catalog import Catalog, FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError
-from orchestrator.events import EventLog
-from orchestrator.folder import Folder
-from orchestrator.job_file import load_job, parse_value
+from orchestrator.job.file import load_job, parse_value
+from orchestrator.storage import lease
+from orchestrator.storage.events import EventLog
+from orchestrator.storage.folder import Folder
 from tests.make_sweep import FINGERPRINT, plan, write_start, write_trial
 
 VALUES = st.recursive(

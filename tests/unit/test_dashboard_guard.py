@@ -10,7 +10,7 @@ from orchestrator.cli import main
 from orchestrator.dashboard import server
 from orchestrator.dashboard.app import make_app
 from orchestrator.dashboard.catalog import Catalog
-from orchestrator.folder import Folder
+from orchestrator.storage.folder import Folder
 from tests.make_sweep import FINGERPRINT, plan
 
 TOKEN = "a token of some length"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.defaults import derive
 from orchestrator.errors import UserError
-from orchestrator.job import TASKS, Job
+from orchestrator.job.defaults import derive
+from orchestrator.job.job import TASKS, Job
 from orchestrator.model.config import SIZES, ModelConfig
 
 MEGABYTE = 1 << 20

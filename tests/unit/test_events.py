@@ -13,17 +13,17 @@ import pyarrow.fs
 import pytest
 import torch
 
-import orchestrator.events
-import orchestrator.folder
-from orchestrator.events import EventLog, describe, read_events
-from orchestrator.folder import Folder
+import orchestrator.storage.events
+import orchestrator.storage.folder
+from orchestrator.storage.events import EventLog, describe, read_events
+from orchestrator.storage.folder import Folder
 
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
     (tmp_path / "host/a/events").mkdir(parents=True)  # as no object store needs
-    monkeypatch.setattr(orchestrator.folder, "_filesystem", lambda _: filesystem)
+    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda _: filesystem)
     return Folder("memory-test://host/a")
 
 
@@ -159,7 +159,7 @@ def test_events_wait_for_a_storage_that_refuses_them_and_one_warning_tells(
 def test_the_last_event_is_written_too_once_the_storage_is_back(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.events, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(orchestrator.storage.events, "RETRY_SECONDS", 0.05)
     events = EventLog(folder)
     with monkeypatch.context() as away:
         away.setattr(os, "write", lambda *_: 1 / 0)
@@ -188,10 +188,10 @@ def test_a_line_for_which_there_was_half_the_room_is_written_again(
 def test_the_newest_events_are_remembered_while_the_storage_is_away(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.events, "REMEMBERED", 3)
+    monkeypatch.setattr(orchestrator.storage.events, "REMEMBERED", 3)
     events = EventLog(folder)
     with monkeypatch.context() as away:
-        away.setattr(orchestrator.folder.Folder, "write", lambda *_: 1 / 0)
+        away.setattr(orchestrator.storage.folder.Folder, "write", lambda *_: 1 / 0)
         away.setattr(os, "open", lambda *_: 1 / 0)
         for name in "abcd":
             events.write("train", name)
@@ -202,7 +202,7 @@ def test_the_newest_events_are_remembered_while_the_storage_is_away(
 def test_many_events_of_one_remote_run_are_several_objects(
     remote: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.events, "REMEMBERED", 3)
+    monkeypatch.setattr(orchestrator.storage.events, "REMEMBERED", 3)
     events = EventLog(remote)
     for name in "abcdefg":
         events.write("train", name)

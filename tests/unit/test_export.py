@@ -11,16 +11,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-from orchestrator import pretrained
-from orchestrator.batches import to_device
-from orchestrator.export import USE, write
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.evaluate.export import USE, write
+from orchestrator.job.job import Job
+from orchestrator.learn.batches import to_device
 from orchestrator.model.generate import GREEDY, generate
 from orchestrator.model.hf import Outputs
 from orchestrator.model.transformer import Transformer
+from orchestrator.pretrained import model as pretrained
 from orchestrator.processors.text import TextProcessor
-from orchestrator.task import Task
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Task
 
 CPU = torch.device("cpu")
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}

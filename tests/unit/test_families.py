@@ -4,10 +4,10 @@ import pytest
 import torch
 import transformers
 
-from orchestrator import pretrained
-from orchestrator.folder import Folder
 from orchestrator.model.generate import GREEDY, Sampling, beam_search, generate, generate_batch
 from orchestrator.model.transformer import Cache, Transformer
+from orchestrator.pretrained import model as pretrained
+from orchestrator.storage.folder import Folder
 
 NO_END, END = -1, 10
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator import feed as feeds
 from orchestrator.errors import StageError
-from orchestrator.events import EventLog, read_events
-from orchestrator.feed import Feed
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.supervisor import Event
+from orchestrator.job.job import Job
+from orchestrator.storage.events import EventLog, read_events
+from orchestrator.storage.folder import Folder
+from orchestrator.train import follower as feeds
+from orchestrator.train.follower import Feed
+from orchestrator.train.supervisor import Event
 
 LOST = Event("worker lost", {"ranks": [1]})
 

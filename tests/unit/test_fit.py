@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import pace as pace_module
-from orchestrator.artifact import PreparedData
-from orchestrator.batches import to_device
-from orchestrator.checkpoint import load_weights
+from orchestrator.data.shards import ShardReader
 from orchestrator.errors import DivergedError
-from orchestrator.fit import fit, load_processor
-from orchestrator.folder import Folder
-from orchestrator.optimizer import learning_rate
-from orchestrator.pace import CALIBRATION_STEPS
-from orchestrator.shards import ShardReader
-from orchestrator.task import Batch
-from orchestrator.world import World
+from orchestrator.learn import pace as pace_module
+from orchestrator.learn.batches import to_device
+from orchestrator.learn.checkpoints import load_weights
+from orchestrator.learn.fit import fit, load_processor
+from orchestrator.learn.optimizer import learning_rate
+from orchestrator.learn.pace import CALIBRATION_STEPS
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Batch
 from tests.unit.toy import (
     LENGTH,
     Killed,

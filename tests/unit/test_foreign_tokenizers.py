@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from orchestrator.batches import to_device
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.batches import to_device
 from orchestrator.processors.text import TextProcessor
-from orchestrator.task import Task
+from orchestrator.tasks.task import Task
 
 CPU = torch.device("cpu")
 TEXTS = ["The cats sat.", "a naïve  cat 🙂", "cats, cats"]

@@ -15,14 +15,14 @@ import pyarrow.fs
 import pyarrow.parquet
 import pytest
 
-import orchestrator.folder
-from orchestrator import streams
-from orchestrator.artifact import PreparedData
+import orchestrator.storage.folder
+from orchestrator.data import streams
+from orchestrator.data.sources import Listing, SourceFile, find_files, named_split
 from orchestrator.errors import UserError
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.run import Run
-from orchestrator.sources import Listing, SourceFile, find_files, named_split
-from orchestrator.task import DataConfig
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.tasks.task import DataConfig
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +182,7 @@ def test_a_remote_storage_and_remote_runs_are_not_read(monkeypatch: pytest.Monke
     write("root/b/a.csv", "root/b/runs/job/x.csv", "root/b/c/old/y.csv", "root/b/[z].csv")
     write("root/b/c/old/prepare-0123456789ab-01234567/z.csv", "root/b/note.docx")
     store = pyarrow.fs.SubTreeFileSystem("root", pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(orchestrator.folder, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda scheme_and_host: store)
     listing = found("s3://b", "s3://b/runs")
     assert names(listing) == ["s3://b/[z].csv", "s3://b/a.csv"]
     assert listing.notes == ["s3://b/: 1 file is not read: note.docx"]
@@ -258,7 +258,7 @@ def test_the_folders_above_the_source_name_no_split() -> None:
 
 
 def test_a_file_with_its_split_travels_as_json() -> None:
-    from orchestrator.prepare import _file
+    from orchestrator.prepare.stage import _file
 
     write("d/train.csv", "d/test.csv")
     for file in found("d").files:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orchestrator import gradients as gradients_module
-from orchestrator.gradients import Gradients
-from orchestrator.optimizer import build_optimizers
-from orchestrator.world import World
+from orchestrator.learn import gradients as gradients_module
+from orchestrator.learn.gradients import Gradients
+from orchestrator.learn.optimizer import build_optimizers
+from orchestrator.learn.world import World
 from tests.unit.toy import together, toy_config
 
 ROWS = 5

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifact import PreparedData
-from orchestrator.batches import Batches
-from orchestrator.folder import Folder
-from orchestrator.guard import REPEATED, WARM_STEPS, Guard
-from orchestrator.state import GUARD
-from orchestrator.world import World
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.skipped_steps import REPEATED, WARM_STEPS, Guard
+from orchestrator.learn.state import GUARD
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 from tests.unit.toy import (
     Disturbance,
     Fault,

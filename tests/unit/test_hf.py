@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from orchestrator import pretrained
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
 from orchestrator.model import hf
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import HeadKind, Transformer
+from orchestrator.pretrained import model as pretrained
+from orchestrator.storage.folder import Folder
 
 V, B, T = 61, 3, 9
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}

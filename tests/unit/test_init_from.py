@@ -11,13 +11,13 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from orchestrator import pretrained
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.transformer import Transformer
+from orchestrator.pretrained import model as pretrained
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
+from orchestrator.storage.folder import Folder
 
 TEXTS = ["the cat and the hat", "a cat sat on the mat", "naïve 机器学习 🙂"] * 5
 SIZES = {"num_layers": 1, "d_model": 32, "num_heads": 2, "max_seq_len": 16}

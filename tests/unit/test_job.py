@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.job import STAGES, Job, Stage, json_schema
-from orchestrator.job_file import load_job, parse_value
+from orchestrator.job.file import load_job, parse_value
+from orchestrator.job.job import STAGES, Job, Stage, json_schema
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 

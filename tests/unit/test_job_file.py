@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import JobError
-from orchestrator.job_file import load_job
+from orchestrator.job.file import load_job
 
 SOUND = "name: a\ntask: language_modelling\ndata: {source: python-stdlib}\n"
 
 A_TASK = """\
-from orchestrator.task import Metric
+from orchestrator.tasks.task import Metric
 from orchestrator.tasks.language_modelling import LanguageModelling
 
 class MyTask(LanguageModelling):
@@ -591,7 +591,7 @@ def test_a_task_may_be_named_by_its_import_path(
         "collections:OrderedDict",
         "a:b:c",
         ".relative:MyTask",
-        "orchestrator.task:Task",
+        "orchestrator.tasks.task:Task",
         "broken_task:MyTask",
         "failing_task:MyTask",
         "importing_task:MyTask",

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.job import Job
-from orchestrator.metrics import language_metrics
+from orchestrator.job.job import Job
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.tasks.language_modelling import LanguageModelling
+from orchestrator.tasks.metrics import language_metrics
 
 LENGTH = 6
 documents = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=8)

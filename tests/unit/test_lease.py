@@ -16,22 +16,22 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
-import orchestrator.folder
-from orchestrator import lease
+import orchestrator.storage.folder
 from orchestrator.errors import StageError, UserError
-from orchestrator.folder import Folder
+from orchestrator.storage import lease
+from orchestrator.storage.folder import Folder
 
 HOLD = """
 import subprocess, sys, time
 import pyarrow.fs
-import orchestrator.folder
-from orchestrator import lease
-from orchestrator.folder import Folder
+import orchestrator.storage.folder
+from orchestrator.storage import lease
+from orchestrator.storage.folder import Folder
 from orchestrator.errors import OrchestratorError
 
 folder, root, then = sys.argv[1:]
 filesystem = pyarrow.fs.SubTreeFileSystem(root, pyarrow.fs.LocalFileSystem())
-orchestrator.folder._filesystem = lambda _: filesystem
+orchestrator.storage.folder._filesystem = lambda _: filesystem
 lease.HEARTBEAT, lease.EXPIRY, lease.SETTLE = 0.15, 0.5, 0.2
 print("ready", flush=True)
 sys.stdin.readline()
@@ -52,7 +52,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
     (tmp_path / "host/a").mkdir(parents=True)  # as no object store needs
-    monkeypatch.setattr(orchestrator.folder, "_filesystem", lambda _: filesystem)
+    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda _: filesystem)
     for name, seconds in {"HEARTBEAT": 0.15, "EXPIRY": 0.5, "SETTLE": 0.2}.items():
         monkeypatch.setattr(lease, name, seconds)
     return Folder("memory-test://host/a")

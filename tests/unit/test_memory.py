@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.spares import ENVIRONMENT
+from orchestrator.train.spares import ENVIRONMENT
 
 PAGES = """
 import resource, threading

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from orchestrator.metrics import (
+from orchestrator.tasks.metrics import (
     answer_metrics,
     answer_words,
     classification_metrics,

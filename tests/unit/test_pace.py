@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator import pace as pace_module
-from orchestrator.pace import CALIBRATION_STEPS, Pace
-from orchestrator.world import World
+from orchestrator.learn import pace as pace_module
+from orchestrator.learn.pace import CALIBRATION_STEPS, Pace
+from orchestrator.learn.world import World
 from tests.unit.toy import toy_config
 
 ROWS = 10_000

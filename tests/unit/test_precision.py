@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import precision
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.batches import Batches, to_device
-from orchestrator.evaluate import _Predictor
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.precision import autocast, choose, keep
-from orchestrator.shards import ShardReader
-from orchestrator.task import Batch
-from orchestrator.world import World
+from orchestrator.data.shards import ShardReader
+from orchestrator.evaluate.stage import _Predictor
+from orchestrator.job.job import Job
+from orchestrator.learn import precision
+from orchestrator.learn.batches import Batches, to_device
+from orchestrator.learn.precision import autocast, choose, keep
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Batch
 from tests.unit.toy import (
     Killed,
     Listener,

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.artifact import PreparedData, Training
-from orchestrator.checkpoint import Checkpoints
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
+from orchestrator.learn.checkpoints import Checkpoints
+from orchestrator.learn.snapshot import Snapshot, pack
 from orchestrator.serve.predictions import Predictor
 from orchestrator.serve.protocol import PredictionRequest
-from orchestrator.snapshot import Snapshot, pack
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
 
 ROWS: dict[str, dict[str, str]] = {
     "text_classification": {"text": "a good one", "label": "yes"},

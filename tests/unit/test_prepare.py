@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.artifact import SPLITS
+from orchestrator.data.rows import BadRow, Note
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
-from orchestrator.index import Index, hidden_splits, quarantine, record
-from orchestrator.job import Job
-from orchestrator.prepare import (
+from orchestrator.job.job import Job
+from orchestrator.prepare.index import Index, hidden_splits, quarantine, record
+from orchestrator.prepare.stage import (
     Bounds,
     _num_buckets,
     _table,
     shuffled,
     split_bounds,
 )
-from orchestrator.rows import BadRow, Note
-from orchestrator.task import Task
+from orchestrator.storage.artifact import SPLITS
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Task
 
 JOB = Job.model_validate(
     {"name": "a", "task": "language_modelling", "data": {"source": "x", "max_bad_rows": 2}}

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifact import PreparedData
-from orchestrator.folder import Folder
-from orchestrator.guard import Guard
-from orchestrator.optimizer import build_optimizers
-from orchestrator.pulse import Directive
-from orchestrator.state import State
-from orchestrator.world import World
+from orchestrator.learn.agreement import Directive
+from orchestrator.learn.optimizer import build_optimizers
+from orchestrator.learn.skipped_steps import Guard
+from orchestrator.learn.state import State
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 from tests.unit.toy import (
     Disturbance,
     Fault,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.answers import score_answers, unpack
-from orchestrator.batches import to_device
-from orchestrator.job import Job
-from orchestrator.task import LeftOut, Task
+from orchestrator.job.job import Job
+from orchestrator.learn.batches import to_device
+from orchestrator.tasks.answers import score_answers, unpack
+from orchestrator.tasks.task import LeftOut, Task
 
 CPU = torch.device("cpu")
 CONTEXT = "秦川雄帝宅 and Ann met Bob in the naïve café 🙂 of Paris."

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifact import PreparedData
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.run import Run
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.job import Job
-from orchestrator.space import TuneConfig
-from orchestrator.task import Metric
-from orchestrator.trials import Trial
+from orchestrator.job.job import Job
+from orchestrator.job.search_space import TuneConfig
+from orchestrator.tasks.task import Metric
 from orchestrator.tune.findings import at_the_edge, importances, ranked, saved_share
+from orchestrator.tune.records import Trial
 from orchestrator.tune.search import Search, contains, merged, sample
 
 LOSS = Metric("loss", "min")

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import folder as folders
-from orchestrator import shards
-from orchestrator.artifact import PreparedData, Shard
+from orchestrator.data import shards
+from orchestrator.data.shards import Arrays, ShardReader, write_shard
 from orchestrator.errors import StageError
-from orchestrator.folder import Folder
-from orchestrator.shards import Arrays, ShardReader, write_shard
+from orchestrator.storage import folder as folders
+from orchestrator.storage.artifact import PreparedData, Shard
+from orchestrator.storage.folder import Folder
 
 
 def prepared_of(folder: Folder, *shards: Arrays) -> PreparedData:

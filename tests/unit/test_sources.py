@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from orchestrator.data.rows import BadRow, Note, Reading, check_columns, read_cleaned, read_rows
+from orchestrator.data.sources import SourceFile, find_files
 from orchestrator.errors import UserError
-from orchestrator.job import Job
-from orchestrator.rows import BadRow, Note, Reading, check_columns, read_cleaned, read_rows
-from orchestrator.sources import SourceFile, find_files
-from orchestrator.task import DataConfig, Kind
+from orchestrator.job.job import Job
+from orchestrator.tasks.task import DataConfig, Kind
 
 COLUMNS: dict[str, Kind] = {"text": "text"}
 ANY = Reading(DataConfig(source="x"), COLUMNS)

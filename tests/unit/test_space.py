@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.job import SPACE, Job
-from orchestrator.space import TuneConfig, grid, in_order
+from orchestrator.job.job import SPACE, Job
+from orchestrator.job.search_space import TuneConfig, grid, in_order
 
 JOB: dict[str, Any] = {
     "name": "sweeps",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import strict_json
-from orchestrator.trials import Trial
+from orchestrator.storage import strict_json
+from orchestrator.tune.records import Trial
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

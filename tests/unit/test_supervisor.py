@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator import supervisor as supervisor_module
 from orchestrator.errors import StageError
-from orchestrator.supervisor import Beat, Event, Figures, Supervisor
+from orchestrator.train import supervisor as supervisor_module
+from orchestrator.train.supervisor import Beat, Event, Figures, Supervisor
 
 HANG = 15.0
 STEP_SECONDS = 0.2

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import Cluster
-from orchestrator.folder import Folder
-from orchestrator.job import Job
-from orchestrator.precision import Choice
-from orchestrator.trials import SweepRecord
+from orchestrator.cluster.connection import Cluster
+from orchestrator.job.job import Job
+from orchestrator.learn.precision import Choice
+from orchestrator.storage.folder import Folder
 from orchestrator.tune import sweep
+from orchestrator.tune.records import SweepRecord
 from orchestrator.tune.sweep import resources_of_a_trial, room_for_trials, settled
 
 CLUSTER = Cluster(started_here=False, dashboard_url="", cpus=8, gpus=2)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.artifact import PreparedData
-from orchestrator.batches import kept, to_device
-from orchestrator.folder import Folder
-from orchestrator.job import TASKS, Job, TrainConfig
-from orchestrator.optimizer import build_optimizers
-from orchestrator.shards import Arrays, ShardReader, write_shard
-from orchestrator.task import Row, Task
-from orchestrator.world import World
+from orchestrator.data.shards import Arrays, ShardReader, write_shard
+from orchestrator.job.job import TASKS, Job, TrainConfig
+from orchestrator.learn.batches import kept, to_device
+from orchestrator.learn.optimizer import build_optimizers
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Row, Task
 
 CPU = torch.device("cpu")
 SCRIPTS = [

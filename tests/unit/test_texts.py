@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import streams
+from orchestrator.data import streams
+from orchestrator.data.rows import Note, Reading, check_columns, read_rows
+from orchestrator.data.sources import SourceFile, find_files
 from orchestrator.errors import UserError
-from orchestrator.rows import Note, Reading, check_columns, read_rows
-from orchestrator.sources import SourceFile, find_files
-from orchestrator.task import DataConfig
+from orchestrator.tasks.task import DataConfig
 from tests.unit.reading import PAIR, TEXT, read, refused, write
 
 ROWS = "text,label\ncafé,pos\nnaïve,neg\n"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.job import Job
-from orchestrator.metrics import classification_metrics
+from orchestrator.job.job import Job
 from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
 from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
-from orchestrator.task import LeftOut, Task
+from orchestrator.tasks.metrics import classification_metrics
+from orchestrator.tasks.task import LeftOut, Task
 
 TEXT = TextProcessor.fit(["a"], TokenizerConfig(vocab_size=257))
 
@@ -237,7 +237,7 @@ def test_bleu_is_beside_whole_texts_however_much_of_them_was_learned() -> None:
 
 
 def test_scores_of_numbers_are_json() -> None:
-    from orchestrator.metrics import regression_metrics
+    from orchestrator.tasks.metrics import regression_metrics
 
     found = regression_metrics(np.array([1.0, 1.0]), np.array([2.0, 2.0]))
     assert all(math.isfinite(value) for value in found.values())

@@ -12,13 +12,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from orchestrator import pretrained
 from orchestrator.cli import main
 from orchestrator.errors import UserError
-from orchestrator.folder import Folder
-from orchestrator.job import Job
+from orchestrator.job.job import Job
 from orchestrator.model.hf import Outputs
+from orchestrator.pretrained import model as pretrained
 from orchestrator.processors.text import MASK, TextProcessor, TokenizerConfig
+from orchestrator.storage.folder import Folder
 
 TEXTS = ["the cat and the hat", "a cat sat on the mat"] * 5
 INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00003.safetensors"

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from orchestrator import worker
-from orchestrator.world import deal
+from orchestrator.learn.world import deal
+from orchestrator.train import worker
 from tests.ray_head import free_port
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.artifact import PreparedData
-from orchestrator.folder import Folder
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
 from tests.unit.toy import (
     Disturbance,
     Fault,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StageError
-from orchestrator.folder import Folder
+from orchestrator.storage.folder import Folder
 from orchestrator.tune import writer
 from orchestrator.tune.writer import Writer
 

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from orchestrator import pace
-from orchestrator.artifact import Checkpoint, PreparedData
-from orchestrator.batches import Batches
-from orchestrator.checkpoint import Checkpoints, load_weights
-from orchestrator.fit import fit
-from orchestrator.folder import Folder
-from orchestrator.job import Job, TrainConfig
+from orchestrator.data.shards import write_shard
+from orchestrator.job.job import Job, TrainConfig
+from orchestrator.learn import pace
+from orchestrator.learn.agreement import Directive
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.checkpoints import Checkpoints, load_weights
+from orchestrator.learn.fit import fit
+from orchestrator.learn.world import World
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
-from orchestrator.pulse import Directive
-from orchestrator.shards import write_shard
-from orchestrator.task import Task
-from orchestrator.world import World
+from orchestrator.storage.artifact import Checkpoint, PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Task
 
 LENGTH = 8
 PERIOD = 7

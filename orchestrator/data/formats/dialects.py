@@ -1,0 +1,204 @@
+"""How a csv or tsv file is written, by its first lines: what parts its columns, their names."""
+
+import csv
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from orchestrator.data.columns import MISSING, check_names, undecoded, value_of
+from orchestrator.data.formats.quotes import MEND
+from orchestrator.data.reading import Reading
+from orchestrator.data.sources import SourceFile
+from orchestrator.errors import UserError, printable
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+NAMES = {"\t": "tabs"}  # of delimiters that one cannot see
+OTHERS = (",", ";", "\t", "|")
+FEWEST_QUOTED = 3  # rows that show that texts stand in quotes
+NUMBER = re.compile(r"[-+]?[0-9.]*(?:[eE][-+]?[0-9]+)?")  # or nothing
+EXCEL = re.compile(r'"?sep=(.)"?\s*', re.I)  # Excel's own first line
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a table is written, and what its columns are called."""
+
+    delimiter: str
+    quoted: bool
+    names: list[str]
+    skipped: int  # of the first lines, those before the header, or the first row
+    line: int  # the number of the header, or of the first row
+    is_spaced: bool = False  # a space stands behind each delimiter
+    note: str = ""
+
+    def records(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
+        return csv.reader(
+            lines,
+            strict=True,
+            delimiter=self.delimiter,
+            quoting=quoting,
+            skipinitialspace=self.is_spaced,
+        )
+
+
+def dialect_of(head: list[tuple[int, str]], file: SourceFile, reading: Reading) -> Dialect:
+    """How the table is written, by its first lines.
+
+    Raises:
+        UserError: where it cannot be read so.
+    """
+    usual = DELIMITERS[file.kind]
+    skipped = 0
+    if excel := EXCEL.fullmatch(head[0][1]):
+        usual, skipped = excel[1], 1
+    blank = itertools.takewhile(lambda numbered: not numbered[1].strip(), head[skipped:])
+    skipped += sum(1 for _ in blank)
+    lines = [line for _, line in head[skipped:]]
+    if not lines:
+        raise UserError(f"{file.uri}: line 1: is {head[0][1].strip()}, and no table follows")
+    line = head[skipped][0]
+    found = None
+    for delimiter in (usual, *OTHERS):
+        dialect = _written(delimiter, lines, (skipped, line), file, reading)
+        if dialect is not None and _fits(dialect, lines, reading, is_usual=delimiter == usual):
+            found = dialect
+            break
+    if found is None:
+        found = _written(usual, lines, (skipped, line), file, reading)
+    if found is None:
+        raise UserError(
+            f"{file.uri}: line {line}: its first line is not {file.kind}, a quote stands "
+            f"within a field: {printable(lines[0].strip()[:200])}: {MEND}"
+        )
+    _check(found, lines, file, reading)
+    told = []
+    if found.delimiter != DELIMITERS[file.kind]:
+        told.append(f"columns are parted by {shown(found.delimiter)}")
+    names = found.names
+    if reading.data.header:
+        names, note = _named(found, lines)
+        told += [note] if note else []
+    return replace(found, names=names, note="; ".join(told))
+
+
+def _named(dialect: Dialect, lines: list[str]) -> tuple[list[str], str]:
+    """The columns' names, where the first rows all have one field more or less than the header: a
+    delimiter at the end of each, or a row's name before it, which R gives no name of its own."""
+    names, rows = dialect.names, []
+    try:
+        for fields in itertools.islice(dialect.records(iter(lines)), 1, None):
+            rows.append(fields)
+    except csv.Error:  # of a row that goes on behind the first lines, or is none
+        pass
+    rows = [fields for fields in rows if fields]
+    lengths = {len(fields) for fields in rows}
+    if len(rows) > 1 and lengths == {len(names) + 1}:
+        if not any(fields[-1] for fields in rows):
+            return [*names, ""], ""
+        if all(fields[0].isdecimal() for fields in rows):
+            firsts = [int(fields[0]) for fields in rows]
+            if firsts == list(range(firsts[0], firsts[0] + len(firsts))):
+                return ["", *names], "rows have one field more than the header, their numbers"
+    if len(rows) > 1 and lengths == {len(names) - 1} and not names[-1]:
+        return names[:-1], ""
+    return names, ""
+
+
+def _written(
+    delimiter: str, lines: list[str], place: tuple[int, int], file: SourceFile, reading: Reading
+) -> Dialect | None:
+    """The table as written with this delimiter, or None where its first record is no csv."""
+    if reading.data.quoted is not None:
+        quoted = reading.data.quoted
+    elif file.kind == "tsv" and delimiter == "\t":  # a tab needs no quotes, so that one is text
+        split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
+        first, rows = split[0], split[1:] if reading.data.header else split
+        quoted = all(map(_stands_in_quotes, first)) or _all_in_quotes(rows)
+    else:
+        quoted = True
+    dialect = Dialect(delimiter, quoted, [], *place)
+    read = {reading.name(column) for column in reading.columns}
+    try:
+        names = next(dialect.records(iter(lines)), [])
+        further = names[1:] if reading.data.header else []
+        if further and all(name.startswith(" ") and name not in read for name in further):
+            dialect = replace(dialect, is_spaced=True)
+            names = next(dialect.records(iter(lines)), [])
+    except csv.Error:
+        return None
+    if reading.data.header:
+        names = [name if name in read else bare(name) for name in names]
+    else:
+        names = [str(i) for i in range(len(names))]
+    return replace(dialect, names=names)
+
+
+def _fits(dialect: Dialect, lines: list[str], reading: Reading, is_usual: bool) -> bool:
+    """Whether all columns that are needed are found so."""
+    row = {name: name for name in dialect.names}
+    if any(value_of(row, column, reading) is MISSING for column in reading.needed):
+        return False
+    if is_usual or reading.data.header:
+        return True
+    counts = {line.count(dialect.delimiter) for line in lines if line.strip()}
+    return len(counts) == 1 and counts != {0}
+
+
+def _check(dialect: Dialect, lines: list[str], file: SourceFile, reading: Reading) -> None:
+    names, data = dialect.names, reading.data
+    first = {name.strip().lower() for name in next(dialect.records(iter(lines)), [])}
+    if not data.header and first >= {column.lower() for column in reading.needed}:
+        raise UserError(
+            f"{file.uri}: line {dialect.line}: its first line names the columns, and "
+            f"data.header is false: set data.header: true"
+        )
+    row = {name: name for name in names}
+    if any(value_of(row, column, reading) is MISSING for column in reading.needed):
+        _check_lines(dialect, lines, file, reading)
+    hint = "; where its first line is a row, set data.header: false" if data.header else ""
+    check_names([row], file.uri, reading, hint)
+    for column in reading.columns:
+        name = value_of(row, column, reading)
+        if name is not MISSING and names.count(name) > 1:
+            raise UserError(
+                f"{file.uri}: line {dialect.line}: its header names {name!r} "
+                f"{names.count(name)} times ({printable(', '.join(names))}): rename one of them"
+            )
+
+
+def _check_lines(dialect: Dialect, lines: list[str], file: SourceFile, reading: Reading) -> None:
+    """Raises UserError where the header is no text, or another line than the first."""
+    reason = undecoded(lines[0], reading.data)
+    if reason is not None:
+        raise UserError(f"{file.uri}: line {dialect.line}: its header is not {reason}")
+    needed = {reading.name(column) for column in reading.needed}
+    for number, line in enumerate(lines[1:] if reading.data.header else [], dialect.line + 1):
+        for delimiter in (dialect.delimiter, *OTHERS):
+            if needed <= {bare(name.strip('" \r\n')) for name in line.split(delimiter)}:
+                raise UserError(
+                    f"{file.uri}: line {number} names the columns, and the first line does not: "
+                    f"delete the lines above it"
+                )
+
+
+def bare(name: str) -> str:
+    return name.strip().lstrip("\ufeff")
+
+
+def shown(delimiter: str) -> str:
+    return NAMES.get(delimiter, repr(delimiter))
+
+
+def _stands_in_quotes(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"'
+
+
+def _all_in_quotes(rows: list[list[str]]) -> bool:
+    """Whether rows, some at least, are written with all their texts in quotes, and no number."""
+    texts = [[field for field in row if not NUMBER.fullmatch(field)] for row in rows]
+    return len(rows) >= FEWEST_QUOTED and all(
+        row and all(map(_stands_in_quotes, row)) for row in texts
+    )

@@ -1,0 +1,41 @@
+"""What a job reads besides its data, as its fingerprints have it: weights, the code of a task."""
+
+import contextlib
+import hashlib
+import inspect
+import sys
+from pathlib import Path
+
+from orchestrator.storage.folder import Folder, Stamp
+
+TOKENIZER_FILES = (
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+Stamps = dict[str, Stamp]
+
+
+def model_files(init_from: str) -> Stamps:
+    """The files that a model begins with: their names, sizes and when they were written."""
+    found = Folder(init_from).stamps()
+    names = [name for name in found if name in TOKENIZER_FILES or name.endswith(OF_WEIGHTS)]
+    return {name: found[name] for name in sorted(names)}
+
+
+def source_files(task: type) -> dict[str, str]:
+    """Digests of the files that define a task of the user's, by class. A file that is not there,
+    as of a class that was made in a console, has none."""
+    known = {"orchestrator", *sys.stdlib_module_names}
+    found: dict[str, str] = {}
+    for each in task.__mro__:
+        if each.__module__.partition(".")[0] in known:
+            continue
+        with contextlib.suppress(OSError, TypeError):
+            content = Path(inspect.getfile(each)).read_bytes()
+            found[each.__qualname__] = hashlib.sha256(content).hexdigest()
+    return found

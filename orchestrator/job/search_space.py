@@ -1,0 +1,193 @@
+"""What a sweep tries: the `tune:` section of a job, its space, and which choices go together."""
+
+import math
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.job.section import Section
+
+NOT_SWEPT = ("train.steps", "train.minutes", "train.epochs", "train.seed", "model.max_seq_len")
+MAX_EXAMPLES = 100
+FEW_TRIALS = 8  # for fewer, a model of what is good has nothing to learn from
+
+Search = Literal["grid", "random", "tpe"]
+
+# Keys that may change while a trial goes on: they are neither in the weights' shapes nor in what
+# the data looks like.
+CHANGED_ON_THE_WAY = ("train.lr", "train.weight_decay", "train.grad_clip", "train.min_lr_ratio")
+
+
+class Domain(Section):
+    """The values of one key that a sweep tries."""
+
+    choice: list[Any] | None = Field(None, min_length=1, description="one of these")
+    uniform: tuple[float, float] | None = Field(None, description="between the two")
+    loguniform: tuple[float, float] | None = Field(None, description="the same, on a log scale")
+    randint: tuple[int, int] | None = Field(None, description="an integer, the second excluded")
+    when: dict[str, Any] | None = Field(
+        None,
+        min_length=1,
+        description="tried only where other keys of the space have this value, or one of a list",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = {k: v for k, v in self.model_dump(exclude={"when"}).items() if v is not None}
+        if len(given) != 1:
+            raise ValueError("give one of choice, uniform, loguniform, randint")
+        (kind, values), *_ = given.items()
+        if kind != "choice" and values[0] >= values[1]:
+            raise ValueError(
+                f"{kind}: [{values[0]}, {values[1]}]: the first must be the smaller one"
+            )
+        if kind == "loguniform" and values[0] <= 0:
+            raise ValueError(f"loguniform: [{values[0]}, {values[1]}]: must be positive")
+        return self
+
+    def examples(self) -> list[Any]:
+        """Values that must all be valid for the whole domain to be."""
+        if self.randint is not None:
+            low, high = self.randint
+            return [*range(low, high)[:MAX_EXAMPLES], high - 1]
+        if (ends := self.uniform or self.loguniform) is not None:
+            # One between the ends, which may be whole numbers where what is sampled is none.
+            return [*ends, ends[0] + (ends[1] - ends[0]) / math.e]
+        return list(self.choice or ())
+
+    def applies(self, values: dict[str, Any]) -> bool:
+        """Whether it is tried beside these values of other keys."""
+        return all(
+            key in values
+            and (values[key] in wanted if isinstance(wanted, list) else values[key] == wanted)
+            for key, wanted in (self.when or {}).items()
+        )
+
+
+class TuneConfig(Section):
+    """The `tune:` section of a job. Without one, nothing is swept."""
+
+    trials: int = Field(16, ge=1, le=10_000, description="configurations that are tried")
+    steps: int = Field(100, ge=1, description="optimizer steps of a trial that is not stopped")
+    minutes: float | None = Field(
+        None, gt=0, description="time budget of the whole sweep, however many trials it allows"
+    )
+    search: Literal["auto", "grid", "random", "tpe"] = Field(
+        "auto", description="auto: grid where it fits into the trials, else tpe of Optuna"
+    )
+    scheduler: Literal["asha", "median", "pbt", "none"] = Field(
+        "asha", description="what stops bad trials early, or has them go on from better ones"
+    )
+    repeats: int = Field(
+        1, ge=1, le=100, description="seeds of each configuration that is not stopped early"
+    )
+    workers: int = Field(
+        1, ge=1, description="of each trial: one runs in a process that the next trial takes over"
+    )
+    space: dict[str, Domain] = Field(
+        {}, description="the keys that are tried, train.lr say, and their values"
+    )
+    warm_start: bool = Field(
+        False, description="learn from earlier sweeps of this job, and try their best first"
+    )
+    deploy_best_trial: bool = Field(
+        False, description="take the best trial's weights in place of training anew"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the sampled configurations")
+
+    @property
+    def searched_by(self) -> Search:
+        """The search, decided where the job leaves it open."""
+        if self.search != "auto":
+            return self.search
+        if self.scheduler == "pbt":
+            return "random"
+        if (count := self.grid_size()) is not None and count <= self.trials:
+            return "grid"
+        return "tpe" if self.trials >= FEW_TRIALS else "random"
+
+    @property
+    def configurations(self) -> int:
+        """How many are tried: with a grid, no more than it has."""
+        size = self.grid_size() if self.searched_by == "grid" else None
+        return self.trials if size is None else min(size, self.trials)
+
+    def grid_size(self) -> int | None:
+        """How many configurations there are; None where a key has no list of values."""
+        if any(domain.choice is None for domain in self.space.values()):
+            return None
+        return len(grid(self.space))
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What does not go together: the key, and the rest of the sentence."""
+        found = []
+        for name, domain in self.space.items():
+            for key in domain.when or {}:
+                if key not in self.space or name in _needs(self.space, name):
+                    found.append((f"space.{name}", f".when: {key}: is no other key of the space"))
+        if found:
+            return found
+        if self.search == "grid" and (size := self.grid_size()) is None:
+            found.append(("search", " = grid: every key of the space must be a choice"))
+        elif self.search == "grid" and size is not None and size > self.trials:
+            found.append(("trials", f" = {self.trials}: the grid has {size} configurations"))
+        if self.scheduler == "pbt":
+            found += self._pbt_problems()
+        if self.deploy_best_trial and self.repeats > 1:
+            found.append(("repeats", f" = {self.repeats}: tune.deploy_best_trial takes one trial"))
+        return found
+
+    def _pbt_problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.search in ("grid", "tpe"):
+            found.append(("search", f" = {self.search}: pbt samples its population at random"))
+        if self.repeats > 1:
+            found.append(("repeats", f" = {self.repeats}: with pbt, no configuration stays itself"))
+        if self.trials < 4:
+            found.append(("trials", f" = {self.trials}: pbt needs a population of 4 or more"))
+        if self.workers > 1:
+            found.append(("workers", f" = {self.workers}: pbt needs trials of one worker"))
+        for name, domain in self.space.items():
+            if name not in (*CHANGED_ON_THE_WAY, "model.dropout"):
+                found.append((f"space.{name}", ": cannot change while a trial of pbt goes on"))
+            if domain.when:
+                found.append((f"space.{name}", ".when: pbt knows no conditions"))
+        return found
+
+
+def in_order(space: dict[str, Domain]) -> list[str]:
+    """The keys of a space, by name, each behind those that its condition looks at."""
+    found: dict[str, None] = {}
+
+    def add(name: str, seen: tuple[str, ...]) -> None:
+        for key in sorted(space[name].when or {}):
+            if key in space and key not in seen:
+                add(key, (*seen, name))
+        found.setdefault(name)
+
+    for name in sorted(space):
+        add(name, ())
+    return list(found)
+
+
+def grid(space: dict[str, Domain]) -> list[dict[str, Any]]:
+    """All configurations of a space of choices, those that a condition makes equal once."""
+    found: list[dict[str, Any]] = [{}]
+    for name in in_order(space):
+        domain = space[name]
+        grown = []
+        for values in found:
+            if domain.applies(values):
+                grown += [{**values, name: choice} for choice in domain.choice or ()]
+            else:
+                grown.append(values)
+        found = grown
+    return found
+
+
+def _needs(space: dict[str, Domain], name: str, seen: tuple[str, ...] = ()) -> set[str]:
+    """The keys that a key's condition looks at, and theirs."""
+    found = set((space[name].when or {}) if name in space else {})
+    for key in found - set(seen):
+        found |= _needs(space, key, (*seen, key))
+    return found

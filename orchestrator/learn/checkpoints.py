@@ -1,0 +1,381 @@
+"""Saving and restoring a training: tensors as safetensors, the rest as JSON, nothing pickled.
+
+A checkpoint is whole or it is not there, and it is proved whole before anything is deleted for it
+or restored from it. Damaged ones are put aside as `damaged-step-00000120-1`, never opened again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from orchestrator.errors import StageError, UserError
+from orchestrator.learn.background import Background
+from orchestrator.learn.snapshot import Saved, Snapshot, Tensors
+from orchestrator.storage.artifact import ATTEMPT, Checkpoint
+from orchestrator.storage.folder import MANIFEST, Folder, Parts
+from orchestrator.tasks.task import Metric
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+MARKER = "damaged"  # this file marks a damaged checkpoint where storage cannot rename it
+KEPT = 2  # newest ones, beside the best
+KEPT_DAMAGED = 3
+PATIENCE = 30.0  # seconds for which a commit that fails is tried again
+
+STEP_NAME = re.compile(r"step-(\d{8,})")
+DAMAGED_NAME = re.compile(r"damaged-step-\d+-(\d+)")
+TEMPORARY_NAME = re.compile(r"\.(damaged-)?step-.*\.tmp")
+
+CURES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space or raise the quota",
+    errno.EROFS: "mount it writable",
+    errno.EACCES: "allow writing there",
+    errno.EPERM: "allow writing there",
+}
+
+Tell = Callable[..., None]  # takes the kind of an event and its fields as keywords
+
+
+class DamagedError(StageError):
+    """A checkpoint is not what was written."""
+
+
+class SupersededError(StageError):
+    """Another start of this training writes now."""
+
+
+def log_event(kind: str, **fields: Any) -> None:
+    level = logging.INFO if kind == "checkpoint" else logging.WARNING
+    logger.log(
+        level, "%s: %s", kind, ", ".join(f"{name} {value}" for name, value in fields.items())
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one training, `step-00000120` and so on, in one folder.
+
+    `made_by` is what a training depends on, such as `{"model.d_model": 64}`: what was made by
+    something else is not continued. `attempt` is this start of the training: it stops writing where
+    the file `attempt` names another one.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        metric: Metric,
+        made_by: dict[str, Any] | None = None,
+        attempt: str = "",
+        tell: Tell = log_event,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.folder = folder
+        self.metric = metric
+        self.made_by: dict[str, Any] = json.loads(json.dumps(made_by or {}))  # as it is read back
+        self.attempt = attempt
+        self.listener = tell
+        self._newest: int | None = None  # the step from which another start would continue
+        self._background = Background(self._commit, self._failed, patience)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Have a snapshot committed in the background, and older checkpoints deleted after it.
+
+        Of snapshots that wait only the newest is kept, and those that were validated: where there
+        is no room for one more of these, this waits.
+
+        Raises:
+            StageError: where the last `LIMIT` commits failed.
+        """
+        self._background.put(snapshot)
+
+    def finish(self) -> None:
+        """Wait until all that was saved is committed.
+
+        Raises:
+            StageError: where storage refused it for `patience` seconds, naming file and reason.
+        """
+        self._background.drain()
+
+    def all(self) -> list[Checkpoint]:
+        """The committed checkpoints, oldest first, as far as their sizes tell."""
+        found = []
+        for name in self._names():
+            try:
+                found.append(self._manifest(name))
+            except DamagedError as error:
+                logger.warning("%s; it is passed over", error)
+        return found
+
+    def best(self) -> Checkpoint | None:
+        """The one with the best validation metric, the later one of equals."""
+        return self._best(self.all())
+
+    def restore(self, step: int | None = None) -> Saved | None:
+        """Read the newest whole checkpoint, putting damaged ones aside; None where there is none.
+
+        With a `step`, read that one and put nothing aside: for all workers but the first.
+
+        Raises:
+            UserError: where it was made by something else than this job, naming what.
+            StageError: where the checkpoint of `step` is not whole, or storage cannot be read.
+        """
+        names = self._names() if step is None else [step_name(step)]
+        for name in reversed(names):
+            try:
+                saved = self._read(name)
+            except DamagedError as error:
+                if step is not None:
+                    raise
+                self._put_aside(name, str(error))
+                continue
+            self._check_made_by(saved.checkpoint)
+            self._newest = saved.checkpoint.step
+            return saved
+        return None
+
+    def _names(self) -> list[str]:
+        """The folders of checkpoints, oldest first; some may be damaged."""
+        names = [name for name in self.folder.names() if STEP_NAME.fullmatch(name)]
+        if self.folder.local_path is None:  # without a manifest it is not committed yet
+            inside = {name: (self.folder / name).names() for name in names}
+            names = [n for n in names if MANIFEST in inside[n] and MARKER not in inside[n]]
+        return sorted(names, key=step_of)
+
+    def _manifest(self, name: str) -> Checkpoint:
+        """A checkpoint whose files are there in their sizes; cheap."""
+        folder = self.folder / name
+        try:
+            if folder.is_link:
+                raise DamagedError(f"{folder} is a link")
+            if folder.size(MARKER) is not None:
+                raise DamagedError(f"{folder} was found damaged before")
+            if folder.size(MANIFEST) is None or (checkpoint := Checkpoint.load(folder)) is None:
+                raise DamagedError(f"{folder}/{MANIFEST} is missing")
+            if step_name(checkpoint.step) != name:
+                raise DamagedError(f"{folder}/{MANIFEST} is of step {checkpoint.step}")
+            for file in (MODEL_FILE, OPTIMIZER_FILE):
+                _check_size(checkpoint, file)
+        except DamagedError:
+            raise
+        except StageError as error:  # its manifest does not parse
+            raise DamagedError(str(error)) from error
+        except OSError as error:  # storage that does not answer now says nothing of its files
+            raise StageError(f"{folder} cannot be read: {error}") from error
+        return checkpoint
+
+    def _read(self, name: str) -> Saved:
+        checkpoint = self._manifest(name)
+        return Saved(checkpoint, *(_tensors(checkpoint, f) for f in (MODEL_FILE, OPTIMIZER_FILE)))
+
+    def _check_made_by(self, checkpoint: Checkpoint) -> None:
+        then, now = checkpoint.made_by, self.made_by
+        if not now:
+            return
+        differences = [
+            f"{key} = {then.get(key, 'nothing')}, this job has {now.get(key, 'nothing')}"
+            for key in sorted(then.keys() | now.keys())
+            if key not in then or key not in now or then[key] != now[key]
+        ]
+        if differences:
+            raise UserError(
+                f"{checkpoint.folder} was made with {'; with '.join(differences)}: change the job "
+                f"back, give it another name, or delete {self.folder} to start anew"
+            )
+
+    def _commit(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, prove it, then delete what it makes superfluous."""
+        started = time.monotonic()
+        name = step_name(snapshot.step)
+        try:
+            self._check_attempt()
+            if not self._has(name):
+                (self.folder / name).write_whole(self._contents(snapshot, started))
+        except SupersededError as error:
+            self._tell("checkpoint dropped", step=snapshot.step, reason=str(error))
+            return
+        proved = self._manifest(name)
+        self._newest = snapshot.step
+        seconds = time.monotonic() - started
+        self._tell(
+            "checkpoint", step=proved.step, seconds=seconds, bytes=sum(proved.sizes.values())
+        )
+        try:
+            self._prune()
+        except Exception as error:
+            self._tell("prune failed", error=str(error))
+
+    def _has(self, name: str) -> bool:
+        """Whether an earlier group of workers committed this step; else its place is free now."""
+        if name in self._names():
+            try:
+                self._manifest(name)
+                return True
+            except DamagedError as error:
+                self._put_aside(name, str(error))
+        if self.folder.local_path is None:  # what a killed worker left, or could not be renamed
+            (self.folder / name).delete()
+        return False
+
+    def _check_attempt(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self.attempt and (now := self.folder.read(ATTEMPT).decode()) != self.attempt:
+                raise SupersededError(f"{self.folder} is written by attempt {now}")
+
+    def _contents(self, snapshot: Snapshot, started: float) -> Iterator[tuple[str, Parts]]:
+        """The files of a checkpoint, its manifest last."""
+        files, sizes = {}, {}
+        for name, packed in ((MODEL_FILE, snapshot.model), (OPTIMIZER_FILE, snapshot.optimizer)):
+            files[name], sizes[name] = _digest(packed.parts), sum(map(len, packed.parts))
+            self._check_attempt()  # as late as can be: writing takes its time
+            yield name, packed.parts
+        checkpoint = Checkpoint(
+            folder=self.folder / step_name(snapshot.step),
+            seconds=time.monotonic() - started,
+            summary=f"step {snapshot.step}",
+            notices=snapshot.notices,
+            step=snapshot.step,
+            total_steps=snapshot.total_steps,
+            metrics=snapshot.metrics,
+            history=snapshot.history,
+            precision=snapshot.precision,
+            samples=snapshot.samples,
+            made_by=self.made_by,
+            files=files,
+            sizes=sizes,
+        )
+        self._check_attempt()
+        yield MANIFEST, [checkpoint.model_dump_json(indent=1).encode()]
+
+    def _failed(self, snapshot: Snapshot, error: BaseException) -> StageError:
+        """Tell that a commit failed; returns what to raise where it keeps failing."""
+        folder = self.folder / step_name(snapshot.step)
+        reason = " ".join(str(error).split())
+        if not isinstance(error, StageError):
+            reason = f"cannot write {folder}: {type(error).__name__}: {reason}"
+        self._tell("checkpoint failed", step=snapshot.step, error=reason)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        cure = CURES.get(getattr(cause, "errno", None) or 0, "mend the storage")
+        start = "starts anew" if self._newest is None else f"continues from step {self._newest}"
+        return StageError(f"{reason}; {cure} and run it again: it {start}")
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        try:
+            self.listener(kind, **fields)
+        except Exception:  # a checkpoint is as good where nobody hears of it
+            logger.exception("could not tell of %s: %s", kind, fields)
+
+    def _put_aside(self, name: str, reason: str) -> None:
+        numbers = [int(m[1]) for n in self.folder.names() if (m := DAMAGED_NAME.fullmatch(n))]
+        try:
+            (self.folder / name).rename(f"damaged-{name}-{max(numbers, default=0) + 1}")
+        except StageError:
+            if self.folder.local_path is not None:
+                raise
+            (self.folder / name).write(MARKER, reason.encode())
+        self._tell("quarantined", checkpoint=name, reason=reason)
+
+    def _best(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
+        best: tuple[float, Checkpoint] | None = None
+        for checkpoint in checkpoints:
+            value = checkpoint.metrics.get(self.metric.name, math.nan)
+            if not math.isnan(value) and (best is None or not self.metric.better(best[0], value)):
+                best = value, checkpoint
+        return best[1] if best else None
+
+    def _prune(self) -> None:
+        """Delete all but the newest and the best; what is newer than these is not judged here."""
+        good = self.all()
+        newest, best = good[-KEPT:], self._best(good)
+        kept = {checkpoint.folder.name for checkpoint in (*newest, best) if checkpoint}
+        names = self.folder.names()
+        old = [n for n in names if STEP_NAME.fullmatch(n) and step_of(n) < newest[0].step]
+        if self.folder.local_path is None:
+            marked = [name for name in old if MARKER in (self.folder / name).names()]
+            kept.update(marked[-KEPT_DAMAGED:])
+        damaged = {n: int(m[1]) for n in names if (m := DAMAGED_NAME.fullmatch(n))}
+        kept.update(sorted(damaged, key=damaged.__getitem__)[-KEPT_DAMAGED:])
+        killed = [name for name in names if TEMPORARY_NAME.fullmatch(name)]
+        for name in (name for name in (*old, *damaged, *killed) if name not in kept):
+            folder = self.folder / name
+            if folder.local_path is not None:
+                folder = folder.rename(folder.temporary_name())  # so that no half of it is taken
+            folder.delete()
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raises StageError where the file is not the one that was saved, or is of another model."""
+    tensors = _tensors(checkpoint, MODEL_FILE)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise StageError(f"{checkpoint.folder} is of another model: {reason}") from error
+
+
+def read_verified(checkpoint: Checkpoint, name: str) -> bytes:
+    """A checkpoint's file, proved to be what was written.
+
+    Raises:
+        StageError: where it is missing or differs.
+    """
+    try:
+        _check_size(checkpoint, name)
+        content = checkpoint.folder.read(name)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{checkpoint.folder}/{name} is missing") from error
+    except OSError as error:
+        raise StageError(f"{checkpoint.folder}/{name} cannot be read: {error}") from error
+    if hashlib.sha256(content).hexdigest() != checkpoint.files[name]:
+        raise DamagedError(
+            f"{checkpoint.folder}/{name} is damaged: its SHA-256 is not the manifest's"
+        )
+    return content
+
+
+def _digest(parts: Parts) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _check_size(checkpoint: Checkpoint, name: str) -> None:
+    if name not in checkpoint.files or name not in checkpoint.sizes:
+        raise DamagedError(f"{checkpoint.folder}/{MANIFEST} knows of no {name}")
+    size = checkpoint.folder.size(name)
+    if size is None:
+        raise DamagedError(f"{checkpoint.folder}/{name} is missing or no plain file")
+    if size != checkpoint.sizes[name]:
+        raise DamagedError(
+            f"{checkpoint.folder}/{name} is damaged: it has {size} bytes, not the manifest's "
+            f"{checkpoint.sizes[name]}"
+        )
+
+
+def _tensors(checkpoint: Checkpoint, name: str) -> Tensors:
+    content = read_verified(checkpoint, name)
+    try:
+        return safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{checkpoint.folder}/{name} holds no tensors: {error}") from error

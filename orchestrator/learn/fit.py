@@ -1,0 +1,219 @@
+"""The training loop: pure torch plus a reporter. Workers of `train` run it, and trials of `tune`.
+
+The samples of step k are a function of the seed and k alone, so a resumed run sees what an
+undisturbed one would have seen, and so does a run with another number of workers.
+"""
+
+import math
+import time
+from typing import Any, Protocol
+
+import torch
+
+from orchestrator.errors import DivergedError
+from orchestrator.job.job import TrainConfig
+from orchestrator.learn import precision
+from orchestrator.learn.agreement import Directive, Pulse, Signals
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.gradients import Gradients
+from orchestrator.learn.optimizer import build_optimizers, learning_rate
+from orchestrator.learn.pace import Pace
+from orchestrator.learn.skipped_steps import Guard
+from orchestrator.learn.snapshot import Saved, Snapshot
+from orchestrator.learn.state import State
+from orchestrator.learn.world import World, join
+from orchestrator.model.hf import Outputs
+from orchestrator.pretrained import model as pretrained
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Processor, Task
+
+
+class Reporter(Signals, Protocol):
+    """Who hears how a training goes."""
+
+    def stepped(self, step: int, seconds: float) -> None:
+        """On every worker after each step: the seconds that it computed, waiting for nobody."""
+
+    def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
+        """On the first, twice a second: loss, lr, and the throughput in terms of the loss."""
+
+    def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        """On the first worker, after each validation."""
+
+
+class Keeper(Protocol):
+    """Where a training is kept: `checkpoint.Checkpoints`, or what stands before them."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Keep it, in the background."""
+
+    def finish(self) -> None:
+        """Wait until all is kept that was saved."""
+
+    def restore(self, step: int | None = None) -> Saved | None:
+        """The newest that is kept, or the one of a step."""
+
+
+def fit(
+    task: Task[Any],
+    prepared: PreparedData,
+    config: TrainConfig,
+    world: World,
+    reporter: Reporter,
+    checkpoints: Keeper | None = None,
+) -> dict[str, float] | None:
+    """Train from the newest checkpoint, or from the start, to the last step.
+
+    Returns the metrics of the last validation, or None where it was asked to stop before.
+
+    Raises:
+        DivergedError: where the loss is no longer a number, and going back does not help.
+        StageError: where no checkpoint can be saved or read.
+    """
+    torch.manual_seed(config.seed)
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
+    processor = load_processor(task, prepared)
+    model = task.build_model(processor.vocab_size, processor.num_outputs)
+    source, new = task.model.init_from, []
+    if source is not None:
+        new = pretrained.load(model, Folder(source), Outputs.of(task, processor))
+    model.to(world.device)
+    optimizers = build_optimizers(model, config, world)
+    gradients = Gradients(model, world, config.deterministic)
+    guard = Guard(world.device, config.spike_sigmas)
+    batches = Batches(prepared, config, world)
+    state = State(model, optimizers, guard, config.precision)
+    pace = Pace(config, world, batches.train.num_rows)
+    if not resume(state, pace, checkpoints, world):
+        if source is not None and world.rank == 0:
+            reporter.event("began with", source=source, new=new)
+        begin(state, pace, task, batches, reporter)
+        if checkpoints is not None and world.rank == 0:
+            # That storage takes none is better known now than in an hour.
+            checkpoints.save(state.snapshot(pace.total_steps, validated=False))
+    pulse = Pulse(state, batches, pace, world, reporter)
+    forward: Any = torch.compile(model) if config.compile is True else model
+    autocast = precision.autocast(world.device, state.precision)
+
+    while not pace.ended(state.step):
+        started = time.perf_counter()
+        lr = learning_rate(config, state.step, pace.total_steps)
+        for micro in batches.step(state.step):
+            torch.manual_seed(micro.seed)  # so that dropout, too, resumes by position
+            with autocast:
+                loss, count = task.loss(forward, micro.batch)
+            gradients.add(loss, count, micro.last)
+        seconds = time.perf_counter() - started
+        loss, count = gradients.sum()
+        taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
+        with autocast:  # of what products Muon has
+            for optimizer in optimizers:
+                optimizer.step(lr, taken)
+        gradients.zero()
+        state.samples = batches.chain(state.samples, state.step)
+        state.step += 1
+
+        pace.step_done(loss, count, taken)
+        reporter.stepped(state.step, seconds)
+        if world.rank == 0 and (values := pace.progress(state.step)) is not None:
+            values["lr"] = lr
+            reporter.progress(state.step, pace.total_steps, values)
+            state.record(pace.total_steps, values)
+        directive = pulse.take() if pace.pulse_due(state.step) else Directive.GO_ON
+        if directive is Directive.GO_BACK:
+            if checkpoints is None:
+                raise pulse.error
+            resume(state, pace, checkpoints, world)
+            continue
+        saving = directive is Directive.STOP or pace.checkpoint_due(state.step)
+        if validating := pace.validation_due(state.step):
+            with autocast:
+                state.metrics = validate(task, model, processor, batches, config)
+            pace.validated()
+            total_steps = pace.fix_total_steps(state.step)
+            if world.rank == 0:
+                point = {"step": state.step, "validation": state.metrics[task.metric.name]}
+                state.history.append(point)
+                reporter.validated(state.step, total_steps, state.metrics)
+        if saving and checkpoints is not None:
+            if world.rank == 0:
+                checkpoints.save(state.snapshot(pace.total_steps, validating))
+            world.exchange(0, patient=True)  # it waits where storage is slower than the training
+        if directive is Directive.STOP:
+            break
+    if checkpoints is not None and world.rank == 0:
+        checkpoints.finish()
+    return state.metrics if pace.ended(state.step) else None
+
+
+def begin(state: State, pace: Pace, task: Task[Any], batches: Batches, reporter: Reporter) -> None:
+    """Choose what a training keeps from here on: its precision, where the job leaves that open."""
+    if state.precision != "auto":
+        return
+    world = batches.world
+    choice = precision.choose(task, state.model, batches.first(), world)
+    state.precision, state.notices = choice.precision, choice.notices
+    if world.rank == 0:
+        reporter.event("precision", **choice.event)
+    pace.resume(0, None)  # the first step begins now
+
+
+def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> bool:
+    """Take up the newest checkpoint on all workers; False where there is none."""
+    if checkpoints is None:
+        return False
+    saved = None
+    if world.rank == 0:
+        checkpoints.finish()  # what is still being written is the newest
+        saved = checkpoints.restore()
+    (step, *_), *_ = world.exchange(-1 if saved is None else saved.checkpoint.step, patient=True)
+    if step < 0:
+        return False
+    if saved is None:
+        saved = checkpoints.restore(step)
+    assert saved is not None
+    state.restore(saved)
+    pace.resume(step, saved.checkpoint.total_steps)
+    return True
+
+
+@torch.no_grad()
+def validate(
+    task: Task[Any],
+    model: torch.nn.Module,
+    processor: Processor,
+    batches: Batches,
+    config: TrainConfig,
+) -> dict[str, float]:
+    """The task's metrics of the validation rows, the same on every worker."""
+    model.eval()
+    parts = [
+        {**task.predict(model, batch, processor), **kept} for batch, kept in batches.validate()
+    ]
+    model.train()
+    metrics = task.score(batches.world.gather(join(parts)))
+    if not math.isfinite(metrics[task.metric.name]):
+        raise DivergedError(
+            f"validation {task.metric.name} is {metrics[task.metric.name]}: the training diverged; "
+            f"lower train.lr = {config.lr} or raise train.warmup_steps = {config.warmup_steps}"
+        )
+    return metrics
+
+
+def load_processor(task: Task[Any], prepared: PreparedData) -> Processor:
+    """The processor that was fitted to the prepared data."""
+    found: Processor = task.load_processor(prepared.folder.read(prepared.processor))
+    return found
+
+
+def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:
+    """What its user should know of the weights that a training began with, a line each."""
+    if task.model.init_from is None:
+        return []
+    processor = load_processor(task, prepared)
+    with torch.device("meta"):
+        model = task.build_model(processor.vocab_size, processor.num_outputs)
+    source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
+    return pretrained.notices(model, source, outputs)

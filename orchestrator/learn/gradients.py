@@ -1,0 +1,141 @@
+"""Gradients in one flat buffer, summed over the workers in an order that never changes.
+
+PyTorch's DistributedDataParallel lays its buckets out anew after the first step, so that with three
+workers or more a resumed run adds the same numbers in another order, and ends in other bits. Here
+the layout is fixed, and what is sent still overlaps with the backward pass.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from orchestrator.learn.world import World
+
+BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel's
+
+
+class Gradients:
+    """The gradients of a model's parameters; each `parameter.grad` is a view of the buffer.
+
+    With `deterministic` the gradient of each micro-batch is kept apart, and they are added one by
+    one in the order of the global batch: the same bits for any number of workers. That takes a
+    buffer for each of this worker's micro-batches, and sends each of them over the network.
+    """
+
+    def __init__(self, model: nn.Module, world: World, deterministic: bool = False) -> None:
+        self.world = world
+        self.deterministic = deterministic
+        # In the order in which the backward pass finishes them, more or less.
+        parameters = [p for p in model.parameters() if p.requires_grad][::-1]
+        size = sum(p.numel() for p in parameters)
+        self._buffer = torch.zeros(size + 2, device=world.device)  # loss and count come last
+        self.flat, self._totals = self._buffer[:size], self._buffer[size:]
+        self._parts: list[Tensor] = []
+        self._work: list[dist.Work] = []
+        self._buckets: list[Tensor] = []
+        self._missing: list[int] = []  # parameters of each bucket without their gradient
+        self._members: list[int] = []
+        self._sending = False
+        start = stop = 0
+        for parameter in parameters:
+            begin, stop = stop, stop + parameter.numel()
+            parameter.grad = self.flat[begin:stop].view_as(parameter)
+            if not self._members or (stop - start) * 4 > BUCKET_BYTES:
+                start = begin
+                self._buckets.append(self._buffer[start:])
+                self._members.append(0)
+            self._buckets[-1] = self._buffer[start:stop]
+            self._members[-1] += 1
+            if world.size > 1 and not deterministic:
+                parameter.register_post_accumulate_grad_hook(self._hook(len(self._members) - 1))
+        self._buckets[-1] = self._buffer[start:]
+
+    def add(self, loss: Tensor, count: Tensor, last: bool) -> None:
+        """Run the backward pass of a micro-batch: a loss that sums `count` terms.
+
+        With the last one of this worker's step, sending begins as soon as gradients are there.
+        """
+        self._totals += torch.stack((loss.detach(), count))
+        self._sending = last and self.world.size > 1 and not self.deterministic
+        self._missing = list(self._members)
+        loss.backward()
+        self._sending = False
+        if self.deterministic:
+            self._parts.append(self._buffer.clone())
+            self._buffer.zero_()
+
+    def sum(self) -> tuple[Tensor, Tensor]:
+        """Sum over all workers; the loss and the count of terms are returned, float32 scalars."""
+        if self.deterministic:
+            self._buffer.copy_(self._sum_in_order())
+        elif self.world.size > 1:
+            while len(self._work) < len(self._buckets):  # of parameters that took no part, say
+                self._send()
+            for work in self._work:
+                work.wait()
+            self._work.clear()
+        return self._totals[0].clone(), self._totals[1].clone()
+
+    def clip(self, count: Tensor, limit: float) -> Tensor:
+        """Make them gradients of the mean, no longer than `limit`; returns their length before."""
+        norm = torch.linalg.vector_norm(self.flat) / count
+        self.flat *= torch.clamp(limit / (norm + 1e-6), max=1.0) / count
+        return norm
+
+    def zero(self) -> None:
+        self._buffer.zero_()
+
+    def _hook(self, bucket: int) -> Callable[[Tensor], None]:
+        def arrived(parameter: Tensor) -> None:
+            if self._sending:
+                self._missing[bucket] -= 1
+                # In order on every worker, or they would wait for one another's.
+                while (
+                    len(self._work) < len(self._buckets) - 1 and not self._missing[len(self._work)]
+                ):
+                    self._send()
+
+        return arrived
+
+    def _send(self) -> None:
+        work = dist.all_reduce(
+            self._buckets[len(self._work)], group=self.world.group, async_op=True
+        )
+        assert work is not None
+        self._work.append(work)
+
+    def _sum_in_order(self) -> Tensor:
+        """The parts of all workers, added from the first to the last.
+
+        Each worker adds up its share of the elements, of all parts, and then gives it to the rest.
+        """
+        parts, self._parts = self._parts, []
+        size = self.world.size
+        if size == 1:
+            return _add_up(parts)
+        share = -(-self._buffer.numel() // size)
+        mine = self._buffer.new_zeros(len(parts), size * share)
+        for row, part in zip(mine, parts, strict=True):
+            row[: part.numel()] = part
+        counts = [row[0] for row in self.world.exchange(len(parts))]
+        received = self._buffer.new_empty(sum(counts), share)
+        dist.all_to_all_single(
+            received.view(-1),
+            mine.view(len(parts), size, share).transpose(0, 1).reshape(-1),
+            output_split_sizes=[count * share for count in counts],
+            input_split_sizes=[len(parts) * share] * size,
+            group=self.world.group,
+        )
+        summed = _add_up(list(received))
+        whole = self._buffer.new_empty(size, share)
+        dist.all_gather(list(whole), summed, self.world.group)
+        return whole.view(-1)[: self._buffer.numel()]
+
+
+def _add_up(parts: list[Tensor]) -> Tensor:
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total

@@ -1,0 +1,135 @@
+"""How many steps a training has, and when it reports, validates and saves."""
+
+import math
+import statistics
+import time
+
+import torch
+
+from orchestrator.job.job import TrainConfig
+from orchestrator.learn.world import World
+
+# Timed to turn minutes into steps: so many or, where they are short, so many seconds, or such a
+# share of the minutes.
+CALIBRATION_STEPS, CALIBRATION_SECONDS, CALIBRATION_SHARE = 16, 30.0, 0.1
+CALIBRATION_PARTS = 8
+VALIDATIONS = 10  # of a training, where `eval_every` is not given
+REPORT_SECONDS = 0.5
+PULSE_SECONDS = 1.0
+
+
+class Pace:
+    """The clock of a training. Only its reports follow the time; all else follows the steps."""
+
+    def __init__(self, config: TrainConfig, world: World, rows: int) -> None:
+        """`rows` are those of the training split."""
+        self.config = config
+        self.world = world
+        self.known_steps, self.most_steps = config.steps, math.inf  # the latter of a time budget
+        if config.epochs is not None:
+            self.most_steps = max(math.ceil(config.epochs * rows / config.global_batch_size), 1)
+            if self.most_steps <= CALIBRATION_STEPS:  # too few to be timed
+                self.known_steps = self.most_steps
+        self.total_steps = self.known_steps
+        self.started = self.step_ended = self.reported = time.monotonic()
+        self.resumed = 0
+        self.next_pulse = 0
+        self.last_pulse = 0, self.started
+        self.calibration = CALIBRATION_STEPS
+        self.step_seconds: list[float] = []
+        self.validation_seconds = 0.0
+        self.loss: torch.Tensor | float = 0.0  # since the last report, still on the device
+        self.count: torch.Tensor | float = 0.0
+
+    def resume(self, step: int, total_steps: int | None) -> None:
+        """Go on from a checkpoint, which knows how many steps a time budget has come to."""
+        self.total_steps = total_steps if total_steps is not None else self.known_steps
+        self.resumed, self.calibration, self.step_seconds = step, CALIBRATION_STEPS, []
+        self.next_pulse = step
+        self.step_ended = self.reported = time.monotonic()
+        self.last_pulse = step, self.step_ended
+        self.loss, self.count = 0.0, 0.0
+
+    def ended(self, step: int) -> bool:
+        return self.total_steps is not None and step >= self.total_steps
+
+    def step_done(self, loss: torch.Tensor, count: torch.Tensor, taken: torch.Tensor) -> None:
+        now = time.monotonic()
+        if self.total_steps is None:
+            self.step_seconds.append(now - self.step_ended)
+            if len(self.step_seconds) == CALIBRATION_STEPS:
+                self.calibration = self._calibration_steps()
+        self.step_ended = now
+        self.loss = self.loss + torch.where(taken, loss, 0.0)
+        self.count = self.count + torch.where(taken, count, 0.0)
+
+    def progress(self, step: int) -> dict[str, float] | None:
+        """Mean loss and throughput since the last report, where it is time for one."""
+        elapsed = self.step_ended - self.reported
+        if elapsed < REPORT_SECONDS and not self.ended(step):
+            return None
+        loss, count = float(self.loss), float(self.count)
+        if count == 0:  # all were skipped
+            return None
+        self.loss, self.count, self.reported = 0.0, 0.0, self.step_ended
+        return {"loss": loss / count, "throughput": count / max(elapsed, 1e-9)}
+
+    def validation_due(self, step: int) -> bool:
+        if self.total_steps is None:
+            return step == min(self.resumed + self.calibration, self.most_steps)
+        return self.ended(step) or step % self._validation_interval(self.total_steps) == 0
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Besides those after each validation."""
+        every = self.config.checkpoint_every
+        return self.validation_due(step) or (every is not None and step % every == 0)
+
+    def pulse_due(self, step: int) -> bool:
+        """Whether the workers compare notes: about once a second, and before every checkpoint."""
+        return step >= self.next_pulse or self.checkpoint_due(step)
+
+    def pulse_interval(self, step: int) -> int:
+        """Steps until the next pulse, as fast as since the last; the first worker's word counts."""
+        (last, then), self.last_pulse = self.last_pulse, (step, self.step_ended)
+        seconds = (self.step_ended - then) / max(step - last, 1)
+        return max(1, min(50, int(PULSE_SECONDS / max(seconds, 1e-3))))
+
+    def validated(self) -> None:
+        now = time.monotonic()
+        self.validation_seconds = now - self.step_ended
+        self.step_ended = now
+        self.reported += self.validation_seconds  # so that speed is that of the steps alone
+
+    def fix_total_steps(self, step: int) -> int:
+        """The number of steps; with a time budget, once, from the steps timed so far.
+
+        It is saved with the first checkpoint, so that a resumed run ends at the same step.
+        """
+        if self.total_steps is None:
+            mine = step if step >= self.most_steps else min(self._affordable(step), self.most_steps)
+            self.total_steps = self.world.exchange(int(mine))[0][0]
+        return self.total_steps
+
+    def _affordable(self, step: int) -> int:
+        """How many steps the time budget pays for, those taken included."""
+        budget = 60.0 * self.config.budget_minutes - (self.step_ended - self.started)
+        budget -= VALIDATIONS * self.validation_seconds
+        # The quicker parts: much else is still starting up around the first steps.
+        typical = statistics.quantiles(self._parts(), n=4)[0]
+        return step + max(int(budget / typical), 1)
+
+    def _parts(self) -> list[float]:
+        """The seconds of a step, in each of CALIBRATION_PARTS: of one alone its rows say much."""
+        size = len(self.step_seconds) // CALIBRATION_PARTS
+        starts = range(0, size * CALIBRATION_PARTS, size)
+        return [statistics.fmean(self.step_seconds[start : start + size]) for start in starts]
+
+    def _calibration_steps(self) -> int:
+        share = 60.0 * self.config.budget_minutes * CALIBRATION_SHARE
+        seconds = min(share, CALIBRATION_SECONDS)
+        typical = statistics.median(self.step_seconds)
+        mine = max(int(seconds / max(typical, 1e-6)), CALIBRATION_STEPS)
+        return self.world.exchange(mine)[0][0]
+
+    def _validation_interval(self, total_steps: int) -> int:
+        return self.config.eval_every or -(-total_steps // VALIDATIONS)

@@ -1,0 +1,151 @@
+"""Whether a training computes in fp32 or in bf16: its own step is timed in both, once.
+
+That a processor lists bf16 says little: some multiply it four times as fast as fp32 (Intel's AMX),
+some at half the speed (the same family without it).
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orchestrator.learn.world import World
+from orchestrator.storage.artifact import Precision
+from orchestrator.tasks.task import Batch, Task
+
+# Of a timed step: longer ones are cut down to fewer rows, but not to so few that converting the
+# weights is most of it. One short row of MiniLM told 0.033 s from 0.043 s, the wrong way round.
+STEP_SECONDS = 0.2
+SECONDS = 0.5  # of all timed steps
+FEWEST_ROUNDS = 3  # with one step of each precision; the quickest counts
+TIE = 0.03  # bf16 has to be so much faster, for the digits that it loses
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why."""
+
+    precision: Precision
+    reason: str = ""  # empty: the job says so
+    seconds: dict[str, float] | None = None  # of a step, where that was timed
+
+    @property
+    def notices(self) -> list[str]:
+        """For the user, where the job left it open."""
+        return [f"precision: {self.precision}: {self.reason}"] if self.reason else []
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """For the story of the run."""
+        seconds = {f"{name}_seconds": value for name, value in (self.seconds or {}).items()}
+        return {"precision": self.precision, **(seconds or {"reason": self.reason})}
+
+
+def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world: World) -> Choice:
+    """The faster precision for a step of this model, the same on all workers, which all time it.
+
+    Weights, gradients and random numbers stay as they are.
+
+    Args:
+        batch: one of this worker's micro-batches; None where it has none.
+    """
+    if not all(able for (able,) in world.exchange(int(_can_bf16(world.device)))):
+        on_gpu = world.device.type == "cuda"
+        return Choice("fp32", f"no {'GPU with bf16' if on_gpu else 'avx512_bf16 in the processor'}")
+    devices = [world.device] if world.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        mine = _rows(task, model, batch, world.device) if batch is not None else 2**31
+        rows = min(count for (count,) in world.exchange(mine, patient=True))
+        taken = {"fp32": 0.0, "bf16": 0.0}
+        if batch is not None:
+            taken = _timed(task, model, _cut(batch, rows), world.device)
+    every = world.exchange(*(int(1e9 * seconds) for seconds in taken.values()), patient=True)
+    timing = sum(any(each) for each in every)  # workers
+    fp32, bf16 = (sum(each) / timing / 1e9 for each in zip(*every, strict=True))
+    precision: Precision = "bf16" if bf16 < (1 - TIE) * fp32 else "fp32"
+    seconds = {"fp32": fp32, "bf16": bf16}
+    other = "fp32" if precision == "bf16" else "bf16"
+    reason = (
+        f"a step of {rows} rows takes {seconds[precision]:.3g} s, in {other} {seconds[other]:.3g} s"
+    )
+    return Choice(precision, reason, seconds)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within it a model computes in this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def keep(model: torch.nn.Module, precision: Precision) -> None:
+    """Hold the weights of linear maps, which no longer change, as `autocast` has them.
+
+    It would convert them anew in each pass: half the time of a token that is generated.
+    """
+    if precision == "bf16":
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(torch.bfloat16)
+
+
+def _can_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _rows(task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device) -> int:
+    """How many rows of a batch a step of STEP_SECONDS has, at least one."""
+    most, rows = _length(batch), 1
+    _step(task, model, _cut(batch, 1), device, "fp32")  # the first one also starts things up
+    while rows < most and _step(task, model, _cut(batch, rows), device, "fp32") < STEP_SECONDS / 2:
+        rows = min(2 * rows, most)
+    return rows
+
+
+def _timed(
+    task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device
+) -> dict[str, float]:
+    """The seconds of a step in each precision: the quickest, since others only disturb it."""
+    found = dict.fromkeys(("fp32", "bf16"), math.inf)
+    for precision in found:
+        _step(task, model, batch, device, precision)  # kernels are made for each shape
+    started, rounds = time.perf_counter(), 0
+    while rounds < FEWEST_ROUNDS or time.perf_counter() - started < SECONDS:
+        for precision, best in found.items():
+            found[precision] = min(best, _step(task, model, batch, device, precision))
+        rounds += 1
+    return found
+
+
+def _step(
+    task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device, precision: str
+) -> float:
+    """The seconds of a forward and a backward pass, whose gradients are thrown away."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    _wait(device)
+    started = time.perf_counter()
+    with autocast(device, precision):
+        loss, _ = task.loss(model, batch)
+    torch.autograd.grad(loss, parameters, allow_unused=True)
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _length(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _cut(batch: Batch, rows: int) -> Batch:
+    """So many of its rows, spread evenly, since they are sorted by their lengths."""
+    count = _length(batch)
+    if rows >= count:
+        return batch
+    chosen = ((torch.arange(rows) + 0.5) * count / rows).long()
+    return {name: tensor[chosen.to(tensor.device)] for name, tensor in batch.items()}

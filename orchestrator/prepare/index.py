@@ -1,0 +1,242 @@
+"""What prepare knows of every row: its key, its size, its value, and why it is not kept."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from orchestrator.data.rows import BadRow, Note
+from orchestrator.data.sources import SourceFile
+from orchestrator.errors import UserError
+from orchestrator.job.job import Job
+from orchestrator.storage.artifact import Split
+from orchestrator.storage.folder import Folder
+from orchestrator.tasks.task import Row, Task
+
+HASH = 32  # hexadecimal digits of a key; what stands behind them names the row's split
+GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}
+BAD_SHARE = 0.01  # of a split's rows, or
+BAD_ROWS, BAD_SHARE_OF_FEW = 10, 0.1  # so many, where these are no larger share
+
+INDEXED = ["key", "bytes", "value", "code", "twin", "aside", "note"]
+Splits = Sequence[Split | None]  # of each kept row, in the index's order
+
+
+def record(
+    cleaned: Row | BadRow | Note | None,
+    task: Task[Any],
+    num_buckets: int,
+    place: str = "",
+    code: str = "",
+) -> dict[str, Any]:
+    """A row with its key; `place` tells apart what may be equal, `code` is of GIVEN.
+
+    `twin` is equal where rows say the same to the model, `value` is of the task's counted column.
+    """
+    found: dict[str, Any] = dict.fromkeys(task.columns, "")
+    found |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
+    found |= {"aside": "", "note": ""}
+    if isinstance(cleaned, Note):
+        return found | {"note": json.dumps(asdict(cleaned))}
+    if isinstance(cleaned, BadRow):
+        return found | {"aside": json.dumps(asdict(cleaned))}
+    if cleaned is None:
+        return found
+    content = json.dumps(cleaned, sort_keys=True, ensure_ascii=False).encode()
+    first = _hash(content + place.encode())
+    shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())
+    key = first[: HASH // 2] + shared[HASH // 2 :]
+    inputs = json.dumps([cleaned[name] for name in task.inputs], ensure_ascii=False).encode()
+    return cleaned | {
+        "key": key + code,
+        "bucket": int(key[:16], 16) % num_buckets,
+        "bytes": len(content),
+        "twin": int(_hash(inputs)[:16], 16) - (1 << 63),
+        "value": "" if task.counted is None else cleaned[task.counted],
+        "code": code,
+        "aside": "",
+        "note": "",
+    }
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=HASH // 2).hexdigest()
+
+
+class Index:
+    """What the driver knows of the rows: keys, sizes and values of the kept ones, and the others'
+    places and reasons. Batches are columns of what `record` made, those of INDEXED at least."""
+
+    def __init__(self, batches: Iterable[dict[str, Any]]) -> None:
+        self.keys: list[str] = []
+        self.bytes: list[int] = []
+        self.values: list[str] = []
+        self.bad: list[BadRow] = []
+        self.left_out: list[BadRow] = []
+        self.notes: list[Note] = []
+        self.empty = 0
+        self.read: Counter[str] = Counter()  # rows of each code of GIVEN, and of none
+        self.bad_of: Counter[str] = Counter()
+        twins = []
+        for batch in batches:
+            self._add(batch)
+            twins.append(batch["twin"][batch["key"] != ""])
+        self.twins = np.concatenate(twins) if twins else np.empty(0, dtype=np.int64)
+
+    def _add(self, batch: dict[str, Any]) -> None:
+        kept = batch["key"] != ""
+        self.keys += batch["key"][kept].tolist()
+        self.bytes += batch["bytes"][kept].tolist()
+        self.values += batch["value"][kept].tolist()
+        others = (batch[name][~kept] for name in ("code", "aside", "note"))
+        for code, aside, note in zip(*others, strict=True):
+            if note:
+                self.notes.append(Note(**json.loads(note)))
+                continue
+            self.read[code] += 1
+            if not aside:
+                self.empty += 1
+                continue
+            row = BadRow(**json.loads(aside))
+            (self.bad if row.is_fault else self.left_out).append(row)
+            self.bad_of[code] += row.is_fault
+        self.read.update(batch["code"][kept].tolist())
+
+    def has(self, code: str, hidden: Sequence[Split] = ()) -> bool:
+        """Whether there are rows of this split's own that are of use."""
+        return self.read[code] > 0 and GIVEN[code] not in hidden
+
+    def why_nothing(self) -> str:
+        """Why there is no row to keep."""
+        aside = sorted([*self.bad, *self.left_out], key=lambda row: (row.file, row.row))
+        if not self.read.total():
+            return "holds no rows"
+        if not aside:
+            return "not one of its rows holds any text"
+        return f"not one of its rows can be used; the first: {aside[0]}"
+
+    def notices(self) -> list[str]:
+        """What its user should know of files, and of rows that are not kept, a line each."""
+        texts: dict[str, list[str]] = {}
+        for note in sorted(self.notes, key=lambda note: note.file):
+            texts.setdefault(note.text, []).append(note.file)
+        told = [
+            f"{files[0]}{f' and {len(files) - 1:,} more' if files[1:] else ''}: {text}"
+            for text, files in texts.items()
+        ]
+        total = self.read.total()
+        if self.bad:
+            first = min(self.bad, key=lambda row: (row.file, row.row))
+            told.append(f"{share(len(self.bad), total, 'rows')} are set aside; the first: {first}")
+        if self.empty:
+            told.append(f"{share(self.empty, total, 'rows')} are left out: nothing is in them")
+        by_reason: dict[str, list[BadRow]] = {}
+        for row in sorted(self.left_out, key=lambda row: (row.file, row.row)):
+            by_reason.setdefault(row.reason, []).append(row)
+        for reason, rows in by_reason.items():
+            where = f"{rows[0].file}, row {rows[0].row}"
+            told.append(f"{share(len(rows), total, 'rows')} are left out: {reason} ({where} first)")
+        return told
+
+    def first_of_each_value(self, splits: Splits, after: str) -> set[str]:
+        """The keys behind `after` of a training row of each value that no row up to it has."""
+        known: set[str] = set()
+        later: dict[str, str] = {}
+        for key, value, split in zip(self.keys, self.values, splits, strict=True):
+            if split != "train" or not value:
+                continue
+            if key <= after:
+                known.add(value)
+            else:
+                later[value] = min(later.get(value, key), key)
+        return {key for value, key in later.items() if value not in known}
+
+    def values_by_split(self, splits: Splits) -> dict[Split, Counter[str]]:
+        """How often each value stands in each split, in rows that are no duplicates."""
+        found: dict[Split, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        found["test"] = Counter()
+        seen: set[str] = set()
+        for key, value, split in zip(self.keys, self.values, splits, strict=True):
+            if split is not None and key not in seen:
+                seen.add(key)
+                found[split][value] += 1
+        return found
+
+    def repeats(self, splits: Splits, task: Task[Any]) -> list[str]:
+        """What to tell of validation and test rows that give the model what a training row gave."""
+        of = np.array([split or "" for split in splits])
+        known = np.unique(self.twins[of == "train"])
+        told = []
+        for split in ("validation", "test"):
+            twins = self.twins[of == split]
+            count = int(np.isin(twins, known).sum())
+            if count:
+                what = " and ".join(task.inputs)
+                rows = share(count, len(twins), f"{split} rows")
+                told.append(f"{rows} repeat the {what} of a training row: what they score is known")
+        return told
+
+
+def share(count: int, total: int, of: str) -> str:
+    """`60 of 400 rows (15 %)`."""
+    percent = 100 * count / max(total, 1)
+    shown = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+    return f"{count:,} of {total:,} {of} ({shown} %)"
+
+
+def hidden_splits(index: Index, files: Sequence[SourceFile]) -> tuple[tuple[Split, ...], list[str]]:
+    """The splits that files have by their names and whose one label no training row has, and what
+    to tell of them. Public data sets keep their test labels secret: each is -1."""
+    by_name = {file.split for file in files if getattr(file, "by_name", False)}
+    given = [key[HASH:] for key in index.keys]
+    train = {v for v, code in zip(index.values, given, strict=True) if not code}
+    hidden: list[Split] = []
+    told = []
+    for code, split in GIVEN.items():
+        values = Counter(v for v, c in zip(index.values, given, strict=True) if c == code)
+        value = next(iter(values), "")
+        if split in by_name and len(values) == 1 and value and value not in train:
+            hidden.append(split)
+            told.append(
+                f"all {values.total():,} {split} rows have the label {value!r}, which no training "
+                f"row has: they are hidden, and a share of the training rows takes their place"
+            )
+    return tuple(hidden), told
+
+
+def quarantine(index: Index, job: Job, folder: Folder) -> None:
+    """Keep the places and reasons of rows that are not kept beside the data; too many bad ones end
+    the stage.
+
+    Raises:
+        UserError: naming the first.
+    """
+    rows = sorted([*index.bad, *index.left_out], key=lambda row: (row.file, row.row))
+    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+    folder.write("quarantine.jsonl", "".join(lines).encode())
+    limit = job.data.max_bad_rows
+    if limit is not None:
+        counts = {"rows": (len(index.bad), index.read.total(), float(limit))}
+    else:
+        counts = {
+            f"{GIVEN.get(code, 'source')} rows": (index.bad_of[code], total, most_bad_rows(total))
+            for code, total in index.read.items()
+        }
+    for what, (bad, total, most) in counts.items():
+        if bad > most:
+            first = min(index.bad, key=lambda row: (row.file, row.row))
+            allowed = f"data.max_bad_rows = {limit}" if limit is not None else f"{int(most)}"
+            raise UserError(
+                f"{share(bad, total, what)} cannot be read, more than {allowed}; the first: "
+                f"{first} (all of them: {folder}/quarantine.jsonl): mend them, or raise "
+                f"data.max_bad_rows"
+            )
+
+
+def most_bad_rows(total: int) -> float:
+    """How many rows of a split may be bad where the job does not say."""
+    return max(BAD_SHARE * total, min(BAD_ROWS, BAD_SHARE_OF_FEW * total))

@@ -1,0 +1,265 @@
+"""Who holds a run: one process at a time, and a dead one no longer than it takes to notice.
+
+On local storage the lease is a file lock, which ends with its process, kill -9 included. Storage
+without locks (S3, some network disks) has an object instead, which its holder rewrites every few
+seconds. How old that is, the storage's own modification times tell: no machine's clock is asked.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow.fs
+
+from orchestrator.errors import StageError, UserError
+from orchestrator.storage.folder import Folder, no_link
+
+LOCK_FILE = "lease"
+LEASE_OBJECT = "lease.json"
+HEARTBEAT = 5.0  # seconds between two rewritings of the object
+EXPIRY = 20.0  # seconds without one after which its holder may be dead
+SETTLE = 1.0  # seconds in which two that start at once overwrite each other's claim
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def hold(folder: Folder, name: str) -> Iterator[None]:
+    """Hold the run `name` in `folder`, so that a second one of its name is refused.
+
+    Raises:
+        UserError: naming the holder.
+        StageError: in place of whatever the block raised, where another run took the lease over.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            way = _kept_alive if folder.local_path is None else _locked
+            stack.enter_context(way(folder, name))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise StageError(f"cannot hold run {name!r} in {folder}: {error}") from error
+            stack.enter_context(_kept_alive(folder, name))
+        yield
+
+
+def holder(folder: Folder) -> str | None:
+    """Who holds the run in this folder: "process 7 on host since …", None where nobody does."""
+    if folder.local_path is not None:
+        try:
+            with open(folder.local_path / LOCK_FILE) as file:
+                return None if _lock(file.fileno(), fcntl.LOCK_SH) else _named(file.read())
+        except FileNotFoundError:
+            pass  # there may be an object
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+    claim = _read(folder)
+    return claim.holder if claim is not None and _is_fresh(folder) else None
+
+
+def _refused(name: str, holder: str, advice: str = "") -> UserError:
+    return UserError(
+        f"run {name!r} is in use by {holder}: wait for it, or give this one another name{advice}"
+    )
+
+
+def _this_process() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}"
+
+
+def _named(text: str) -> str:
+    """A holder has the lock for an instant before it has written who it is."""
+    return text.strip() or "another process"
+
+
+# Local storage: a file lock
+
+
+@contextlib.contextmanager
+def _locked(folder: Folder, name: str) -> Iterator[None]:
+    assert folder.local_path is not None
+    folder.local_path.mkdir(parents=True, exist_ok=True)
+    # Opened close-on-exec, as by default: no process that this one starts keeps the lock.
+    with open(folder.local_path / LOCK_FILE, "a+", opener=no_link) as file:
+        for _ in range(10):  # whoever asks for the holder has the lock for an instant
+            if _lock(file.fileno(), fcntl.LOCK_EX):
+                break
+            time.sleep(0.05)
+        else:
+            file.seek(0)
+            raise _refused(name, _named(file.read()))
+        file.truncate(0)
+        file.write(_this_process())
+        file.flush()
+        yield
+
+
+def _lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# Storage without locks: an object that is kept fresh
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the lease object says. `beats` changes with every heartbeat."""
+
+    holder: str
+    id: str
+    beats: int = 0
+
+
+@contextlib.contextmanager
+def _kept_alive(folder: Folder, name: str) -> Iterator[None]:
+    _refuse_beside_the_living(folder, name)
+    mine = Claim(_this_process(), uuid.uuid4().hex)
+    heart = Heart(folder, mine)
+    try:
+        _write(folder, mine)
+        time.sleep(SETTLE)
+        winner = _read(folder)
+        if winner is None or winner.id != mine.id:
+            raise _refused(name, "another process" if winner is None else winner.holder)
+        heart.start()
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if heart.successor is None:
+                raise
+            raise StageError(f"run {name!r} was taken over by {heart.successor}") from error
+    finally:
+        heart.stop()
+        with contextlib.suppress(OSError):
+            left = _read(folder)
+            if left is not None and left.id == mine.id:
+                _delete(folder, LEASE_OBJECT)
+
+
+class Heart:
+    """Keeps a claim fresh from a thread of its own, and interrupts the run that has lost it."""
+
+    def __init__(self, folder: Folder, claim: Claim) -> None:
+        self.successor: str | None = None
+        self._folder = folder
+        self._claim = claim
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=HEARTBEAT)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(HEARTBEAT):
+            try:
+                self._beat()
+            except (OSError, StageError) as error:  # the next beat may find the storage well
+                log.warning("the lease in %s could not be renewed: %s", self._folder, error)
+            if self.successor is not None:
+                _interrupt_main_thread()
+                return
+
+    def _beat(self) -> None:
+        """Look first: this process may have slept while another took its place."""
+        found = _read(self._folder)
+        if found is None:
+            self.successor = f"another process, or {self._folder}/{LEASE_OBJECT} was deleted"
+        elif found.id not in (self._claim.id, ""):
+            self.successor = found.holder
+        elif not self._stopped.is_set():
+            self._claim = replace(self._claim, beats=self._claim.beats + 1)
+            _write(self._folder, self._claim)
+
+
+def _interrupt_main_thread() -> None:
+    """As Ctrl-C does, or as SIGTERM where Ctrl-C is ignored, as behind a shell's `&`."""
+    main = threading.main_thread().ident
+    assert main is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            signal.pthread_kill(main, number)  # unlike interrupt_main(), this ends a sleep too
+            return
+
+
+def _refuse_beside_the_living(folder: Folder, name: str) -> None:
+    found = _read(folder)
+    if found is None:
+        return
+    alive = _is_fresh(folder)
+    if not alive:
+        # It looks dead, but the clock of the storage may have been set: two heartbeats decide.
+        log.warning("run %r was left by %s: waiting for a sign of life", name, found.holder)
+        end = time.monotonic() + 2 * HEARTBEAT
+        while not alive and time.monotonic() < end:
+            time.sleep(HEARTBEAT / 10)
+            newer = _read(folder)
+            if newer is None:
+                return
+            alive, found = newer != found, newer
+    if alive:
+        advice = f"; if that process is dead, its lease ends after {EXPIRY:g} s"
+        raise _refused(name, found.holder, advice)
+
+
+def _is_fresh(folder: Folder) -> bool:
+    """Whether the lease was renewed lately, by the modification time of a probe beside it."""
+    filesystem, path = _place(folder)
+    probe = f"lease-probe-{uuid.uuid4().hex}"
+    folder.write(probe, b"")
+    try:
+        names = [f"{path}/{LEASE_OBJECT}", f"{path}/{probe}"]
+        renewed, now = (info.mtime for info in filesystem.get_file_info(names))
+    finally:
+        with contextlib.suppress(OSError):
+            _delete(folder, probe)
+    if renewed is None or now is None:
+        return False
+    return bool(abs((now - renewed).total_seconds()) <= EXPIRY)
+
+
+def _read(folder: Folder) -> Claim | None:
+    """The claim that is there, None where none is; one without an id where it is unreadable."""
+    for _ in range(3):  # not every storage replaces an object in one instant
+        try:
+            return Claim(**json.loads(folder.read(LEASE_OBJECT)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            time.sleep(0.05)
+    return Claim("an unknown process", "")
+
+
+def _write(folder: Folder, claim: Claim) -> None:
+    folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
+
+
+def _delete(folder: Folder, name: str) -> None:
+    filesystem, path = _place(folder)
+    filesystem.delete_file(f"{path}/{name}")
+
+
+def _place(folder: Folder) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The folder in the words of pyarrow, which knows modification times."""
+    place = folder.for_ray()
+    return place.get("storage_filesystem") or pyarrow.fs.LocalFileSystem(), place["storage_path"]

@@ -1,0 +1,235 @@
+"""The interface that a task fills in: what is learned, from which columns, and how it is scored."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from orchestrator.data.shards import Arrays
+from orchestrator.model.config import Family, ModelConfig
+from orchestrator.processors.text import TokenizerConfig
+from orchestrator.storage.artifact import Split
+
+if TYPE_CHECKING:  # a job names its task without waiting for torch
+    import torch
+    from torch import Tensor
+
+    from orchestrator.model.transformer import Transformer
+
+# One raw sample: a value for each of the task's columns. A request to the endpoint has None in
+# place of what it does not bring: the label, say.
+Row = dict[str, Any]
+Batch: TypeAlias = "dict[str, Tensor]"  # Arrays on the model's device
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What picks the best checkpoint and steers the sweep."""
+
+    name: str
+    mode: Literal["min", "max"]
+
+    def better(self, new: float, old: float) -> bool:
+        return new < old if self.mode == "min" else new > old
+
+
+# What a column holds: text only; a number or truth value too; the answers to a question, one text
+# or several; the places where they start, one whole number or several.
+Kind = Literal["text", "value", "answers", "starts"]
+Path = Annotated[str, Field(min_length=1)]
+Sources = (
+    Path
+    | Annotated[list[Path], Field(min_length=1)]
+    | Annotated[dict[str, Path], Field(min_length=2)]
+)
+
+
+class DataConfig(BaseModel):
+    """The `data:` section of a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Sources = Field(
+        description="python-stdlib, or paths, folders, globs or URIs (file://, s3://, gs://) of "
+        "txt, jsonl, json, csv, tsv or parquet files, each optionally .gz or .zst; or of text "
+        "files that belong together line by line, by column: {source: a.en, target: a.de}"
+    )
+    validation_source: Sources | None = Field(
+        None, description="rows to validate on, in place of a share of the source"
+    )
+    test_source: Sources | None = Field(
+        None, description="rows to test on, in place of a share of the source"
+    )
+    format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
+        None, description="of all files; without it, their names tell"
+    )
+    header: bool = Field(True, description="csv and tsv begin with names; else columns are 0, 1, …")
+    columns: dict[str, str | int] = Field(
+        {},
+        description="the files' names of the task's columns, such as {text: sentence}; $file and "
+        "$folder are every file's name and its folder's",
+    )
+    lines: bool | None = Field(
+        None, description="each line of a txt file is a row; without it, the task knows"
+    )
+    validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
+    test_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
+    encoding: str | None = Field(
+        None, description="of text files, such as latin-1; without it UTF-8, or as their BOM says"
+    )
+    quoted: bool | None = Field(
+        None,
+        description="fields of csv and tsv files may stand in quotation marks; without it, "
+        "those of csv files may, and those of tsv files whose header does",
+    )
+    max_bad_rows: int | None = Field(
+        None,
+        ge=0,
+        description="more rows than this that cannot be read fail the run; without it, more than "
+        "1 % of a split's rows, where these are more than 10 or a tenth of it",
+    )
+    max_document_bytes: int = Field(
+        16_384, ge=256, description="longer txt files are cut at a blank line into documents"
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            with contextlib.suppress(UnicodeDecodeError):  # of one that wants more bytes than this
+                try:
+                    b"x".decode(name)
+                except LookupError:
+                    known = "utf-8, latin-1, cp1252, utf-16"
+                    raise ValueError(f"{name!r} is no encoding; some are {known}") from None
+        return name
+
+
+class LeftOut(ValueError):
+    """A sound row of which nothing can be learned: it has no label, say. Such rows are counted by
+    this reason and told, and are no mistake of the file's."""
+
+
+class Processor(Protocol):
+    """What encodes raw rows and is saved beside the prepared data: a tokenizer, a label list."""
+
+    file_name: ClassVar[str]
+    vocab_size: int
+    num_outputs: int  # of a head that is not the vocabulary: labels, say; else 1
+
+    def to_bytes(self) -> bytes: ...
+
+
+P = TypeVar("P", bound=Processor)
+
+
+class Task(ABC, Generic[P]):
+    """One thing to learn. A task is built from its sections of the job and holds no other state."""
+
+    metric: ClassVar[Metric]
+    columns: ClassVar[dict[str, Kind]]  # what a row holds; `data.columns` says what files call it
+    inputs: ClassVar[tuple[str, ...]]  # those of them that a request to the endpoint brings
+    optional: ClassVar[tuple[str, ...]] = ()  # those that a row may lack: they are "" then
+    serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
+    families: ClassVar[tuple[Family, ...]]  # the first one where a job does not say
+    one_shape: ClassVar[bool] = False  # of all samples, so that none is padded: see `cost.compiles`
+    counts: ClassVar[str] = "samples"  # what a loss is counted over
+    context: ClassVar[int] = 128  # `model.max_seq_len` where nothing decides it
+    fewest_rows: ClassVar[int] = 64  # of a global batch, likewise
+    lines: ClassVar[bool] = True  # a row of a txt file is a line, not a document
+    split_by: ClassVar[str | None] = None  # rows that share this column come into one split
+    counted: ClassVar[str | None] = None  # every value of this column is looked at: see `look`
+
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, model: ModelConfig) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @abstractmethod
+    def clean(self, row: Row) -> Row | None:
+        """A row as it is to be learned from, its values as text; None where nothing is in it.
+
+        Raises:
+            ValueError: where it cannot be learned from; it is set aside, with this reason.
+            LeftOut: where the row is sound and says nothing: it has no label.
+        """
+
+    @abstractmethod
+    def fit_processor(self, rows: Iterable[Row]) -> P:
+        """Learn the processor from a sample of the cleaned training rows.
+
+        The sample has a row of every value of the column `counted`.
+        """
+
+    def look(self, values: dict[Split, Counter[str]], processor: P) -> list[str]:
+        """What the user should know of the values of `counted` in each split, before anything is
+        trained: a line each.
+
+        Raises:
+            UserError: where nothing can be learned from them.
+        """
+        return []
+
+    @abstractmethod
+    def load_processor(self, content: bytes) -> P:
+        """The processor that `to_bytes` wrote."""
+
+    @abstractmethod
+    def encode(self, rows: list[Row], processor: P) -> Arrays:
+        """Cleaned rows, in order, as fixed-shape samples; their number may differ."""
+
+    def keep(self, rows: list[Row]) -> Arrays:
+        """What `score` and `baselines` need whole of rows that are validated or tested: texts, as
+        arrays of objects. `encode` makes one sample of each row then. Nothing, unless a task says.
+        """
+        return {}
+
+    @abstractmethod
+    def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
+        """A new model, for the processor's sizes, with weights from torch's global generator."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss summed over its terms, and their number: two float32 scalars."""
+
+    @abstractmethod
+    def predict(self, model: torch.nn.Module, batch: Batch, processor: P) -> Arrays:
+        """What `score` needs of each row of a batch, cheap enough to validate with."""
+
+    @abstractmethod
+    def score(self, predictions: Arrays) -> dict[str, float]:
+        """Metrics of all predictions, with what `keep` kept of their rows; the task's own metric is
+        among them."""
+
+    def answer(self, model: Transformer, batch: Batch, processor: P) -> Arrays:
+        """What takes longer, generated text say: `score` has it for the test split, and the
+        endpoint's replies are made of it. Nothing, unless a task generates."""
+        return {}
+
+    def reply(self, answers: Arrays, row: int, processor: P) -> dict[str, Any]:
+        """What the endpoint says of one row of what `predict` and `answer` found, as JSON."""
+        return {name: values[row].tolist() for name, values in answers.items()}
+
+    def explain(self, predictions: Arrays) -> str:
+        """How `score` counted, for the report: the signature of a metric, say."""
+        return ""
+
+    def baselines(self, train: Arrays, test: Arrays, processor: P) -> dict[str, dict[str, float]]:
+        """What simple methods reach on the test split, by name; none unless a task knows some."""
+        return {}
