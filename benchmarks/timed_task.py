@@ -12,7 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.tasks.task import Kind, Metric, Row, Task
+from orchestrator.data.reading import Kind, Row
+from orchestrator.tasks.task import Metric, Task
 
 FOLDER = "BENCHMARK_TIMINGS"  # the variable that names where the workers note their steps
 

@@ -22,12 +22,12 @@ from rich.table import Column, Table
 from orchestrator import __version__
 from orchestrator.errors import OrchestratorError, StoppedError, UserError
 from orchestrator.job.file import load_job
-from orchestrator.job.job import STAGES, json_schema
+from orchestrator.job.job import json_schema
+from orchestrator.progress import STAGES, StageStatus
 from orchestrator.storage import strict_json
 
 if TYPE_CHECKING:
     from orchestrator.pipeline import Outcome
-    from orchestrator.run import StageStatus
     from orchestrator.storage.artifact import Evaluation
 
 LAST_EVENTS = 20  # that status shows by itself
@@ -206,7 +206,7 @@ def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 def run_command(options: argparse.Namespace) -> int:
     """`run`, and each stage's own command, which is `run --until` it."""
     job = load_job(options.job, options.overrides)
-    from orchestrator.run import RecordedDisplay, Run, StageStatus
+    from orchestrator.run import RecordedDisplay, Run
     from orchestrator.storage.folder import check_writable
 
     run = Run(job)
@@ -384,14 +384,14 @@ def schema_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_outcome(statuses: "list[StageStatus]", outcome: "Outcome") -> None:
+def print_outcome(statuses: list[StageStatus], outcome: "Outcome") -> None:
     """The tables at the end of a run."""
     console.print(stage_table(statuses))
     if outcome.evaluation is not None:
         console.print(metric_table(outcome.evaluation))
 
 
-def stage_table(statuses: "list[StageStatus]") -> Table:
+def stage_table(statuses: list[StageStatus]) -> Table:
     artifact = Column("artifact", overflow="fold")
     table = Table("stage", "seconds", artifact, title="stages", title_justify="left")
     for status in statuses:
@@ -405,7 +405,7 @@ def _short(path: str) -> str:
     return path.removeprefix(f"{os.getcwd()}/")
 
 
-def print_statuses(statuses: "list[StageStatus]") -> None:
+def print_statuses(statuses: list[StageStatus]) -> None:
     """Where each stage stands, and what its user should know of what it left."""
     console.print(status_table(statuses))
     for status in statuses:
@@ -413,7 +413,7 @@ def print_statuses(statuses: "list[StageStatus]") -> None:
             console.print(f"[yellow]![/] {status.stage}: {escape(notice)}", soft_wrap=True)
 
 
-def status_table(statuses: "list[StageStatus]") -> Table:
+def status_table(statuses: list[StageStatus]) -> Table:
     table = Table("stage", "state", "seconds", "what", title="stages", title_justify="left")
     for status in statuses:
         seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""

@@ -20,8 +20,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from orchestrator.job.job import Stage
-from orchestrator.run import StageStatus
+from orchestrator.progress import Stage, StageStatus
 
 LOG_SECONDS = 10.0  # between two lines where the output is no terminal
 

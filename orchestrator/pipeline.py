@@ -6,14 +6,14 @@ A stage's module is imported when it is its turn: Ray's libraries and torch take
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from orchestrator.cluster.connection import Cluster
-from orchestrator.data.rows import Reading, check_columns
+from orchestrator.data.rows import check_columns
 from orchestrator.errors import UserError
-from orchestrator.job.job import Job, Stage
-from orchestrator.progress import Progress
-from orchestrator.run import Run, StageStatus, stage_status
+from orchestrator.job.job import Job
+from orchestrator.progress import Display, Stage
+from orchestrator.run import Run, stage_status
 from orchestrator.storage.artifact import (
     FINDINGS,
     Artifact,
@@ -23,14 +23,7 @@ from orchestrator.storage.artifact import (
     Training,
 )
 from orchestrator.storage.folder import Folder
-
-
-class Display(Progress, Protocol):
-    """Whoever watches a run."""
-
-    def stage_started(self, stage: Stage) -> None: ...
-
-    def stage_finished(self, status: StageStatus, already: bool) -> None: ...
+from orchestrator.tasks.task import reading_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ def check_inputs(run: Run) -> None:
     """
     _check_weights(run)
     if PreparedData.load(run.prepare_folder()) is None:
-        check_columns(run.files, Reading.of(run.job.build_task()))
+        check_columns(run.files, reading_of(run.job.build_task()))
 
 
 def _check_weights(run: Run) -> None:

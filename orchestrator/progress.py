@@ -1,6 +1,26 @@
-"""How stages tell of their progress: an interface, so that no stage knows of terminals."""
+"""The stages of a run, where each stands, and the interface through which a stage reports progress.
 
-from typing import Any, Protocol
+Stages report to a `Progress` and the pipeline to a `Display`, so that neither knows of terminals.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
+STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
+State = Literal["finished", "running", "interrupted", "pending", "skipped"]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Where a stage stands. `path` and `seconds` are None until it has a folder, or an end."""
+
+    stage: Stage
+    state: State
+    path: str | None = None
+    seconds: float | None = None
+    summary: str = ""
+    notices: tuple[str, ...] = ()  # what the user should know of the artifact
 
 
 class Progress(Protocol):
@@ -17,3 +37,11 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """The activity is over."""
+
+
+class Display(Progress, Protocol):
+    """Receives a run's progress: of its stages, and within each stage."""
+
+    def stage_started(self, stage: Stage) -> None: ...
+
+    def stage_finished(self, status: StageStatus, already: bool) -> None: ...

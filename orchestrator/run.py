@@ -11,11 +11,11 @@ import os
 import shlex
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Self
 
 import httpx
 from pydantic import BaseModel, Field
@@ -24,16 +24,13 @@ from orchestrator import __version__
 from orchestrator.data.sources import Listing, SourceFile, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.job.defaults import derive, says_all
-from orchestrator.job.job import Job, Stage
+from orchestrator.job.job import Job
+from orchestrator.progress import Display, Stage, StageStatus
 from orchestrator.storage import lease
 from orchestrator.storage.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import MANIFEST, Folder
 
-if TYPE_CHECKING:
-    from orchestrator.pipeline import Display
-
-State = Literal["finished", "running", "interrupted", "pending", "skipped"]
 ENDPOINT = "endpoint.json"
 ASKED_FOR = (KeyboardInterrupt, StoppedError)  # ends that are no errors
 
@@ -43,18 +40,6 @@ class Served(BaseModel):
 
     url: str = Field(pattern=r"^https?://\S+$")
     checkpoint: str
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """Where a stage stands. `path` and `seconds` are None until it has a folder, or an end."""
-
-    stage: Stage
-    state: State
-    path: str | None = None
-    seconds: float | None = None
-    summary: str = ""
-    notices: tuple[str, ...] = ()  # what its user should know of the artifact
 
 
 class Run:
@@ -243,7 +228,7 @@ class Run:
 class RecordedDisplay:
     """A display that also writes down which stage started, and how it ended."""
 
-    def __init__(self, display: "Display", events: EventLog) -> None:
+    def __init__(self, display: Display, events: EventLog) -> None:
         self.start, self.advance = display.start, display.advance
         self.show, self.finish = display.show, display.finish
         self._display = display

@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator.data.reading import PLACES, BadRow, Reading
+from orchestrator.data.config import DataConfig
+from orchestrator.data.reading import PLACES, BadRow, Kind, Reading, Row
 from orchestrator.errors import UserError, first_line, printable
-from orchestrator.tasks.task import DataConfig, Kind, Row
 
 MISSING: Any = object()  # in place of a column that a row does not have
 NAMES = {list: "a list", dict: "an object", type(None): "null"}

@@ -1,9 +1,16 @@
 """What is read of a file's rows, and what comes out beside rows: bad ones, and notes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from orchestrator.tasks.task import DataConfig, Kind, Task
+from orchestrator.data.config import DataConfig
+
+# One raw sample: a value for each of the task's columns. A request to the endpoint has None in
+# place of what it does not bring: the label, say.
+Row = dict[str, Any]
+# What a column holds: text only; a number or truth value too; the answers to a question, one text
+# or several; the places where they start, one whole number or several.
+Kind = Literal["text", "value", "answers", "starts"]
 
 PLACES = ("$file", "$folder")  # columns that every file has: its name and its folder's
 
@@ -37,11 +44,6 @@ class Reading:
     columns: dict[str, Kind]  # the task's, and what they hold
     lines: bool = False  # a row of a txt file is a line, not a document
     optional: tuple[str, ...] = ()  # of the columns
-
-    @classmethod
-    def of(cls, task: Task[Any]) -> "Reading":
-        lines = task.lines if task.data.lines is None else task.data.lines
-        return cls(task.data, task.columns, lines, task.optional)
 
     def name(self, column: str) -> str:
         """What the files call a column of the task's."""

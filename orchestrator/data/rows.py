@@ -7,7 +7,6 @@ name says is an error: nobody knows how many rows are missing.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from orchestrator.data.columns import check_names, take
 from orchestrator.data.formats.json_files import check_json, read_json
@@ -22,12 +21,9 @@ from orchestrator.data.formats.texts import (
     read_parallel,
     read_python,
 )
-from orchestrator.data.reading import BadRow, Note, Reading
+from orchestrator.data.reading import BadRow, Note, Reading, Row
 from orchestrator.data.sources import SourceFile
 from orchestrator.errors import UserError
-from orchestrator.tasks.task import LeftOut, Row, Task
-
-__all__ = ["BadRow", "Note", "Reading", "check_columns", "read_cleaned", "read_rows"]
 
 HEADS = 8  # files of each kind and split that are looked at before anything is started
 
@@ -94,30 +90,17 @@ def _check_text(file: SourceFile, reading: Reading) -> None:
             pass
 
 
-def read_cleaned(file: SourceFile, task: Task[Any]) -> Iterator[Row | BadRow | Note | None]:
-    """What a task makes of a file's rows, in their order; None where nothing is in one.
-
-    Raises:
-        UserError: where the file cannot be read to its end.
-    """
-    for number, row in _numbered(file, Reading.of(task)):
-        try:
-            yield row if isinstance(row, BadRow | Note) else task.clean(row)
-        except ValueError as error:
-            yield BadRow(file.uri, number, str(error), not isinstance(error, LeftOut))
-
-
 def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow | Note]:
     """The rows of a file in its order, bad ones and notes in their places.
 
     Raises:
         UserError: where the file cannot be read to its end.
     """
-    for _, row in _numbered(file, reading):
+    for _, row in numbered_rows(file, reading):
         yield row
 
 
-def _numbered(file: SourceFile, reading: Reading) -> Iterator[tuple[int, Row | BadRow | Note]]:
+def numbered_rows(file: SourceFile, reading: Reading) -> Iterator[tuple[int, Row | BadRow | Note]]:
     if file.beside:
         reader: Callable[[SourceFile, Reading], Found] = read_parallel
     elif file.kind == "txt":

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from orchestrator.data.arrays import Arrays
 from orchestrator.errors import StageError
 from orchestrator.storage.artifact import PreparedData, Shard, Split
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.scratch import own_folder
 
-Arrays = dict[str, npt.NDArray[Any]]  # one array a column, the first axis counts rows
 Rows = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 

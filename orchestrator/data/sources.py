@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from orchestrator.data import paths
+from orchestrator.data.config import DataConfig, Sources
 from orchestrator.data.paths import Entry
 from orchestrator.data.streams import COMPRESSIONS, open_file, open_stream
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage.artifact import Split
-from orchestrator.tasks.task import DataConfig, Sources
 
 PYTHON_STDLIB = "python-stdlib"
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")

@@ -15,7 +15,8 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
-from orchestrator.data.shards import Arrays, ShardReader
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.shards import ShardReader
 from orchestrator.errors import StageError
 from orchestrator.evaluate.report import write_report
 from orchestrator.job.job import Job

@@ -17,16 +17,16 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.data.config import DataConfig
 from orchestrator.errors import UserError, did_you_mean
 from orchestrator.job.inputs import TOKENIZER_FILES, Stamps, model_files, source_files
 from orchestrator.job.search_space import NOT_SWEPT, Domain, TuneConfig
 from orchestrator.job.section import Key, Section
 from orchestrator.model.config import SIZES, Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
-from orchestrator.tasks.task import DataConfig, Task
+from orchestrator.progress import Stage
+from orchestrator.tasks.task import Task
 
-Stage = Literal["prepare", "tune", "train", "evaluate", "serve"]
-STAGES: tuple[Stage, ...] = ("prepare", "tune", "train", "evaluate", "serve")
 TASKS: dict[str, Family] = {  # and the family of each where a job names none
     "extractive_question_answering": "encoder",
     "language_modelling": "decoder",

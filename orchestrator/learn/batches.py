@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from orchestrator.data.shards import Arrays, Rows, SampleOrder, ShardReader
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.shards import Rows, SampleOrder, ShardReader
 from orchestrator.job.job import TrainConfig
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from orchestrator.data.shards import Arrays, Rows
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.shards import Rows
 
 
 @dataclass(frozen=True)

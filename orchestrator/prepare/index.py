@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.rows import BadRow, Note
+from orchestrator.data.reading import BadRow, Note, Row
 from orchestrator.data.sources import SourceFile
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.storage.artifact import Split
 from orchestrator.storage.folder import Folder
-from orchestrator.tasks.task import Row, Task
+from orchestrator.tasks.task import Task
 
 HASH = 32  # hexadecimal digits of a key; what stands behind them names the row's split
 GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}

@@ -22,11 +22,12 @@ from ray.data.context import ShuffleStrategy
 from ray.exceptions import RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
-from orchestrator.data.rows import read_cleaned
-from orchestrator.data.shards import Arrays, write_shard
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.shards import write_shard
 from orchestrator.data.sources import SourceFile, total_bytes
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
+from orchestrator.prepare.cleaning import read_cleaned
 from orchestrator.prepare.index import (
     GIVEN,
     HASH,

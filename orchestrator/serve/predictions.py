@@ -2,7 +2,8 @@
 
 import torch
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Row
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.learn.batches import to_device
@@ -11,7 +12,6 @@ from orchestrator.learn.fit import load_processor
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.strict_json import finite
-from orchestrator.tasks.task import Row
 
 MARGIN = 16  # of tokens that a task adds to a row's
 

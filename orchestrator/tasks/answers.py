@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Row
 from orchestrator.tasks.metrics import answer_metrics
-from orchestrator.tasks.task import LeftOut, Row
+from orchestrator.tasks.task import LeftOut
 
 KEPT = "answers"  # what rows keep of them beside the arrays of tokens
 

@@ -7,7 +7,7 @@ import scipy.sparse
 from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import MultinomialNB
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
 from orchestrator.tasks.metrics import WORD, Tokens, classification_metrics
 
 TOKENS = 1 << 16  # told apart; of larger vocabularies some share a number

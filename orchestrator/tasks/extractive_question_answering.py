@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
 from orchestrator.tasks.answers import clean_answers, keep_answers, pack, score_answers, unpack
 from orchestrator.tasks.metrics import answer_words
 from orchestrator.tasks.objectives import trimmed
-from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.task import Batch, Metric, Task
 
 LONGEST_ANSWER = 32  # tokens
 SENTENCE_ENDS = ".!?。！？\n"

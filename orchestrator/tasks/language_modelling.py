@@ -9,13 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
 from orchestrator.tasks.metrics import language_metrics, ngram_nats
 from orchestrator.tasks.objectives import token_loss
-from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.task import Batch, Metric, Task
 
 ENCODED_AT_ONCE = 64  # documents, so that few of the tokenizer's own objects are alive
 

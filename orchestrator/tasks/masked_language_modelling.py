@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import MASK, TextProcessor
 from orchestrator.tasks.metrics import language_metrics
 from orchestrator.tasks.objectives import token_loss, trimmed
-from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.task import Batch, Metric, Task
 
 HIDDEN = 0.15  # of the tokens; of those, so many become the mask, and so many any token
 MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1

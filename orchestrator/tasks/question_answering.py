@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor, commonest
@@ -22,7 +23,7 @@ from orchestrator.tasks.sequence_pairs import (
     pair_losses,
     texts_of,
 )
-from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.task import Batch, Metric, Task
 
 
 class QuestionAnswering(Task[TextProcessor]):

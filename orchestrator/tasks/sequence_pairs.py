@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
 from orchestrator.model.generate import GREEDY, beam_search, generate_batch
 from orchestrator.model.transformer import Transformer
 from orchestrator.processors.text import TextProcessor

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
     ClassVar,
     Generic,
@@ -19,9 +17,9 @@ from typing import (
     TypeVar,
 )
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.config import DataConfig
+from orchestrator.data.reading import Kind, Reading, Row
 from orchestrator.model.config import Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.storage.artifact import Split
@@ -32,9 +30,6 @@ if TYPE_CHECKING:  # a job names its task without waiting for torch
 
     from orchestrator.model.transformer import Transformer
 
-# One raw sample: a value for each of the task's columns. A request to the endpoint has None in
-# place of what it does not bring: the label, say.
-Row = dict[str, Any]
 Batch: TypeAlias = "dict[str, Tensor]"  # Arrays on the model's device
 
 
@@ -47,78 +42,6 @@ class Metric:
 
     def better(self, new: float, old: float) -> bool:
         return new < old if self.mode == "min" else new > old
-
-
-# What a column holds: text only; a number or truth value too; the answers to a question, one text
-# or several; the places where they start, one whole number or several.
-Kind = Literal["text", "value", "answers", "starts"]
-Path = Annotated[str, Field(min_length=1)]
-Sources = (
-    Path
-    | Annotated[list[Path], Field(min_length=1)]
-    | Annotated[dict[str, Path], Field(min_length=2)]
-)
-
-
-class DataConfig(BaseModel):
-    """The `data:` section of a job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Sources = Field(
-        description="python-stdlib, or paths, folders, globs or URIs (file://, s3://, gs://) of "
-        "txt, jsonl, json, csv, tsv or parquet files, each optionally .gz or .zst; or of text "
-        "files that belong together line by line, by column: {source: a.en, target: a.de}"
-    )
-    validation_source: Sources | None = Field(
-        None, description="rows to validate on, in place of a share of the source"
-    )
-    test_source: Sources | None = Field(
-        None, description="rows to test on, in place of a share of the source"
-    )
-    format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
-        None, description="of all files; without it, their names tell"
-    )
-    header: bool = Field(True, description="csv and tsv begin with names; else columns are 0, 1, …")
-    columns: dict[str, str | int] = Field(
-        {},
-        description="the files' names of the task's columns, such as {text: sentence}; $file and "
-        "$folder are every file's name and its folder's",
-    )
-    lines: bool | None = Field(
-        None, description="each line of a txt file is a row; without it, the task knows"
-    )
-    validation_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
-    test_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of the bytes")
-    encoding: str | None = Field(
-        None, description="of text files, such as latin-1; without it UTF-8, or as their BOM says"
-    )
-    quoted: bool | None = Field(
-        None,
-        description="fields of csv and tsv files may stand in quotation marks; without it, "
-        "those of csv files may, and those of tsv files whose header does",
-    )
-    max_bad_rows: int | None = Field(
-        None,
-        ge=0,
-        description="more rows than this that cannot be read fail the run; without it, more than "
-        "1 % of a split's rows, where these are more than 10 or a tenth of it",
-    )
-    max_document_bytes: int = Field(
-        16_384, ge=256, description="longer txt files are cut at a blank line into documents"
-    )
-
-    @field_validator("encoding")
-    @classmethod
-    def _is_known(cls, name: str | None) -> str | None:
-        if name is not None:
-            with contextlib.suppress(UnicodeDecodeError):  # of one that wants more bytes than this
-                try:
-                    b"x".decode(name)
-                except LookupError:
-                    known = "utf-8, latin-1, cp1252, utf-16"
-                    raise ValueError(f"{name!r} is no encoding; some are {known}") from None
-        return name
 
 
 class LeftOut(ValueError):
@@ -233,3 +156,9 @@ class Task(ABC, Generic[P]):
     def baselines(self, train: Arrays, test: Arrays, processor: P) -> dict[str, dict[str, float]]:
         """What simple methods reach on the test split, by name; none unless a task knows some."""
         return {}
+
+
+def reading_of(task: Task[Any]) -> Reading:
+    """What is read of each row of a task's files."""
+    lines = task.lines if task.data.lines is None else task.data.lines
+    return Reading(task.data, task.columns, lines, task.optional)

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
 from orchestrator.storage.artifact import Split
 from orchestrator.tasks.metrics import classification_metrics
 from orchestrator.tasks.objectives import thinned, trimmed
-from orchestrator.tasks.task import Batch, Kind, LeftOut, Metric, Row, Task
+from orchestrator.tasks.task import Batch, LeftOut, Metric, Task
 
 
 class TextClassification(Task[LabelProcessor]):

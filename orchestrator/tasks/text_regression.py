@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
 from orchestrator.storage.artifact import Split
 from orchestrator.tasks.metrics import regression_metrics
 from orchestrator.tasks.objectives import thinned, trimmed
-from orchestrator.tasks.task import Batch, Kind, LeftOut, Metric, Row, Task
+from orchestrator.tasks.task import Batch, LeftOut, Metric, Task
 
 
 class TextRegression(Task[NumberProcessor]):

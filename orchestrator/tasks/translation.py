@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.shards import Arrays
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Kind, Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
@@ -20,7 +21,7 @@ from orchestrator.tasks.sequence_pairs import (
     predict_pairs,
     texts_of,
 )
-from orchestrator.tasks.task import Batch, Kind, Metric, Row, Task
+from orchestrator.tasks.task import Batch, Metric, Task
 
 BEAMS = 4
 

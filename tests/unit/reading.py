@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.rows import BadRow, Note, Reading, check_columns, read_rows
+from orchestrator.data.config import DataConfig
+from orchestrator.data.reading import BadRow, Kind, Note, Reading
+from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
-from orchestrator.tasks.task import DataConfig, Kind
 
 TEXT: dict[str, Kind] = {"text": "text"}
 LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}

@@ -24,9 +24,9 @@ from orchestrator.cli import main
 from orchestrator.display import TerminalDisplay
 from orchestrator.errors import StageError, UserError
 from orchestrator.job.file import load_job
-from orchestrator.job.job import STAGES, Job, Stage, json_schema
-from orchestrator.pipeline import Display
-from orchestrator.run import Run, StageStatus
+from orchestrator.job.job import Job, json_schema
+from orchestrator.progress import STAGES, Display, Stage, StageStatus
+from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData, Shard
 from orchestrator.storage.events import read_events
 

@@ -17,12 +17,12 @@ import pytest
 
 import orchestrator.storage.folder
 from orchestrator.data import streams
+from orchestrator.data.config import DataConfig
 from orchestrator.data.sources import Listing, SourceFile, find_files, named_split
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
-from orchestrator.tasks.task import DataConfig
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.job.file import load_job, parse_value
-from orchestrator.job.job import STAGES, Job, Stage, json_schema
+from orchestrator.job.job import Job, json_schema
+from orchestrator.progress import STAGES, Stage
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.data.rows import BadRow, Note
+from orchestrator.data.reading import BadRow, Note
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.index import Index, hidden_splits, quarantine, record

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data import shards
-from orchestrator.data.shards import Arrays, ShardReader, write_shard
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.errors import StageError
 from orchestrator.storage import folder as folders
 from orchestrator.storage.artifact import PreparedData, Shard

@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from orchestrator.data.rows import BadRow, Note, Reading, check_columns, read_cleaned, read_rows
+from orchestrator.data.config import DataConfig
+from orchestrator.data.reading import BadRow, Kind, Note, Reading
+from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.sources import SourceFile, find_files
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
-from orchestrator.tasks.task import DataConfig, Kind
+from orchestrator.prepare.cleaning import read_cleaned
+from orchestrator.tasks.task import reading_of
 
 COLUMNS: dict[str, Kind] = {"text": "text"}
 ANY = Reading(DataConfig(source="x"), COLUMNS)
@@ -612,7 +615,7 @@ def job_of(path: Path, task: str, **columns: str) -> Job:
 def cleaned(path: Path, task: str, **columns: str) -> list[Any]:
     job = job_of(path, task, **columns)
     files, built = find_files(job.data).files, job.build_task()
-    check_columns(files, Reading.of(built))
+    check_columns(files, reading_of(built))
     return [row for file in files for row in read_cleaned(file, built)]
 
 

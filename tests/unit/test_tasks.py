@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.data.shards import Arrays, ShardReader, write_shard
+from orchestrator.data.arrays import Arrays
+from orchestrator.data.reading import Row
+from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.job.job import TASKS, Job, TrainConfig
 from orchestrator.learn.batches import kept, to_device
 from orchestrator.learn.optimizer import build_optimizers
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.tasks.task import Row, Task
+from orchestrator.tasks.task import Task
 
 CPU = torch.device("cpu")
 SCRIPTS = [

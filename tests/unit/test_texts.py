@@ -12,10 +12,11 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.data import streams
-from orchestrator.data.rows import Note, Reading, check_columns, read_rows
+from orchestrator.data.config import DataConfig
+from orchestrator.data.reading import Note, Reading
+from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.sources import SourceFile, find_files
 from orchestrator.errors import UserError
-from orchestrator.tasks.task import DataConfig
 from tests.unit.reading import PAIR, TEXT, read, refused, write
 
 ROWS = "text,label\ncafé,pos\nnaïve,neg\n"

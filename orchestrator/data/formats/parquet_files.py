@@ -8,11 +8,10 @@ import pyarrow.parquet
 
 from orchestrator.data.columns import MISSING, check_names, value_of
 from orchestrator.data.formats.texts import Found
-from orchestrator.data.reading import BadRow, Note, Reading
+from orchestrator.data.reading import BadRow, Kind, Note, Reading
 from orchestrator.data.sources import SourceFile
 from orchestrator.data.streams import damaged
 from orchestrator.errors import UserError
-from orchestrator.tasks.task import Kind
 
 ROWS_AT_ONCE = 1024
 WRITE = {

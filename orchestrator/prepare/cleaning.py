@@ -1,0 +1,22 @@
+"""The rows of a file as a task learns from them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.data.reading import BadRow, Note, Row
+from orchestrator.data.rows import numbered_rows
+from orchestrator.data.sources import SourceFile
+from orchestrator.tasks.task import LeftOut, Task, reading_of
+
+
+def read_cleaned(file: SourceFile, task: Task[Any]) -> Iterator[Row | BadRow | Note | None]:
+    """What a task makes of a file's rows, in their order; None where nothing is in one.
+
+    Raises:
+        UserError: where the file cannot be read to its end.
+    """
+    for number, row in numbered_rows(file, reading_of(task)):
+        try:
+            yield row if isinstance(row, BadRow | Note) else task.clean(row)
+        except ValueError as error:
+            yield BadRow(file.uri, number, str(error), not isinstance(error, LeftOut))
