@@ -101,6 +101,7 @@ def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow | Not
 
 
 def numbered_rows(file: SourceFile, reading: Reading) -> Iterator[tuple[int, Row | BadRow | Note]]:
+    """The same as `read_rows`, each with its number in the file."""
     if file.beside:
         reader: Callable[[SourceFile, Reading], Found] = read_parallel
     elif file.kind == "txt":

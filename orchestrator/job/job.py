@@ -376,8 +376,9 @@ def _initialised(model: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: where they cannot be read, or a key contradicts them.
     """
+    # Few jobs need these, and their import takes its time.
     from orchestrator.pretrained.model import read_config
-    from orchestrator.storage.folder import Folder  # of use to few jobs; these take their time
+    from orchestrator.storage.folder import Folder
 
     folder = Folder(os.path.expanduser(model["init_from"]))
     try:

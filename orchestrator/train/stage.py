@@ -45,9 +45,8 @@ def train(
         progress.finish()
         with contextlib.suppress(OSError):  # storage that refuses has been told of
             (folder / "ray").delete()
-    from orchestrator.learn.checkpoints import (
-        Checkpoints,  # with torch, for which no start has to wait
-    )
+    # These import torch, for which no start of a training has to wait.
+    from orchestrator.learn.checkpoints import Checkpoints
     from orchestrator.learn.fit import begun_with
 
     task = job.build_task()
@@ -121,10 +120,10 @@ class TrainController(Supervisor):
 
     def run(self, settings: dict[str, Any]) -> None:
         gc.set_threshold(50_000)  # of 700: imports leave nothing to collect
-        from orchestrator.train import worker_group as group
+        from orchestrator.train import worker_group
 
         myself = ray.get_runtime_context().current_actor
-        group.train({**settings, "supervisor": myself})
+        worker_group.train({**settings, "supervisor": myself})
 
 
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 import orchestrator.storage.folder
 from orchestrator.dashboard import sweep as following
-from orchestrator.dashboard.app import make_app
+from orchestrator.dashboard.app import STATIC, make_app
 from orchestrator.dashboard.catalog import Catalog
 from orchestrator.dashboard.curves import columns, thinned
 from orchestrator.dashboard.importance import importance
@@ -347,8 +347,7 @@ def test_text_of_a_run_is_never_markup(folder: Folder, client: TestClient) -> No
         answer = client.get(f"/api/runs/reviews/sweeps/{FINGERPRINT}{path}")
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-content-type-options"] == "nosniff"
-    static = Path(orchestrator.storage.folder.__file__).parents[1] / "dashboard" / "static"
-    scripts = [path.read_text() for path in static.glob("*.js")]
+    scripts = [path.read_text() for path in STATIC.glob("*.js")]
     assert len(scripts) > 10
     assert not any("innerHTML" in s or "insertAdjacentHTML" in s or "eval(" in s for s in scripts)
 

@@ -1,6 +1,6 @@
 """Parquet files, row by row."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -158,13 +158,9 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_text(kind: Any) -> bool:
-    if not isinstance(kind, pa.DataType) or isinstance(kind, pa.BaseExtensionType):
-        return False
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
     types = pa.types
     strings = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    return any(check(kind) for check in strings) or _is_binary(kind)
+    return _is_one_of(kind, *strings, _is_binary)
 
 
 def _is_binary(kind: Any) -> bool:
@@ -172,13 +168,19 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _is_value(kind: Any) -> bool:
+    types = pa.types
+    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    return _is_text(kind) or _is_one_of(kind, *numbers)
+
+
+def _is_one_of(kind: Any, *checks: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type, or that of a dictionary's values, passes a check. An extension type never
+    does."""
     if not isinstance(kind, pa.DataType) or isinstance(kind, pa.BaseExtensionType):
         return False
     if pa.types.is_dictionary(kind):
-        return _is_value(kind.value_type)
-    types = pa.types
-    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-    return _is_text(kind) or any(check(kind) for check in numbers)
+        return _is_one_of(kind.value_type, *checks)
+    return any(check(kind) for check in checks)
 
 
 def _shown(found: Any) -> str:
