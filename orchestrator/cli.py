@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from orchestrator import __version__
 from orchestrator.errors import OrchestratorError, StoppedError, UserError
 from orchestrator.job.file import load_job
-from orchestrator.job.job import json_schema
+from orchestrator.job.schema import json_schema
 from orchestrator.progress import STAGES, StageStatus
 from orchestrator.storage import strict_json
 

@@ -24,6 +24,7 @@ from orchestrator import __version__
 from orchestrator.data.sources import Listing, SourceFile, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.job.defaults import derive, says_all
+from orchestrator.job.fingerprint import fingerprint
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage, StageStatus
 from orchestrator.storage import lease
@@ -94,11 +95,11 @@ class Run:
 
     def prepare_folder(self) -> Folder:
         """Where the data is prepared; of data that is gone, where it was prepared last."""
-        fingerprint = self.job.fingerprint("prepare")
+        digest = fingerprint(self.job, "prepare")
         try:
             files = self.files
         except UserError as error:
-            newest = self._newest_prepared(f"prepare-{fingerprint}-")
+            newest = self._newest_prepared(f"prepare-{digest}-")
             if newest is None:
                 raise
             folder, when = newest[0].folder, datetime.fromtimestamp(newest[1] / 1e9)
@@ -110,7 +111,7 @@ class Run:
             listing = [vars(file) for file in files]
             text = json.dumps(listing, default=vars)  # `beside` holds files, too
             self._digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return self.folder / f"prepare-{fingerprint}-{self._digest}"
+        return self.folder / f"prepare-{digest}-{self._digest}"
 
     def _newest_prepared(self, prefix: str) -> tuple[PreparedData, int] | None:
         """The preparation that was finished last, and when, in nanoseconds of Unix time. The names
@@ -131,7 +132,7 @@ class Run:
         return replace(status, notices=(*status.notices, *new))
 
     def tune_folder(self) -> Folder:
-        return self.folder / f"tune-{self.job.fingerprint('tune', self.prepare_folder().name)}"
+        return self.folder / f"tune-{fingerprint(self.job, 'tune', self.prepare_folder().name)}"
 
     def chosen_job(self) -> Job | None:
         """The job with the sweep's best values, the job itself without a sweep, else None."""
@@ -141,11 +142,11 @@ class Run:
         return None if sweep is None else self.job.override(sweep.best)
 
     def train_folder(self, chosen: Job) -> Folder:
-        return self.folder / f"train-{chosen.fingerprint('train', self.prepare_folder().name)}"
+        return self.folder / f"train-{fingerprint(chosen, 'train', self.prepare_folder().name)}"
 
     def evaluate_folder(self, chosen: Job) -> Folder:
         name = self.train_folder(chosen).name
-        return self.folder / f"evaluate-{chosen.fingerprint('evaluate', name)}"
+        return self.folder / f"evaluate-{fingerprint(chosen, 'evaluate', name)}"
 
     def finished(self, chosen: Job) -> tuple[PreparedData, Training, Evaluation | None] | None:
         """The data, the training and, where there is one, the evaluation; None before they are."""

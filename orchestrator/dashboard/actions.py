@@ -21,7 +21,8 @@ from orchestrator.dashboard.catalog import FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError, last_line
 from orchestrator.job.file import parse_value, read_plain
-from orchestrator.job.job import TASKS, Job
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import TASKS
 from orchestrator.progress import STAGES
 from orchestrator.run import find_storage
 from orchestrator.storage.folder import Folder

@@ -2,7 +2,8 @@
 
 import shutil
 
-from orchestrator.job.job import Job, find_task
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import find_task
 
 # What torch.compile gains of a step's time, and the seconds that it takes before the first one.
 COMPILE_ON_GPU = (0.17, 40.0)  # torchtitan's and nanoGPT's ladders

@@ -9,7 +9,8 @@ import math
 from typing import Any
 
 from orchestrator.job.cost import num_parameters, tokens_seen
-from orchestrator.job.job import Job, find_task
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import find_task
 from orchestrator.model.config import SIZES
 
 BYTES_PER_TOKEN = 3.0  # of prose and code under a small byte-pair vocabulary: an estimate

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import JobError, did_you_mean
-from orchestrator.job.job import Job, override
-from orchestrator.job.section import Key
+from orchestrator.job.job import Job
+from orchestrator.job.keys import Key, set_key
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 32
@@ -71,7 +71,7 @@ def read_plain(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _read_with(path: str, overrides: Sequence[str]) -> Source:
     source = _read(Path(path), seen=())
     for text in overrides:
-        _override(source, text)
+        _apply_override(source, text)
     if "name" not in source.data and (name := _name_of(Path(path))):
         source.data["name"] = name
         source.places["name",] = path
@@ -206,7 +206,7 @@ def _build(node: yaml.Node, key: Key, path: Path, source: Source) -> Any:
     return mapping
 
 
-def _override(source: Source, text: str) -> None:
+def _apply_override(source: Source, text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not name:
         shown = _shown(repr(text))
@@ -222,7 +222,7 @@ def _override(source: Source, text: str) -> None:
         source.problems.append(f"command line: {_shown(repr(text))}: {_shown(str(problem))}")
         return
     replaced = _first_that_is_no_section(source.data, name)
-    key = override(source.data, name, parsed)
+    key = set_key(source.data, name, parsed)
     source.places = {k: v for k, v in source.places.items() if k[: len(replaced)] != replaced}
     for length in range(1, len(key) + 1):
         source.places.setdefault(key[:length], "command line")

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.job.section import Section
+from orchestrator.job.strict_section import StrictSection
 
 NOT_SWEPT = ("train.steps", "train.minutes", "train.epochs", "train.seed", "model.max_seq_len")
 MAX_EXAMPLES = 100
@@ -17,8 +17,20 @@ Search = Literal["grid", "random", "tpe"]
 # the data looks like.
 CHANGED_ON_THE_WAY = ("train.lr", "train.weight_decay", "train.grad_clip", "train.min_lr_ratio")
 
+# The default space: the keys that change most results, and their ranges.
+DEFAULT_SPACE: dict[str, dict[str, Any]] = {
+    "train.lr": {"loguniform": [5e-4, 2e-2]},
+    "train.weight_decay": {"loguniform": [0.01, 0.5]},
+    "model.dropout": {"uniform": [0.0, 0.3]},
+}
+DEFAULT_SPACE_OF_PRETRAINED: dict[str, dict[str, Any]] = {
+    "train.lr": {"loguniform": [1e-5, 5e-4]},
+    "train.weight_decay": {"loguniform": [1e-3, 0.1]},
+    "model.dropout": {"uniform": [0.0, 0.2]},
+}
 
-class Domain(Section):
+
+class Domain(StrictSection):
     """The values of one key that a sweep tries."""
 
     choice: list[Any] | None = Field(None, min_length=1, description="one of these")
@@ -64,7 +76,7 @@ class Domain(Section):
         )
 
 
-class TuneConfig(Section):
+class TuneConfig(StrictSection):
     """The `tune:` section of a job. Without one, nothing is swept."""
 
     trials: int = Field(16, ge=1, le=10_000, description="configurations that are tried")
@@ -191,3 +203,15 @@ def _needs(space: dict[str, Domain], name: str, seen: tuple[str, ...] = ()) -> s
     for key in found - set(seen):
         found |= _needs(space, key, (*seen, key))
     return found
+
+
+def with_default_space(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain job data with a space to sweep, if the job asks for a sweep and names no space."""
+    tune, model = data.get("tune"), data.get("model")
+    if not isinstance(tune, dict) or tune.get("space"):
+        return data
+    pretrained = isinstance(model, dict) and model.get("init_from") is not None
+    return {
+        **data,
+        "tune": {**tune, "space": DEFAULT_SPACE_OF_PRETRAINED if pretrained else DEFAULT_SPACE},
+    }

@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import Rows, SampleOrder, ShardReader
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.tasks.task import Batch

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from orchestrator.errors import DivergedError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import precision
 from orchestrator.learn.agreement import Directive, Pulse, Signals
 from orchestrator.learn.batches import Batches

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World
 
 # Timed to turn minutes into steps: so many or, where they are short, so many seconds, or such a

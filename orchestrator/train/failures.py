@@ -4,7 +4,7 @@ import enum
 import traceback
 
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 
 NETWORK = ("gloo", "nccl", "connection", "timed out", "broken pipe", "socket", "peer")
 HARDWARE = ("cuda error", "ecc", "illegal memory access", "device-side assert", "xid")

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from orchestrator.errors import DivergedError, StageError
 from orchestrator.job.cost import compiles
-from orchestrator.job.job import Job, find_task
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import find_task
 from orchestrator.learn.agreement import Directive
 from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.fit import fit

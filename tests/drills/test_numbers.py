@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DivergedError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData

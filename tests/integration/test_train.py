@@ -14,7 +14,8 @@ import pytest
 from ray.util.state import list_actors
 
 from orchestrator.errors import StageError
-from orchestrator.job.job import Job, TrainConfig
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.checkpoints import step_name
 from orchestrator.learn.world import World

@@ -8,7 +8,7 @@ import torch
 
 from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.errors import StageError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.world import World, join
 from orchestrator.storage.artifact import PreparedData

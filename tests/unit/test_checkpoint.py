@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from orchestrator.errors import StageError, UserError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import checkpoints as checkpoint_module
 from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, load_weights
 from orchestrator.learn.optimizer import (

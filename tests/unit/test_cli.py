@@ -24,7 +24,8 @@ from orchestrator.cli import main
 from orchestrator.display import TerminalDisplay
 from orchestrator.errors import StageError, UserError
 from orchestrator.job.file import load_job
-from orchestrator.job.job import Job, json_schema
+from orchestrator.job.job import Job
+from orchestrator.job.schema import json_schema
 from orchestrator.progress import STAGES, Display, Stage, StageStatus
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData, Shard

@@ -11,7 +11,9 @@ import torch
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.data.shards import ShardReader, write_shard
-from orchestrator.job.job import TASKS, Job, TrainConfig
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
+from orchestrator.job.task_registry import TASKS
 from orchestrator.learn.batches import kept, to_device
 from orchestrator.learn.optimizer import build_optimizers
 from orchestrator.learn.world import World

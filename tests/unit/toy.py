@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.shards import write_shard
-from orchestrator.job.job import Job, TrainConfig
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import pace
 from orchestrator.learn.agreement import Directive
 from orchestrator.learn.batches import Batches
