@@ -7,7 +7,6 @@ from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator.data.config import DataConfig
 from orchestrator.data.reading import PLACES, BadRow, Kind, Reading, Row
 from orchestrator.errors import UserError, first_line, printable
 
@@ -25,7 +24,7 @@ def value_of(row: Mapping[str, Any], column: str, reading: Reading) -> Any:
     """
     name = reading.name(column)
     found = at(row, name)
-    if found is not MISSING or column in reading.data.columns:
+    if found is not MISSING or column in reading.names:
         return found
     kind = reading.columns[column]
     if kind == "answers":
@@ -92,7 +91,7 @@ def take(row: object, reading: Reading, uri: str, number: int) -> Row | BadRow:
         if value is MISSING and column in reading.optional:
             value = None if kind != "text" else ""
         try:
-            found[column] = of_kind(kind, value, reading.data, column in reading.optional)
+            found[column] = of_kind(kind, value, reading.encoding, column in reading.optional)
         except ValueError as error:
             said = f"has no {name!r}" if str(error) == NO_VALUE else f"{name!r} {first_line(error)}"
             return BadRow(uri, number, said)
@@ -102,7 +101,7 @@ def take(row: object, reading: Reading, uri: str, number: int) -> Row | BadRow:
 NO_VALUE = "is missing"
 
 
-def of_kind(kind: Kind, value: Any, data: DataConfig, optional: bool = False) -> Any:
+def of_kind(kind: Kind, value: Any, encoding: str | None, optional: bool = False) -> Any:
     """A value as text, or a list for answers and their starts.
 
     Raises:
@@ -113,22 +112,22 @@ def of_kind(kind: Kind, value: Any, data: DataConfig, optional: bool = False) ->
     if value is not None and hasattr(value, "item") and not isinstance(value, str | bytes):
         value = value.item()  # a numpy scalar
     if kind == "answers":
-        return [_valid(text, data) for text in _answers(value)]
+        return [_valid(text, encoding) for text in _answers(value)]
     if kind == "starts":
         return _starts(value)
     if kind == "value":
-        return _valid(_value(value), data)
+        return _valid(_value(value), encoding)
     if value is None and not optional:
         raise ValueError(NO_VALUE)
-    return _valid("" if value is None else _text(value, data), data)
+    return _valid("" if value is None else _text(value, encoding), encoding)
 
 
-def _text(value: Any, data: DataConfig) -> str:
+def _text(value: Any, encoding: str | None) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "\n".join(value)  # paragraphs, the lines of a poem
     if isinstance(value, bytes):
         try:
-            return value.decode(data.encoding or "utf-8")
+            return value.decode(encoding or "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
     if not isinstance(value, str):
@@ -191,24 +190,24 @@ def _start(value: Any) -> int | None:
         raise ValueError(f"is {value!r}, not where an answer starts") from None
 
 
-def _valid(text: str, data: DataConfig) -> str:
+def _valid(text: str, encoding: str | None) -> str:
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            encoding = undecoded(text, data) or "UTF-8"
+            encoding = undecoded(text, encoding) or "UTF-8"
             raise ValueError(f"is not valid {encoding}") from None
     return text
 
 
-def undecoded(text: str, data: DataConfig) -> str | None:
+def undecoded(text: str, encoding: str | None) -> str | None:
     """What a text is not, where bytes of it could not be decoded: `UTF-8: byte 0xe9`."""
     found = None if text.isascii() else UNDECODED.search(text)
     if found is None:
         return None
     byte = ord(found[0]) - 0xDC00
-    mend = "set data.encoding, such as latin-1" if data.encoding is None else "see data.encoding"
-    return f"{data.encoding or 'UTF-8'}: byte 0x{byte:02x}; {mend}"
+    mend = "set data.encoding, such as latin-1" if encoding is None else "see data.encoding"
+    return f"{encoding or 'UTF-8'}: byte 0x{byte:02x}; {mend}"
 
 
 def _place(uri: str, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.reading import BadRow, Note, Row
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.storage.artifact import Split

@@ -24,7 +24,8 @@ from ray.exceptions import RayError
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import write_shard
-from orchestrator.data.sources import SourceFile, total_bytes
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import total_bytes
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.cleaning import read_cleaned

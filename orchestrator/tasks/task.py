@@ -160,5 +160,4 @@ class Task(ABC, Generic[P]):
 
 def reading_of(task: Task[Any]) -> Reading:
     """What is read of each row of a task's files."""
-    lines = task.lines if task.data.lines is None else task.data.lines
-    return Reading(task.data, task.columns, lines, task.optional)
+    return task.data.reading(task.columns, task.optional, task.lines)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import BadRow, Kind, Note, Reading
+from orchestrator.data.reading import BadRow, Kind, Note
 from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
@@ -34,7 +34,7 @@ def read(
     """The rows, the bad rows and the notes of a source."""
     data = DataConfig(source=str(source), **settings)
     optional = ("answer_start",) if "answer_start" in columns else ()
-    reading = Reading(data, columns, lines=True, optional=optional)
+    reading = data.reading(columns, optional, lines=True)
     files, notes = find_files(data)
     check_columns(files, reading)
     found = [row for file in files for row in read_rows(file, reading)]

@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from orchestrator.data.columns import MISSING, check_names, value_of
-from orchestrator.data.formats.texts import Found
+from orchestrator.data.formats.format import Format, Rows
+from orchestrator.data.heads import PAGES, Head
 from orchestrator.data.reading import BadRow, Kind, Note, Reading
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
 from orchestrator.data.streams import damaged
 from orchestrator.errors import UserError
 
+HEAD = Head(magic=b"PAR1", refused=PAGES)
 ROWS_AT_ONCE = 1024
 WRITE = {
     "text": "write it as text, or name another column with data.columns",
@@ -22,14 +24,14 @@ WRITE = {
 }
 
 
-def check_parquet(file: SourceFile, reading: Reading) -> None:
+def _check(file: SourceFile, reading: Reading) -> None:
     """Raises UserError where a file's schema shows that it cannot be read."""
-    with file.open_whole() as stream:
+    with file.open_whole(HEAD) as stream:
         _opened(stream, file, reading)
 
 
-def read_parquet(file: SourceFile, reading: Reading) -> Found:
-    with file.open_whole() as stream:
+def _rows(file: SourceFile, reading: Reading) -> Rows:
+    with file.open_whole(HEAD) as stream:
         if not stream.peek(1):
             raise UserError(
                 f"{file.uri}: is empty, and no parquet file: download or write it again"
@@ -38,7 +40,7 @@ def read_parquet(file: SourceFile, reading: Reading) -> Found:
         for name in sorted(name for name, kind in types.items() if _is_binary(kind)):
             yield 0, Note(file.uri, f"column {name!r} is binary, and is read as text")
         number = 0
-        for row in _rows(table, list(types), file):
+        for row in _batched(table, list(types), file):
             number += 1
             bad = isinstance(row, str)
             yield number, BadRow(file.uri, number, str(row)) if bad else row
@@ -85,7 +87,7 @@ def _opened(
     return table, names
 
 
-def _rows(
+def _batched(
     table: pyarrow.parquet.ParquetFile, names: list[str], file: SourceFile
 ) -> Iterator[dict[str, Any] | str]:
     """Rows of some columns, or why one is none."""
@@ -117,7 +119,7 @@ def _nested(kind: pa.DataType) -> Any:
 def _outer(row: dict[str, Any], column: str, reading: Reading) -> str:
     """The column of the file that a column of the task's lies in."""
     name = reading.name(column)
-    if column not in reading.data.columns and name not in row:
+    if column not in reading.names and name not in row:
         kind = reading.columns[column]
         if kind == "answers":
             name = f"{name}s"
@@ -190,3 +192,6 @@ def _shown(found: Any) -> str:
     if isinstance(found, list):
         return f"list<{_shown(found[0])}>"
     return str(found)
+
+
+PARQUET = Format("parquet", ("parquet",), _check, _rows)
