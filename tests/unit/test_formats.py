@@ -60,7 +60,7 @@ def test_a_registered_format_is_found_checked_and_read(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("toy")
 def test_a_registered_format_is_named_where_formats_are_listed(tmp_path: Path) -> None:
     write(tmp_path / "a.unknown", "x")
-    with pytest.raises(UserError, match="parquet, pairs file, nor one of these .gz"):
+    with pytest.raises(UserError, match=r"parquet, pairs file, nor one of these \.gz"):
         find_files(DataConfig(source=str(tmp_path / "a.unknown")))
 
 
