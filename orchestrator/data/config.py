@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from orchestrator.data.formats.registry import offered
-from orchestrator.data.reading import Kind, Reading
+from orchestrator.data.reading import Reading
 
 FORMATS = offered()  # by name
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class DataConfig(BaseModel):
         return name
 
     def reading(
-        self, columns: dict[str, Kind], optional: tuple[str, ...] = (), lines: bool = False
+        self, columns: dict[str, str], optional: tuple[str, ...] = (), lines: bool = False
     ) -> Reading:
         """What is read of each row of these files, for a task with such columns.
 

@@ -190,9 +190,12 @@ def _file(content: dict[str, Any]) -> SourceFile:
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
-    """Columns; text as objects, since numpy's own would pad it all to the longest and lose NULs."""
+    """Columns. Texts and bytes are objects, since numpy's own would pad all to the longest one and
+    lose NULs at the ends."""
     return {
-        name: np.array([r[name] for r in records], dtype=object if isinstance(v, str) else None)
+        name: np.array(
+            [r[name] for r in records], dtype=object if isinstance(v, str | bytes) else None
+        )
         for name, v in records[0].items()
     }
 

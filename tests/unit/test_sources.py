@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import BadRow, Kind, Note
+from orchestrator.data.reading import BadRow, Note
 from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.source_file import SourceFile
 from orchestrator.data.sources import find_files
@@ -25,7 +25,7 @@ from orchestrator.job.job import Job
 from orchestrator.prepare.cleaning import read_cleaned
 from orchestrator.tasks.task import reading_of
 
-COLUMNS: dict[str, Kind] = {"text": "text"}
+COLUMNS: dict[str, str] = {"text": "text"}
 ANY = DataConfig(source="x").reading(COLUMNS)
 
 
@@ -523,15 +523,15 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_head(
 # Further layouts
 
 
-def rows_of(data: DataConfig, columns: dict[str, Kind], lines: bool = True) -> list[Any]:
+def rows_of(data: DataConfig, columns: dict[str, str], lines: bool = True) -> list[Any]:
     reading = data.reading(columns, lines=lines)
     files = find_files(data).files
     check_columns(files, reading)
     return [row for file in files for row in read_rows(file, reading)]
 
 
-PAIR: dict[str, Kind] = {"source": "text", "target": "text"}
-LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}
+PAIR: dict[str, str] = {"source": "text", "target": "text"}
+LABELLED: dict[str, str] = {"text": "text", "label": "value"}
 
 
 def test_text_files_side_by_side_are_rows_line_by_line(tmp_path: Path) -> None:
@@ -581,7 +581,7 @@ def test_json_is_a_list_of_objects_or_squad(tmp_path: Path) -> None:
     question = {"question": "who?", "answers": [{"text": "Ann", "answer_start": 0}]}
     squad = {"data": [{"paragraphs": [{"context": "Ann came.", "qas": [question]}]}]}
     path = write(tmp_path / "b.json", json.dumps(squad))
-    columns: dict[str, Kind] = {
+    columns: dict[str, str] = {
         **{"context": "text", "question": "text"},
         **{"answer": "answers", "answer_start": "starts"},
     }

@@ -11,11 +11,11 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from orchestrator.data.columns import UNDECODED, undecoded
 from orchestrator.data.heads import ANY, HEAD, Head
 from orchestrator.data.reading import Note, Reading
 from orchestrator.data.source_file import SourceFile
 from orchestrator.data.streams import damaged
+from orchestrator.data.undecoded import UNDECODED, undecoded
 from orchestrator.errors import UserError
 
 BOMS = [  # the longer ones first: UTF-32's begins with UTF-16's

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from orchestrator.data.columns import MISSING, check_names, undecoded, value_of
+from orchestrator.data.columns import MISSING, check_names, value_of
 from orchestrator.data.formats.quotes import MEND
 from orchestrator.data.reading import Reading
 from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError, printable
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from orchestrator.data.columns import MISSING, NAMES, check_names, undecoded, value_of
+from orchestrator.data.columns import MISSING, check_names, value_of
 from orchestrator.data.formats.decoding import lines_of, open_text
 from orchestrator.data.formats.format import Format, Rows
 from orchestrator.data.heads import PAGES, Head
+from orchestrator.data.kinds.kind import type_name
 from orchestrator.data.reading import BadRow, Reading
 from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError, first_line, printable
 
 FIRST_ROWS = 100  # that are looked at for their columns: a row may lack one that is null
@@ -190,7 +192,7 @@ def _of_value(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
             if isinstance(value, dict)
             else ""
         )
-        what = NAMES.get(type(value), type(value).__name__)
+        what = type_name(value)
         raise UserError(f"{file.uri}: is {what}{names}, and no layout that is known: {LAYOUTS}")
     return found
 

@@ -5,11 +5,12 @@ import itertools
 from contextlib import ExitStack
 from typing import Any
 
-from orchestrator.data.columns import check_names, undecoded
+from orchestrator.data.columns import check_names
 from orchestrator.data.formats.decoding import lines_of, open_text
 from orchestrator.data.formats.format import Rows
 from orchestrator.data.reading import BadRow, Note, Reading
 from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError
 
 

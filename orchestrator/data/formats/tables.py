@@ -4,14 +4,16 @@ import csv
 import itertools
 from collections.abc import Iterator
 
-from orchestrator.data.columns import MISSING, undecoded, value_of
+from orchestrator.data.columns import MISSING, value_of
 from orchestrator.data.formats.decoding import lines_of, open_text
 from orchestrator.data.formats.dialects import Dialect, bare, dialect_of, shown
 from orchestrator.data.formats.format import Format, Rows
 from orchestrator.data.formats.quotes import MEND, Swallowed, opened
 from orchestrator.data.heads import OBJECTS, PAGES, Head
+from orchestrator.data.kinds.registry import KINDS
 from orchestrator.data.reading import BadRow, Note, Reading
 from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError
 
 HEAD = Head(refused=PAGES + OBJECTS)
@@ -79,7 +81,7 @@ class _Table:
         values = {
             value_of(row, column, reading)
             for column, kind in reading.columns.items()
-            if kind in ("value", "starts")
+            if KINDS[kind].is_short
         } - {MISSING}
         places = [dialect.names.index(name) for name in values]
         is_meant = reading.quoted is True

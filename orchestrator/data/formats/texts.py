@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-from orchestrator.data.columns import undecoded
 from orchestrator.data.formats.decoding import Damage, lines_of, open_text
 from orchestrator.data.formats.format import Format, Rows
 from orchestrator.data.reading import BadRow, Reading
 from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError
 
 SPACE = re.compile(r"\s")
