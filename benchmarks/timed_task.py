@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.tasks.task import Metric, Task
 
 FOLDER = "BENCHMARK_TIMINGS"  # the variable that names where the workers note their steps
@@ -22,7 +22,7 @@ class TimedLanguageModelling(Task[Any]):
     """Hands everything on, as late as the built-in task would be imported: torch takes seconds."""
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
     families = ("decoder",)
     lines = False

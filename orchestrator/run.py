@@ -21,7 +21,8 @@ import httpx
 from pydantic import BaseModel, Field
 
 from orchestrator import __version__
-from orchestrator.data.sources import Listing, SourceFile, find_files, total_bytes
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import Listing, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.job.defaults import derive, says_all
 from orchestrator.job.fingerprint import fingerprint

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from orchestrator.data.heads import HEAD, refuse
+from orchestrator.data.heads import HEAD, Head, refuse
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage.folder import locate
 
@@ -107,7 +107,9 @@ class SteadyFile(io.RawIOBase):
                 time.sleep(wait)
 
 
-def open_stream(uri: str, kind: str, size: int | None = None) -> "io.BufferedReader[Any]":
+def open_stream(
+    uri: str, kind: str, head: Head, size: int | None = None
+) -> "io.BufferedReader[Any]":
     """The content, decompressed where the name says so.
 
     Raises:
@@ -115,36 +117,36 @@ def open_stream(uri: str, kind: str, size: int | None = None) -> "io.BufferedRea
     """
     buffer = REMOTE_BUFFER if "://" in uri else LOCAL_BUFFER
     raw: io.BufferedReader[Any] = io.BufferedReader(SteadyFile(uri, size), buffer)
-    head = raw.peek(HEAD)[:HEAD]
+    start = raw.peek(HEAD)[:HEAD]
     suffix = uri.lower().rsplit(".", 1)[-1]
-    if suffix in COMPRESSIONS and head:
+    if suffix in COMPRESSIONS and start:
         name, magic = COMPRESSIONS[suffix]
-        if not head.startswith(magic):
-            refuse(uri, kind, head)
+        if not start.startswith(magic):
+            refuse(uri, kind, start, head)
             cause = "its content is not compressed so: name it as what it is"
             raise UserError(f"{uri}: is named .{suffix}, but {cause}")
         unpacked = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), name)
         stream: io.BufferedReader[Any] = io.BufferedReader(_Unpacked(unpacked, raw), LOCAL_BUFFER)
         try:
-            head = stream.peek(HEAD)[:HEAD]
+            start = stream.peek(HEAD)[:HEAD]
         except (OSError, pa.ArrowException) as error:
             raise damaged(uri, error) from error
     else:
         stream = raw
-    refuse(uri, kind, head)
+    refuse(uri, kind, start, head)
     return stream
 
 
-def open_file(uri: str, kind: str, size: int | None = None) -> "io.BufferedReader[Any]":
+def open_file(uri: str, kind: str, head: Head, size: int | None = None) -> "io.BufferedReader[Any]":
     """A file to jump about in; a compressed one is read whole."""
     if uri.lower().endswith(tuple(f".{suffix}" for suffix in COMPRESSIONS)):
-        with open_stream(uri, kind, size) as stream:
+        with open_stream(uri, kind, head, size) as stream:
             try:
                 return io.BufferedReader(io.BytesIO(stream.read()))
             except (OSError, pa.ArrowException) as error:
                 raise damaged(uri, error) from error
     raw = io.BufferedReader(SteadyFile(uri, size), LOCAL_BUFFER)
-    refuse(uri, kind, raw.peek(HEAD)[:HEAD])
+    refuse(uri, kind, raw.peek(HEAD)[:HEAD], head)
     return raw
 
 

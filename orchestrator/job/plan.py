@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from orchestrator.data.sources import SourceFile, total_bytes
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import total_bytes
 from orchestrator.job.cost import compiles, train_seconds
 from orchestrator.job.defaults import BYTES_PER_TOKEN
 from orchestrator.job.job import Job

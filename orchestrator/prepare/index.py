@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.kinds.registry import KINDS
 from orchestrator.data.reading import BadRow, Note, Row
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.storage.artifact import Split
@@ -37,7 +38,7 @@ def record(
 
     `twin` is equal where rows say the same to the model, `value` is of the task's counted column.
     """
-    found: dict[str, Any] = dict.fromkeys(task.columns, "")
+    found: dict[str, Any] = {name: KINDS[kind].blank for name, kind in task.columns.items()}
     found |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
     found |= {"aside": "", "note": ""}
     if isinstance(cleaned, Note):
@@ -46,21 +47,26 @@ def record(
         return found | {"aside": json.dumps(asdict(cleaned))}
     if cleaned is None:
         return found
-    content = json.dumps(cleaned, sort_keys=True, ensure_ascii=False).encode()
+    content = _canonical(cleaned)
     first = _hash(content + place.encode())
     shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())
     key = first[: HASH // 2] + shared[HASH // 2 :]
-    inputs = json.dumps([cleaned[name] for name in task.inputs], ensure_ascii=False).encode()
+    inputs = _canonical([cleaned[name] for name in task.inputs])
     return cleaned | {
         "key": key + code,
         "bucket": int(key[:16], 16) % num_buckets,
-        "bytes": len(content),
+        "bytes": len(content) + sum(len(v) for v in cleaned.values() if isinstance(v, bytes)),
         "twin": int(_hash(inputs)[:16], 16) - (1 << 63),
         "value": "" if task.counted is None else cleaned[task.counted],
         "code": code,
         "aside": "",
         "note": "",
     }
+
+
+def _canonical(values: Row | list[Any]) -> bytes:
+    """The same bytes for the same values; bytes among them stand as their hash."""
+    return json.dumps(values, sort_keys=True, ensure_ascii=False, default=_hash).encode()
 
 
 def _hash(content: bytes) -> str:

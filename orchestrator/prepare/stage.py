@@ -24,7 +24,8 @@ from ray.exceptions import RayError
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import write_shard
-from orchestrator.data.sources import SourceFile, total_bytes
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import total_bytes
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.cleaning import read_cleaned
@@ -189,9 +190,12 @@ def _file(content: dict[str, Any]) -> SourceFile:
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
-    """Columns; text as objects, since numpy's own would pad it all to the longest and lose NULs."""
+    """Columns. Texts and bytes are objects, since numpy's own would pad all to the longest one and
+    lose NULs at the ends."""
     return {
-        name: np.array([r[name] for r in records], dtype=object if isinstance(v, str) else None)
+        name: np.array(
+            [r[name] for r in records], dtype=object if isinstance(v, str | bytes) else None
+        )
         for name, v in records[0].items()
     }
 

@@ -3,6 +3,7 @@
 import torch
 
 from orchestrator.data.arrays import Arrays
+from orchestrator.data.columns import of_kind
 from orchestrator.data.reading import Row
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
@@ -26,8 +27,9 @@ class Predictor:
         sizes = self.processor.vocab_size, self.processor.num_outputs
         self.model = self.task.build_model(*sizes).eval()
         load_weights(self.model, training.checkpoint())
-        left_out = dict.fromkeys(self.task.optional, "")
-        self.nothing = dict.fromkeys(self.task.columns) | left_out
+        columns = self.task.columns
+        optional = {c: of_kind(columns[c], None, optional=True) for c in self.task.optional}
+        self.nothing = dict.fromkeys(columns) | optional
 
     @torch.inference_mode()
     def predict(self, request: PredictionRequest) -> PredictionResponse:

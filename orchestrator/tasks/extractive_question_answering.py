@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
@@ -33,7 +33,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
     """
 
     metric = Metric("f1", "max")
-    columns: ClassVar[dict[str, Kind]] = {
+    columns: ClassVar[dict[str, str]] = {
         "context": "text",
         "question": "text",
         "answer": "answers",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
@@ -29,7 +29,7 @@ class LanguageModelling(Task[TextProcessor]):
     """
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
     serves = "completions"
     context = 256

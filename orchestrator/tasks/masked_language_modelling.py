@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import MASK, TextProcessor
@@ -31,7 +31,7 @@ class MaskedLanguageModelling(Task[TextProcessor]):
     tokenizer puts around a text stands around each piece, and is never hidden."""
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
     counts = "tokens"
     fewest_rows = 16

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor, commonest
@@ -35,7 +35,7 @@ class QuestionAnswering(Task[TextProcessor]):
     """
 
     metric = Metric("exact_match", "max")
-    columns: ClassVar[dict[str, Kind]] = {
+    columns: ClassVar[dict[str, str]] = {
         "context": "text",
         "question": "text",
         "answer": "answers",

@@ -19,7 +19,7 @@ from typing import (
 
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import Kind, Reading, Row
+from orchestrator.data.reading import Reading, Row
 from orchestrator.model.config import Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.storage.artifact import Split
@@ -66,7 +66,7 @@ class Task(ABC, Generic[P]):
     """One thing to learn. A task is built from its sections of the job and holds no other state."""
 
     metric: ClassVar[Metric]
-    columns: ClassVar[dict[str, Kind]]  # what a row holds; `data.columns` says what files call it
+    columns: ClassVar[dict[str, str]]  # of a row, each with its kind: see `data/kinds`
     inputs: ClassVar[tuple[str, ...]]  # those of them that a request to the endpoint brings
     optional: ClassVar[tuple[str, ...]] = ()  # those that a row may lack: they are "" then
     serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
@@ -160,5 +160,4 @@ class Task(ABC, Generic[P]):
 
 def reading_of(task: Task[Any]) -> Reading:
     """What is read of each row of a task's files."""
-    lines = task.lines if task.data.lines is None else task.data.lines
-    return Reading(task.data, task.columns, lines, task.optional)
+    return task.data.reading(task.columns, task.optional, task.lines)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
@@ -25,7 +25,7 @@ class TextClassification(Task[LabelProcessor]):
     """A text is cut to max_seq_len tokens, and its label is one of the training rows'."""
 
     metric = Metric("accuracy", "max")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text", "label": "value"}
+    columns: ClassVar[dict[str, str]] = {"text": "text", "label": "value"}
     inputs = ("text",)
     counted = "label"
     families = ("encoder",)

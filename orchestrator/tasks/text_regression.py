@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
@@ -26,7 +26,7 @@ class TextRegression(Task[NumberProcessor]):
     training rows' numbers it lies from their mean."""
 
     metric = Metric("rmse", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text", "number": "value"}
+    columns: ClassVar[dict[str, str]] = {"text": "text", "number": "value"}
     inputs = ("text",)
     counted = "number"
     families = ("encoder",)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
@@ -30,7 +30,7 @@ class Translation(Task[TextProcessor]):
     """One tokenizer for both languages. Pairs that share a source come into one split."""
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"source": "text", "target": "text"}
+    columns: ClassVar[dict[str, str]] = {"source": "text", "target": "text"}
     inputs = ("source",)
     counts = "tokens"
     families = ("encoder_decoder",)

@@ -18,7 +18,9 @@ import pytest
 import orchestrator.storage.folder
 from orchestrator.data import streams
 from orchestrator.data.config import DataConfig
-from orchestrator.data.sources import Listing, SourceFile, find_files, named_split
+from orchestrator.data.heads import Head
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import Listing, find_files, named_split
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.run import Run
@@ -420,7 +422,7 @@ def test_a_table_is_read_over_passing_errors(failing: Any) -> None:
     write("a.parquet", content=sink.getvalue())
     (file,) = found("a.parquet").files
     failing(*[OSError(errno.EIO, "passing")] * 3, after=1_000)
-    with file.open_whole() as opened:
+    with file.open_whole(Head(magic=b"PAR1")) as opened:
         assert pyarrow.parquet.read_table(opened).to_pydict() == columns
 
 
