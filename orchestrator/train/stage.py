@@ -19,7 +19,7 @@ from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 from orchestrator.train.follower import Feed
 from orchestrator.train.supervisor import Supervisor
 
@@ -90,7 +90,7 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, feed: Feed) ->
             "num_cpus": 0,
             "concurrency_groups": {TRAINING: 1},  # a thread of its own, beside the supervisor's
             "scheduling_strategy": here(),
-            "runtime_env": {"env_vars": spares.passed_on()},
+            "runtime_env": {"env_vars": preload.passed_on()},
         }
         sizes = job.cluster
         controller: Any = ray.remote(**actor)(TrainController).remote(

@@ -24,7 +24,7 @@ from ray.train.v2.api.result import Result
 from orchestrator.errors import last_line
 from orchestrator.job.job import Job
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 
 LONGEST_CAUSE = 300  # characters
 RESIZE_SECONDS = 10.0  # between looks whether an elastic group could have another size
@@ -52,7 +52,7 @@ def train(settings: dict[str, Any]) -> None:
             # How often is the supervisor's to decide, which knows of progress.
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[Watch(supervisor), Places(supervisor)],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": spares.ENVIRONMENT},
+            worker_runtime_env={"env_vars": preload.ENVIRONMENT},
         ),
     ).fit()
 

@@ -19,7 +19,7 @@ from orchestrator.learn.precision import Choice, choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.train.spares import KEPT_MEMORY
+from orchestrator.train.preload import KEPT_MEMORY
 
 
 def choose_for_trials(job: Job, prepared: PreparedData) -> Choice:

@@ -21,7 +21,7 @@ from orchestrator.job.job import Job
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import FINDINGS, PreparedData, Sweep
 from orchestrator.storage.folder import Folder
-from orchestrator.train.spares import KEPT_MEMORY
+from orchestrator.train.preload import KEPT_MEMORY
 from orchestrator.tune.findings import findings, ranked
 from orchestrator.tune.precision import choose_for_trials
 from orchestrator.tune.recorder import Recorder
