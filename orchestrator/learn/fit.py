@@ -13,8 +13,9 @@ import torch
 from orchestrator.errors import DivergedError
 from orchestrator.job.job import TrainConfig
 from orchestrator.learn import precision
-from orchestrator.learn.agreement import Directive, Pulse, Signals
+from orchestrator.learn.agreement import Agreement, Signals
 from orchestrator.learn.batches import Batches
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.gradients import Gradients
 from orchestrator.learn.optimizer import build_optimizers, learning_rate
 from orchestrator.learn.pace import Pace
@@ -93,7 +94,7 @@ def fit(
         if checkpoints is not None and world.rank == 0:
             # That storage takes none is better known now than in an hour.
             checkpoints.save(state.snapshot(pace.total_steps, validated=False))
-    pulse = Pulse(state, batches, pace, world, reporter)
+    agreement = Agreement(state, batches, pace, world, reporter)
     forward: Any = torch.compile(model) if config.compile is True else model
     autocast = precision.autocast(world.device, state.precision)
 
@@ -121,10 +122,10 @@ def fit(
             values["lr"] = lr
             reporter.progress(state.step, pace.total_steps, values)
             state.record(pace.total_steps, values)
-        directive = pulse.take() if pace.pulse_due(state.step) else Directive.GO_ON
+        directive = agreement.reach() if pace.agreement_due(state.step) else Directive.GO_ON
         if directive is Directive.GO_BACK:
             if checkpoints is None:
-                raise pulse.error
+                raise agreement.error
             resume(state, pace, checkpoints, world)
             continue
         saving = directive is Directive.STOP or pace.checkpoint_due(state.step)

@@ -17,8 +17,8 @@ import torch
 
 from orchestrator.errors import StageError
 from orchestrator.job.job import Job
-from orchestrator.learn.agreement import Directive
 from orchestrator.learn.checkpoints import Checkpoints, step_name
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
 from orchestrator.learn.snapshot import Snapshot
 from orchestrator.learn.world import World
@@ -26,7 +26,7 @@ from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.train.failures import explain
-from orchestrator.train.follower import Feed
+from orchestrator.train.follower import Follower
 from orchestrator.train.stage import train_group
 from orchestrator.tune.log import logged
 from orchestrator.tune.schedule import VALIDATIONS, decides_at
@@ -125,11 +125,11 @@ def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: boo
 
 def _train_group(job: Job, data: PreparedData, folder: Folder) -> None:
     """On workers of its own, which Ray Train starts."""
-    feed = Feed(job, folder, EventLog(folder), _Group(job))
+    follower = Follower(job, folder, EventLog(folder), _Group(job))
     try:
-        train_group(job, data, folder, feed)
+        train_group(job, data, folder, follower)
     finally:
-        feed.close()
+        follower.close()
         (folder / "ray").delete()
 
 
