@@ -72,7 +72,7 @@ class Batches:
             )
 
     def validate(self) -> Iterator[tuple[Batch, Arrays]]:
-        """This worker's batches of the validation rows, and beside each what is not numbers."""
+        """This worker's batches of the validation rows, and what is kept beside them."""
         for _, rows in self._dealt(self.validation_rows, self.validation):
             arrays = self.validation.read(rows)
             yield to_device(arrays, self.world.device), kept(arrays)
@@ -147,7 +147,7 @@ def _lengths(rows: Rows, reader: ShardReader) -> Rows | None:
 
 
 def to_device(arrays: Arrays, device: torch.device) -> Batch:
-    """The arrays of numbers as tensors. The copy to a GPU overlaps with its computations."""
+    """The arrays of numbers as tensors there; the copy to a GPU runs beside what it computes."""
     tensors = {n: torch.from_numpy(array) for n, array in arrays.items() if array.dtype != object}
     if device.type == "cpu":
         return tensors
@@ -157,5 +157,5 @@ def to_device(arrays: Arrays, device: torch.device) -> Batch:
 
 
 def kept(arrays: Arrays) -> Arrays:
-    """The columns that are not numbers: see `Task.keep`."""
+    """What is no number: see `Task.keep`."""
     return {name: array for name, array in arrays.items() if array.dtype == object}

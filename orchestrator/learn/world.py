@@ -63,7 +63,7 @@ def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
 
 
 def join(parts: list[Arrays]) -> Arrays:
-    """The rows of several batches as one; batches without rows are left out."""
+    """Rows of several batches in one; batches without any are left out."""
     filled = [part for part in parts if part]
     names = filled[0] if filled else {}
     return {name: np.concatenate([part[name] for part in filled]) for name in names}

@@ -86,7 +86,7 @@ def test_a_machine_that_keeps_flipping_bits_ends_the_training(
     config = toy_config(checkpoint_every=4, eval_every=12)
     flips = Disturbance((Fault("flipped bit", tuple(range(5, 12)), rank=1, times=1000),))
     for outcome in train_together(2, prepared, tmp_path, config, flips):
-        assert "the workers' weights differ at step 6" in outcome.error
+        assert "weights differ between workers 0 and 1 at step 6" in outcome.error
     assert newest(tmp_path).step == 4
 
 
