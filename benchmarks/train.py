@@ -44,7 +44,7 @@ from orchestrator.learn.precision import choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 
 BATCH, LENGTH = 16, 256
 JOB = {
@@ -87,7 +87,7 @@ SIDES = {
     "ours 2": Side(1, options=["cluster.workers=2"]),
     "torchrun 2": Side(1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN]),
     "torchrun 2, memory kept": Side(
-        1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN], environment=spares.KEPT_MEMORY
+        1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN], environment=preload.KEPT_MEMORY
     ),
     "ours 2, saving": Side(1, options=SAVING),
     "ours 2, deterministic": Side(1, options=["cluster.workers=2", "train.deterministic=true"]),

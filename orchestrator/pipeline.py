@@ -138,9 +138,9 @@ def run_stages(
             from orchestrator.tune.deploy import take_best_trial
 
             return take_best_trial(chosen, prepared, swept, run.train_folder(chosen))
-        from orchestrator.train import spares
+        from orchestrator.train import preload
 
-        spares.start_for_workers(chosen.cluster.most_workers)  # while this process still imports
+        preload.start_for_workers(chosen.cluster.most_workers)  # while this process still imports
         from orchestrator.train.stage import train
 
         return train(chosen, prepared, run.train_folder(chosen), run.events, display)

@@ -26,7 +26,7 @@ RAY_SETTINGS = {
     # Of 60: so long waits an elastic group for a node that is not yet known to be dead.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `feed.py` looks for notices itself
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `follower.py` looks for notices itself
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",  # it sets its logger's level itself, when it is imported
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -17,7 +17,7 @@ from orchestrator.job.job import Job
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.train import stage as train_module
-from orchestrator.train.follower import Feed
+from orchestrator.train.follower import Follower
 from tests.drills.s3 import Storage, storage
 from tests.drills.trainings import Command, Drill, Ending, assert_clean, ending, make_job
 from tests.integration.conftest import connected, prepared
@@ -58,18 +58,18 @@ def begin(
     head: Head, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Begin]:
     """Begins trainings, and proves afterwards that nothing of them stayed."""
-    feeds: list[Feed] = []
+    followers: list[Follower] = []
     drills: list[Drill] = []
 
-    def recorded(*arguments: Any) -> Feed:
-        feeds.append(Feed(*arguments))
-        return feeds[-1]
+    def recorded(*arguments: Any) -> Follower:
+        followers.append(Follower(*arguments))
+        return followers[-1]
 
     def begin(**changes: Any) -> Drill:
-        drills.append(Drill(make_job(prepared, tmp_path, **changes), prepared, feeds))
+        drills.append(Drill(make_job(prepared, tmp_path, **changes), prepared, followers))
         return drills[-1]
 
-    monkeypatch.setattr(train_module, "Feed", recorded)
+    monkeypatch.setattr(train_module, "Follower", recorded)
     yield begin
     for drill in drills:
         drill.join()

@@ -28,9 +28,9 @@ def well(s3: Storage) -> Iterator[Storage]:
 
 def speed(drill: Drill, seconds: float) -> float:
     """Steps a second over so many seconds."""
-    before, started = drill.beats()[0].step, time.monotonic()
+    before, started = drill.heartbeats()[0].step, time.monotonic()
     time.sleep(seconds)
-    return (drill.beats()[0].step - before) / (time.monotonic() - started)
+    return (drill.heartbeats()[0].step - before) / (time.monotonic() - started)
 
 
 def test_a_slow_or_refusing_storage_does_not_hold_up_the_training(

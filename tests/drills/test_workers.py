@@ -23,9 +23,9 @@ def test_killed_workers_cost_one_checkpoint_interval_at_most(
     begin: Begin, undisturbed: Undisturbed, chance: Random, ranks: list[int]
 ) -> None:
     drill = begin()
-    beats = drill.wait_for_step(chance.randrange(25, 90))
+    heartbeats = drill.wait_for_step(chance.randrange(25, 90))
     for rank in ranks:
-        os.kill(beats[rank].process, signal.SIGKILL)
+        os.kill(heartbeats[rank].process, signal.SIGKILL)
     drill.wait_until_it_goes_on(f"kill -9 of {ranks}")
     drill.end()
     assert ending(drill.folder) == undisturbed()
@@ -40,18 +40,18 @@ def test_a_stopped_worker_is_found_and_replaced(
 ) -> None:
     drill = begin()
     rank = chance.randrange(2)
-    beat = drill.wait_for_step(chance.randrange(25, 90))[rank]
+    heartbeat = drill.wait_for_step(chance.randrange(25, 90))[rank]
     stopped = time.monotonic()
-    os.kill(beat.process, signal.SIGSTOP)
+    os.kill(heartbeat.process, signal.SIGSTOP)
     hanging = drill.wait_for_event("worker hangs")
     seconds = time.monotonic() - stopped
     print(f"\nSIGSTOP of rank {rank}: found after {seconds:.1f} s")
     assert seconds < 20
-    assert (hanging["rank"], hanging["process"]) == (rank, beat.process)
+    assert (hanging["rank"], hanging["process"]) == (rank, heartbeat.process)
     drill.wait_until_it_goes_on("SIGSTOP, from when it was found", before=0)
     drill.end()
     assert ending(drill.folder) == undisturbed()
-    assert not psutil.pid_exists(beat.process)
+    assert not psutil.pid_exists(heartbeat.process)
 
 
 def controller(head: Head) -> int:
@@ -96,30 +96,30 @@ def test_a_worker_with_a_fifth_of_its_processor_is_named(
 ) -> None:
     drill = begin()
     rank = chance.randrange(2)
-    beat = drill.wait_for_step(30)[rank]
+    heartbeat = drill.wait_for_step(30)[rank]
     slowed, ended = threading.Event(), threading.Event()
 
     def hold_back() -> None:
         """A fifth of each tenth of a second."""
         with contextlib.suppress(ProcessLookupError):
             while not ended.is_set():
-                os.kill(beat.process, signal.SIGSTOP)
+                os.kill(heartbeat.process, signal.SIGSTOP)
                 time.sleep(0.08)
-                os.kill(beat.process, signal.SIGCONT)
+                os.kill(heartbeat.process, signal.SIGCONT)
                 slowed.set()
                 time.sleep(0.02)
 
     holder = threading.Thread(target=hold_back)
     holder.start()
     slowed.wait()
-    since = drill.beats()[rank].step
+    since = drill.heartbeats()[rank].step
     try:
         straggler = drill.wait_for_event("straggler")
     finally:
         ended.set()
         holder.join()
     print(f"\nheld back from step {since} on: {straggler}")
-    assert (straggler["rank"], straggler["process"]) == (rank, beat.process)
+    assert (straggler["rank"], straggler["process"]) == (rank, heartbeat.process)
     assert straggler["step"] <= since + 20
     drill.end()
     assert ending(drill.folder) == undisturbed()

@@ -24,9 +24,9 @@ from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.events import EventLog, read_events
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tasks.task import Metric
-from orchestrator.train.follower import Feed
+from orchestrator.train.follower import Follower
 from orchestrator.train.stage import train
-from orchestrator.train.supervisor import Beat
+from orchestrator.train.supervisor import Heartbeat
 from tests.integration.conftest import Silent, tiny_job
 from tests.ray_head import Head
 
@@ -77,13 +77,13 @@ def checkpoints(folder: Folder) -> Checkpoints:
 class Drill:
     """A training in a thread, and what there is to see of it meanwhile."""
 
-    def __init__(self, job: Job, prepared: PreparedData, feeds: list[Feed]) -> None:
+    def __init__(self, job: Job, prepared: PreparedData, followers: list[Follower]) -> None:
         self.run = Run(job)
         self.folder = self.run.folder / "train"
         self.training: Training | None = None
         self.error: BaseException | None = None
         self._arguments = job, prepared, self.folder, EventLog(self.run.folder), Silent()
-        self._feeds = feeds  # the last one is this training's
+        self._followers = followers  # the last one is this training's
         self._thread = threading.Thread(target=self._train, daemon=True)
         self._thread.start()
 
@@ -96,30 +96,32 @@ class Drill:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in read_events(self.run.folder) if event["event"] == kind]
 
-    def beats(self) -> dict[int, Beat]:
+    def heartbeats(self) -> dict[int, Heartbeat]:
         """What each worker said last."""
-        if (supervisor := self._feeds[-1].supervisor) is None:  # it has only just begun
+        if (supervisor := self._followers[-1].supervisor) is None:  # it has only just begun
             return {}
-        found: dict[int, tuple[float, Beat]] = ray.get(
-            supervisor.__ray_call__.remote(lambda self: self.beats)
+        found: dict[int, tuple[float, Heartbeat]] = ray.get(
+            supervisor.__ray_call__.remote(lambda self: self.heartbeats)
         )
-        return {rank: beat for rank, (_, beat) in found.items()}
+        return {rank: heartbeat for rank, (_, heartbeat) in found.items()}
 
     def wait_for_event(self, kind: str, count: int = 1) -> dict[str, Any]:
         self._wait_until(lambda: len(self.events(kind)) >= count, kind)
         return self.events(kind)[count - 1]
 
-    def wait_for_step(self, step: int, workers: int = 2) -> dict[int, Beat]:
+    def wait_for_step(self, step: int, workers: int = 2) -> dict[int, Heartbeat]:
         """Until so many workers are at this step or beyond; what they said then."""
-        beats: dict[int, Beat] = {}
+        heartbeats: dict[int, Heartbeat] = {}
 
         def there() -> bool:
-            nonlocal beats
-            beats = self.beats() if self._feeds else {}
-            return len(beats) >= workers and all(beat.step >= step for beat in beats.values())
+            nonlocal heartbeats
+            heartbeats = self.heartbeats() if self._followers else {}
+            return len(heartbeats) >= workers and all(
+                heartbeat.step >= step for heartbeat in heartbeats.values()
+            )
 
         self._wait_until(there, f"step {step}")
-        return beats
+        return heartbeats
 
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         wait_until(done, what, lambda: "" if self.is_running else f"it ended: {self.error!r}")

@@ -23,7 +23,7 @@ from orchestrator.run import Run
 from orchestrator.storage.artifact import Checkpoint, PreparedData, Training
 from orchestrator.storage.events import EventLog, read_events
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 from orchestrator.train.stage import train
 from tests.drills.tasks import POISON
 from tests.integration.conftest import Silent, tiny_job
@@ -104,7 +104,7 @@ def test_another_training_in_processes_that_stand_by_ends_in_the_same_bits(
     tmp_path: Path, prepared: PreparedData, undisturbed: Training, head: Head
 ) -> None:
     """Ray takes such a process only where what it was started with is the same to the byte."""
-    spares.start_for_workers(2)
+    preload.start_for_workers(2)
     deadline = time.monotonic() + 60
     while len(ready := standing_by()) < 2:
         assert time.monotonic() < deadline, ready
@@ -121,7 +121,7 @@ def standing_by() -> set[int]:
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "ray::IDLE" in process.cmdline()[:1] and spares.HOOK in process.environ():
+            if "ray::IDLE" in process.cmdline()[:1] and preload.HOOK in process.environ():
                 found.add(process.pid)
     return found
 
