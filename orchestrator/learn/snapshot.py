@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.storage.artifact import Checkpoint, Precision
-
-Tensors = dict[str, Tensor]
+from orchestrator.storage.checkpoint_files import Tensors
 
 DTYPES = {  # in the words of safetensors
     torch.float64: "F64",

@@ -14,7 +14,7 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.serve.completions import Completer
 from orchestrator.serve.predictions import Predictor
@@ -104,10 +104,8 @@ class Endpoint:
 
     def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
         torch.set_num_threads(job.cluster.cpus_per_worker)
-        prepared = PreparedData.load(Folder(prepared_uri))
-        training = Training.load(Folder(training_uri))
-        if prepared is None or training is None:
-            raise StageError(f"{training_uri}: is gone, or on no storage that all machines share")
+        prepared = PreparedData.load_required(Folder(prepared_uri))
+        training = Training.load_required(Folder(training_uri))
         self.name, self.created = job.name, int(time.time())
         self.completer, self.predictor = None, None
         if job.build_task().serves == "completions":

@@ -4,9 +4,8 @@ import time
 import uuid
 
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
 from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import Decoding, TextProcessor
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
@@ -17,15 +16,14 @@ class Completer:
     """A checkpoint that continues prompts. Not safe for use by several threads at once."""
 
     def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
-        task = job.build_task()
-        processor = load_processor(task, prepared)
+        trained = TrainedModel.load(job.build_task(), prepared, training.checkpoint())
+        processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot be served yet")
         self.processor = processor
         self.model_name = job.name
         self.default_max_tokens = job.serve.max_tokens
-        self.model = task.build_model(processor.vocab_size, processor.num_outputs).eval()
-        load_weights(self.model, training.checkpoint())
+        self.model = trained.model
 
     def complete(self, request: CompletionRequest) -> CompletionResponse:
         """Answer a request.

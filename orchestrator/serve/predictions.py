@@ -1,14 +1,10 @@
 """Answering requests for predictions: rows in, the task's replies out."""
 
-import torch
-
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.strict_json import finite
@@ -22,14 +18,11 @@ class Predictor:
     def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
         self.task = job.build_task()
         self.model_name = job.name
-        self.processor = load_processor(self.task, prepared)
-        sizes = self.processor.vocab_size, self.processor.num_outputs
-        self.model = self.task.build_model(*sizes).eval()
-        load_weights(self.model, training.checkpoint())
+        self.trained = TrainedModel.load(self.task, prepared, training.checkpoint())
+        self.processor = self.trained.processor
         left_out = dict.fromkeys(self.task.optional, "")
         self.nothing = dict.fromkeys(self.task.columns) | left_out
 
-    @torch.inference_mode()
     def predict(self, request: PredictionRequest) -> PredictionResponse:
         """Answer a request.
 
@@ -42,13 +35,9 @@ class Predictor:
         arrays = self.task.encode(rows, self.processor)
         if len(next(iter(arrays.values()))) != len(rows):
             raise UserError(f"an input is longer than {self.task.model.max_seq_len} tokens")
-        batch = to_device(arrays, torch.device("cpu"))
-        answers = {
-            **self.task.predict(self.model, batch, self.processor),
-            **self.task.answer(self.model, batch, self.processor),
-        }
+        predictions = self.trained.predict(arrays)
         outputs = [
-            finite(self.task.reply(answers, number, self.processor))
+            finite(self.task.reply(predictions, number, self.processor))
             | ({"truncated": True} if self._is_cut(row, number, arrays) else {})
             for number, row in enumerate(rows)
         ]

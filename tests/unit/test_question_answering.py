@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.infer.batch import to_device
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
 from orchestrator.tasks.answers import score_answers, unpack
 from orchestrator.tasks.task import LeftOut, Task
 

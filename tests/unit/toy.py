@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.shards import write_shard
+from orchestrator.infer.trained_model import load_weights
 from orchestrator.job.job import Job, TrainConfig
 from orchestrator.learn import pace
 from orchestrator.learn.agreement import Directive
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.checkpoints import Checkpoints, load_weights
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.fit import fit
 from orchestrator.learn.world import World
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
