@@ -2,21 +2,26 @@
 
 import time
 import uuid
+from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import Decoding, TextProcessor
+from orchestrator.serve.engine import Engine
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
-from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.tasks.task import Task
 
 
-class Completer:
-    """A checkpoint that continues prompts. Not safe for use by several threads at once."""
+class CompletionEngine(Engine):
+    """Continues prompts."""
 
-    def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
-        trained = TrainedModel.load(job.build_task(), prepared, training.checkpoint())
+    path = "completions"
+    purpose = "completes text"
+    separator = ""
+
+    def __init__(self, job: Job, trained: TrainedModel) -> None:
         processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot be served yet")
@@ -25,7 +30,7 @@ class Completer:
         self.default_max_tokens = job.serve.max_tokens
         self.model = trained.model
 
-    def complete(self, request: CompletionRequest) -> CompletionResponse:
+    def answer(self, request: CompletionRequest) -> CompletionResponse:
         """Answer a request.
 
         Raises:
@@ -61,6 +66,14 @@ class Completer:
                 total_tokens=len(prompt) + generated,
             ),
         )
+
+    @staticmethod
+    def sample_request(task: Task[Any], prompt: str) -> dict[str, Any]:
+        return {"prompt": prompt, "temperature": 0.7, "seed": 0}
+
+    @staticmethod
+    def sample_answer(content: Any) -> str:
+        return str(content["choices"][0]["text"])
 
     def _choice(
         self, request: CompletionRequest, prompt: list[int], max_tokens: int, index: int

@@ -1,6 +1,5 @@
 """Putting the best checkpoint behind HTTP on Ray Serve, and asking it for a first answer."""
 
-import json
 import logging
 import socket
 import time
@@ -16,7 +15,8 @@ from ray.serve.exceptions import RayServeException
 from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job.job import Job
 from orchestrator.progress import Progress
-from orchestrator.serve.app import Endpoint
+from orchestrator.serve.endpoint import Endpoint
+from orchestrator.serve.engines import engine_of
 from orchestrator.storage.artifact import PreparedData, Training
 
 logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it has made it talk
@@ -58,20 +58,15 @@ def ask(url: str, job: Job) -> str:
     Raises:
         StageError: where it does not answer with one.
     """
-    task, prompt = job.build_task(), job.serve.sample_prompt
-    body: dict[str, Any]
-    if task.serves == "completions":
-        path, body = "completions", {"prompt": prompt, "temperature": 0.7, "seed": 0}
-    else:
-        path, body = "predict", {"inputs": [dict.fromkeys(task.inputs, prompt)]}
+    task = job.build_task()
+    engine = engine_of(task)
+    body = engine.sample_request(task, job.serve.sample_prompt)
     deadline = time.monotonic() + 30
     while True:
         try:
-            answer = httpx.post(f"{url}/v1/{path}", json=body, timeout=30)
-            if answer.status_code == 200 and path == "completions":
-                return str(answer.json()["choices"][0]["text"])
+            answer = httpx.post(f"{url}/v1/{engine.path}", json=body, timeout=30)
             if answer.status_code == 200:
-                return json.dumps(answer.json()["outputs"][0], ensure_ascii=False)
+                return engine.sample_answer(answer.json())
             reason = f"{answer.status_code}: {answer.text[:200]}"
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__

@@ -1,29 +1,35 @@
 """Answering requests for predictions: rows in, the task's replies out."""
 
+import json
+from typing import Any
+
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
+from orchestrator.serve.engine import Engine
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
-from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.strict_json import finite
+from orchestrator.tasks.task import Task
 
 MARGIN = 16  # of tokens that a task adds to a row's
 
 
-class Predictor:
-    """The model of a finished training, on the CPU, fed by the code that prepared its data."""
+class PredictionEngine(Engine):
+    """Predicts for rows, which the code that prepared the training data encodes."""
 
-    def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
-        self.task = job.build_task()
+    path = "predict"
+    purpose = "makes predictions"
+
+    def __init__(self, job: Job, trained: TrainedModel) -> None:
         self.model_name = job.name
-        self.trained = TrainedModel.load(self.task, prepared, training.checkpoint())
-        self.processor = self.trained.processor
+        self.trained = trained
+        self.task, self.processor = trained.task, trained.processor
         left_out = dict.fromkeys(self.task.optional, "")
         self.nothing = dict.fromkeys(self.task.columns) | left_out
 
-    def predict(self, request: PredictionRequest) -> PredictionResponse:
+    def answer(self, request: PredictionRequest) -> PredictionResponse:
         """Answer a request.
 
         Raises:
@@ -42,6 +48,14 @@ class Predictor:
             for number, row in enumerate(rows)
         ]
         return PredictionResponse(model=self.model_name, outputs=outputs)
+
+    @staticmethod
+    def sample_request(task: Task[Any], prompt: str) -> dict[str, Any]:
+        return {"inputs": [dict.fromkeys(task.inputs, prompt)]}
+
+    @staticmethod
+    def sample_answer(content: Any) -> str:
+        return json.dumps(content["outputs"][0], ensure_ascii=False)
 
     def _is_cut(self, row: Row, number: int, arrays: Arrays) -> bool:
         """Whether a row has more tokens than the model takes: with more room, more are encoded."""
