@@ -97,9 +97,8 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
         if isinstance(task, Translation):
             found |= {"num_beams": BEAMS, "length_penalty": 1.0, "early_stopping": False}
         folder.write("generation_config.json", json.dumps(found, indent=2).encode())
-    auto = AUTO[model.head_kind if model.head_kind != "tokens" else job.model.family]
-    if hf.export_config(model, outputs)["architectures"] == ["BertForQuestionAnswering"]:
-        auto = AUTO["span"]
+    head = hf.exported_head(model, outputs)
+    auto = AUTO[head if head != "tokens" else job.model.family]
     lines = _use(task, outputs, auto) if hf.is_theirs(job.model) else INIT_FROM
     at = card.index(USE)
     content = "\n".join([*card[:at], *lines, *card[at + 1 :]])
