@@ -34,7 +34,7 @@ class LimitBody:
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return  # the client has gone
+                return  # the client has disconnected
             body += message.get("body", b"")
             if len(body) > MAX_BODY_BYTES:
                 detail = ErrorDetail(message=f"the body is larger than {MAX_BODY_BYTES} bytes")
@@ -64,7 +64,7 @@ def make_api() -> FastAPI:
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        is_json = first["type"] != "json_invalid"  # else `loc` is a position in the body
+        is_json = first["type"] != "json_invalid"  # otherwise `loc` is a position in the body
         param = ".".join(str(part) for part in first["loc"][1:]) or None if is_json else None
         message = str(first["msg"]).removeprefix("Value error, ")
         status = 422 if is_json else 400

@@ -1,4 +1,4 @@
-"""Answering requests for predictions: rows in, the task's replies out."""
+"""`POST /v1/predict`: rows in, the task's replies out."""
 
 import json
 from typing import Any
@@ -13,11 +13,11 @@ from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
 from orchestrator.storage.strict_json import finite
 from orchestrator.tasks.task import Task
 
-MARGIN = 16  # of tokens that a task adds to a row's
+MARGIN = 16  # the most tokens that a task adds to a row's own
 
 
 class PredictionEngine(Engine):
-    """Predicts for rows, which the code that prepared the training data encodes."""
+    """Predicts for rows. The task cleans and encodes them as it did the training data."""
 
     path = "predict"
     purpose = "makes predictions"
@@ -26,14 +26,14 @@ class PredictionEngine(Engine):
         self.model_name = job.name
         self.trained = trained
         self.task, self.processor = trained.task, trained.processor
-        left_out = dict.fromkeys(self.task.optional, "")
-        self.nothing = dict.fromkeys(self.task.columns) | left_out
+        # A row's columns until a request fills in the task's inputs: None where the target is.
+        self.empty_row = dict.fromkeys(self.task.columns) | dict.fromkeys(self.task.optional, "")
 
     def answer(self, request: PredictionRequest) -> PredictionResponse:
-        """Answer a request.
+        """Predict for each of the request's rows.
 
         Raises:
-            UserError: where it asks for another model, or a row lacks a column or any content.
+            UserError: if it names another model, or a row lacks a column or any content.
         """
         if request.model not in (None, self.model_name):
             raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
@@ -58,30 +58,34 @@ class PredictionEngine(Engine):
         return json.dumps(content["outputs"][0], ensure_ascii=False)
 
     def _is_cut(self, row: Row, number: int, arrays: Arrays) -> bool:
-        """Whether a row has more tokens than the model takes: with more room, more are encoded."""
+        """Whether a row was cut at `max_seq_len`: with a larger one, more tokens are encoded."""
         size = sum(len(text.encode()) for text in row.values() if text) + MARGIN
-        if size <= self.task.model.max_seq_len // 2:  # a part of a row may have half of the room
+        if size <= self.task.model.max_seq_len // 2:  # one of a row's texts may get only half of it
             return False
-        roomy = self.task.model.model_copy(update={"max_seq_len": 2 * size})
-        whole = type(self.task)(self.task.data, self.task.tokenizer, roomy)
-        found = whole.encode([row], self.processor)
+        larger = self.task.model.model_copy(update={"max_seq_len": 2 * size})
+        task = type(self.task)(self.task.data, self.task.tokenizer, larger)
+        uncut = task.encode([row], self.processor)
         lengths = [name for name in arrays if name.endswith("_length")]
-        return any(found[name].max(initial=0) > arrays[name][number] for name in lengths)
+        return any(uncut[name].max(initial=0) > arrays[name][number] for name in lengths)
 
-    def _row(self, number: int, given: dict[str, str]) -> Row:
-        """A row as the task learns from it, with something where it would say what is wanted."""
-        wanted = set(self.task.inputs)
-        if not wanted - set(self.task.optional) <= set(given) <= wanted:
-            names = ", ".join(sorted(wanted))
+    def _row(self, number: int, inputs: dict[str, str]) -> Row:
+        """The cleaned row of a request's inputs.
+
+        Raises:
+            UserError: naming the input by its number, if it lacks a column or any content.
+        """
+        columns = set(self.task.inputs)
+        if not columns - set(self.task.optional) <= set(inputs) <= columns:
+            names = ", ".join(sorted(columns))
             raise UserError(
-                f"inputs[{number}]: must hold {names}, not {', '.join(given) or 'nothing'}"
+                f"inputs[{number}]: must hold {names}, not {', '.join(inputs) or 'nothing'}"
             )
         try:
-            "".join(given.values()).encode()
+            "".join(inputs.values()).encode()
         except UnicodeEncodeError:
             raise UserError(f"inputs[{number}]: is not valid Unicode") from None
         try:
-            cleaned = self.task.clean({**self.nothing, **given})
+            cleaned = self.task.clean({**self.empty_row, **inputs})
         except ValueError as error:
             raise UserError(f"inputs[{number}]: {error}") from None
         if cleaned is None:

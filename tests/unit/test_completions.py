@@ -14,7 +14,7 @@ from orchestrator.job.job import Job
 from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.snapshot import Snapshot, pack
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
-from orchestrator.serve.completions import CompletionEngine, Stopped
+from orchestrator.serve.completions import CompletionEngine, StoppedText
 from orchestrator.serve.protocol import CompletionRequest, CompletionResponse
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
@@ -285,7 +285,7 @@ def test_a_text_ends_before_the_first_stop_however_it_is_cut_into_tokens(
         length = data.draw(st.integers(1, len(text)))
         tokens += PROCESSOR.encode(text[:length])
         text = text[length:]
-    whole, found = PROCESSOR.decode(tokens), Stopped(PROCESSOR, stops)
+    whole, found = PROCESSOR.decode(tokens), StoppedText(PROCESSOR, stops)
     if not any(found.add(token) for token in tokens):
         found.end()
     assert whole.startswith(found.text)
