@@ -39,8 +39,8 @@ from benchmarks.sides import (
     warn,
 )
 from benchmarks.watch import Watch
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.file import load_job
-from orchestrator.learn.fit import load_processor
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 

@@ -37,9 +37,9 @@ from benchmarks.sides import (
     temporary_folder,
 )
 from orchestrator.data.shards import SampleOrder, ShardReader
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.file import load_job
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.fit import load_processor
 from orchestrator.learn.precision import choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData, Training

@@ -245,6 +245,7 @@ def run_command(options: argparse.Namespace) -> int:
             print_outcome(console, terminal.statuses, outcome)
             return 0
         from orchestrator.serve.deploy import ask, deploy
+        from orchestrator.serve.engines import engine_of
 
         cluster = connected()
         check_room(outcome.job, cluster)
@@ -258,10 +259,10 @@ def run_command(options: argparse.Namespace) -> int:
         display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
         lease.close()  # the run is written: another training may start beside the endpoint
         print_outcome(console, terminal.statuses, outcome)
-        completes = job.build_task().serves == "completions"
-        between, path = ("", "completions") if completes else (" -> ", "predict")
-        console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{between}{escape(text)}\n")
-        console.print(f"endpoint   {escape(url)}/v1/{path}")
+        engine = engine_of(job.build_task())
+        prompt = escape(job.serve.sample_prompt)
+        console.print(f"\n[bold]{prompt}[/]{engine.separator}{escape(text)}\n")
+        console.print(f"endpoint   {escape(url)}/v1/{engine.path}")
         console.print(f"Ray        {escape(cluster.dashboard_url)}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")

@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage
 from orchestrator.run import Run, stage_status
+from orchestrator.serve.engines import check_engine
 from orchestrator.storage.artifact import (
     FINDINGS,
     Artifact,
@@ -53,15 +54,17 @@ def check_room(job: Job, cluster: Cluster) -> None:
 
 
 def check_inputs(run: Run) -> None:
-    """Look at the weights that the job begins with and at the heads of its files, as far as they
-    matter still.
+    """Look at the task's engine, the weights that the job begins with and the heads of its files,
+    as far as they matter still.
 
     Raises:
         UserError: where the job cannot run with them.
     """
+    task = run.job.build_task()
+    check_engine(task)
     _check_weights(run)
     if PreparedData.load(run.prepare_folder()) is None:
-        check_columns(run.files, reading_of(run.job.build_task()))
+        check_columns(run.files, reading_of(task))
 
 
 def _check_weights(run: Run) -> None:

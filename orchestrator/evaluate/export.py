@@ -5,9 +5,8 @@ import json
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
 from orchestrator.model import hf
 from orchestrator.model.hf import SPAN, Outputs
 from orchestrator.model.transformer import Transformer
@@ -62,11 +61,9 @@ def export(
     Raises:
         UserError: where its input is no text.
     """
-    task = job.build_task()
-    processor = load_processor(task, prepared)
-    model = task.build_model(processor.vocab_size, processor.num_outputs)
-    load_weights(model, training.checkpoint())
-    return write(job, processor, model, _card(job, training, evaluation), folder)
+    trained = TrainedModel.load(job.build_task(), prepared, training.checkpoint())
+    card = _card(job, training, evaluation)
+    return write(job, trained.processor, trained.model, card, folder)
 
 
 def write(job: Job, processor: Any, model: Transformer, card: list[str], folder: Folder) -> str:
@@ -100,9 +97,8 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
         if isinstance(task, Translation):
             found |= {"num_beams": BEAMS, "length_penalty": 1.0, "early_stopping": False}
         folder.write("generation_config.json", json.dumps(found, indent=2).encode())
-    auto = AUTO[model.head_kind if model.head_kind != "tokens" else job.model.family]
-    if hf.export_config(model, outputs)["architectures"] == ["BertForQuestionAnswering"]:
-        auto = AUTO["span"]
+    head = hf.exported_head(model, outputs)
+    auto = AUTO[head if head != "tokens" else job.model.family]
     lines = _use(task, outputs, auto) if hf.is_theirs(job.model) else INIT_FROM
     at = card.index(USE)
     content = "\n".join([*card[:at], *lines, *card[at + 1 :]])

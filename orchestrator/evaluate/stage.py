@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import ray
@@ -15,16 +14,12 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
-from orchestrator.data.arrays import Arrays
+from orchestrator.data.arrays import Arrays, join
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import StageError
 from orchestrator.evaluate.report import write_report
+from orchestrator.infer.trained_model import TrainedModel, load_processor
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import kept, to_device
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
-from orchestrator.learn.precision import autocast, keep
-from orchestrator.learn.world import World, join
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import Evaluation, PreparedData, Split, Training
 from orchestrator.storage.folder import Folder
@@ -127,34 +122,21 @@ class _Predictor:
 
     def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
         torch.set_num_threads(job.cluster.cpus_per_worker)
-        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
-        self.world = World(device=device)
-        self.task = job.build_task()
-        prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
-        training = _loaded(Training.load(Folder(training_uri)), training_uri)
+        prepared = PreparedData.load_required(Folder(prepared_uri))
+        training = Training.load_required(Folder(training_uri))
         self.reader = ShardReader(prepared, "test")
-        self.processor = load_processor(self.task, prepared)
-        self.model = (
-            self.task.build_model(self.processor.vocab_size, self.processor.num_outputs)
-            .to(device)
-            .eval()
+        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
+        self.trained = TrainedModel.load(
+            job.build_task(), prepared, training.checkpoint(), device, training.precision
         )
-        load_weights(self.model, training.checkpoint())
-        self.precision = training.precision
-        keep(self.model, self.precision)
 
     def __call__(self, batch: Arrays) -> Arrays:
-        arrays = self.reader.read(batch["row"].astype(np.int64))
-        inputs = to_device(arrays, self.world.device)
-        with torch.inference_mode(), autocast(self.world.device, self.precision):
-            found = self.task.predict(self.model, inputs, self.processor)
-            found |= self.task.answer(self.model, inputs, self.processor)
-        return {**found, **kept(arrays)}
+        return self.trained.predict(self.reader.read(batch["row"].astype(np.int64)))
 
 
 @ray.remote(num_cpus=0)
 def _baselines(job: Job, prepared_uri: str) -> dict[str, dict[str, float]]:
-    prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
+    prepared = PreparedData.load_required(Folder(prepared_uri))
     task = job.build_task()
 
     def head(split: Split, limit: int) -> Arrays:
@@ -163,9 +145,3 @@ def _baselines(job: Job, prepared_uri: str) -> dict[str, dict[str, float]]:
 
     test = head("test", prepared.rows("test"))
     return task.baselines(head("train", BASELINE_ROWS), test, load_processor(task, prepared))
-
-
-def _loaded(artifact: Any, uri: str) -> Any:
-    if artifact is None:
-        raise StageError(f"{uri}: is gone, or on no storage that all machines share")
-    return artifact

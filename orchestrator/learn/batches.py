@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import Rows, SampleOrder, ShardReader
+from orchestrator.infer.batch import to_device
 from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData
@@ -71,11 +71,10 @@ class Batches:
                 last=i + 1 == len(arrays),
             )
 
-    def validate(self) -> Iterator[tuple[Batch, Arrays]]:
-        """This worker's batches of the validation rows, and what is kept beside them."""
+    def validate(self) -> Iterator[Arrays]:
+        """This worker's batches of the validation rows, with the columns that `Task.keep` kept."""
         for _, rows in self._dealt(self.validation_rows, self.validation):
-            arrays = self.validation.read(rows)
-            yield to_device(arrays, self.world.device), kept(arrays)
+            yield self.validation.read(rows)
 
     def chain(self, digest: str, step: int) -> str:
         """The digest of all rows so far, extended by a step's rows."""
@@ -144,18 +143,3 @@ def _lengths(rows: Rows, reader: ShardReader) -> Rows | None:
     if not names:
         return None
     return np.sum([reader.read(rows, names)[name] for name in names], axis=0, dtype=np.int64)
-
-
-def to_device(arrays: Arrays, device: torch.device) -> Batch:
-    """The arrays of numbers as tensors there; the copy to a GPU runs beside what it computes."""
-    tensors = {n: torch.from_numpy(array) for n, array in arrays.items() if array.dtype != object}
-    if device.type == "cpu":
-        return tensors
-    return {
-        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()
-    }
-
-
-def kept(arrays: Arrays) -> Arrays:
-    """What is no number: see `Task.keep`."""
-    return {name: array for name, array in arrays.items() if array.dtype == object}

@@ -15,21 +15,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import safetensors
-import safetensors.torch
-from torch import nn
-
 from orchestrator.errors import StageError, UserError
 from orchestrator.learn.background import Background
-from orchestrator.learn.snapshot import Saved, Snapshot, Tensors
+from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
+from orchestrator.storage.checkpoint_files import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    DamagedError,
+    check_size,
+    read_tensors,
+)
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 MARKER = "damaged"  # this file marks a damaged checkpoint where storage cannot rename it
 KEPT = 2  # newest ones, beside the best
 KEPT_DAMAGED = 3
@@ -48,10 +49,6 @@ CURES = {
 }
 
 Tell = Callable[..., None]  # takes the kind of an event and its fields as keywords
-
-
-class DamagedError(StageError):
-    """A checkpoint is not what was written."""
 
 
 class SupersededError(StageError):
@@ -167,7 +164,7 @@ class Checkpoints:
             if step_name(checkpoint.step) != name:
                 raise DamagedError(f"{folder}/{MANIFEST} is of step {checkpoint.step}")
             for file in (MODEL_FILE, OPTIMIZER_FILE):
-                _check_size(checkpoint, file)
+                check_size(checkpoint, file)
         except DamagedError:
             raise
         except StageError as error:  # its manifest does not parse
@@ -178,7 +175,9 @@ class Checkpoints:
 
     def _read(self, name: str) -> Saved:
         checkpoint = self._manifest(name)
-        return Saved(checkpoint, *(_tensors(checkpoint, f) for f in (MODEL_FILE, OPTIMIZER_FILE)))
+        return Saved(
+            checkpoint, *(read_tensors(checkpoint, f) for f in (MODEL_FILE, OPTIMIZER_FILE))
+        )
 
     def _check_made_by(self, checkpoint: Checkpoint) -> None:
         then, now = checkpoint.made_by, self.made_by
@@ -323,59 +322,8 @@ def step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Raises StageError where the file is not the one that was saved, or is of another model."""
-    tensors = _tensors(checkpoint, MODEL_FILE)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise StageError(f"{checkpoint.folder} is of another model: {reason}") from error
-
-
-def read_verified(checkpoint: Checkpoint, name: str) -> bytes:
-    """A checkpoint's file, proved to be what was written.
-
-    Raises:
-        StageError: where it is missing or differs.
-    """
-    try:
-        _check_size(checkpoint, name)
-        content = checkpoint.folder.read(name)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{checkpoint.folder}/{name} is missing") from error
-    except OSError as error:
-        raise StageError(f"{checkpoint.folder}/{name} cannot be read: {error}") from error
-    if hashlib.sha256(content).hexdigest() != checkpoint.files[name]:
-        raise DamagedError(
-            f"{checkpoint.folder}/{name} is damaged: its SHA-256 is not the manifest's"
-        )
-    return content
-
-
 def _digest(parts: Parts) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _check_size(checkpoint: Checkpoint, name: str) -> None:
-    if name not in checkpoint.files or name not in checkpoint.sizes:
-        raise DamagedError(f"{checkpoint.folder}/{MANIFEST} knows of no {name}")
-    size = checkpoint.folder.size(name)
-    if size is None:
-        raise DamagedError(f"{checkpoint.folder}/{name} is missing or no plain file")
-    if size != checkpoint.sizes[name]:
-        raise DamagedError(
-            f"{checkpoint.folder}/{name} is damaged: it has {size} bytes, not the manifest's "
-            f"{checkpoint.sizes[name]}"
-        )
-
-
-def _tensors(checkpoint: Checkpoint, name: str) -> Tensors:
-    content = read_verified(checkpoint, name)
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{checkpoint.folder}/{name} holds no tensors: {error}") from error

@@ -10,7 +10,10 @@ from typing import Any, Protocol
 
 import torch
 
+from orchestrator.data.arrays import join
 from orchestrator.errors import DivergedError
+from orchestrator.infer.precision import autocast
+from orchestrator.infer.trained_model import TrainedModel, load_processor
 from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import precision
 from orchestrator.learn.agreement import Agreement, Signals
@@ -22,12 +25,12 @@ from orchestrator.learn.pace import Pace
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.learn.state import State
-from orchestrator.learn.world import World, join
+from orchestrator.learn.world import World
 from orchestrator.model.hf import Outputs
 from orchestrator.pretrained import model as pretrained
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.tasks.task import Processor, Task
+from orchestrator.tasks.task import Task
 
 
 class Reporter(Signals, Protocol):
@@ -97,20 +100,22 @@ def fit(
             checkpoints.save(state.snapshot(pace.total_steps, validated=False))
     agreement = Agreement(state, batches, pace, world, reporter)
     forward: Any = torch.compile(model) if config.compile is True else model
-    autocast = precision.autocast(world.device, state.precision)
+    assert state.precision != "auto"
+    trained = TrainedModel(task, processor, model, world.device, state.precision)
+    in_precision = autocast(world.device, state.precision)
 
     while not pace.ended(state.step):
         started = time.perf_counter()
         lr = learning_rate(config, state.step, pace.total_steps)
         for micro in batches.step(state.step):
             torch.manual_seed(micro.seed)  # dropout, too, is a function of the step
-            with autocast:
+            with in_precision:
                 loss, count = task.loss(forward, micro.batch)
             gradients.add(loss, count, micro.last)
         seconds = time.perf_counter() - started
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
-        with autocast:  # for the matrix products of Muon
+        with in_precision:  # for the matrix products of Muon
             for optimizer in optimizers:
                 optimizer.step(lr, taken)
         gradients.zero()
@@ -131,8 +136,7 @@ def fit(
             continue
         saving = directive is Directive.STOP or pace.checkpoint_due(state.step)
         if validating := pace.validation_due(state.step):
-            with autocast:
-                state.metrics = validate(task, model, processor, batches, config)
+            state.metrics = validate(trained, batches, config)
             pace.validated()
             total_steps = pace.fix_total_steps(state.step)
             if world.rank == 0:
@@ -181,33 +185,24 @@ def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -
     return True
 
 
-@torch.no_grad()
-def validate(
-    task: Task[Any],
-    model: torch.nn.Module,
-    processor: Processor,
-    batches: Batches,
-    config: TrainConfig,
-) -> dict[str, float]:
-    """The task's metrics of the validation rows, the same on every worker."""
-    model.eval()
-    parts = [
-        {**task.predict(model, batch, processor), **kept} for batch, kept in batches.validate()
-    ]
-    model.train()
-    metrics = task.score(batches.world.gather(join(parts)))
-    if not math.isfinite(metrics[task.metric.name]):
+def validate(model: TrainedModel, batches: Batches, config: TrainConfig) -> dict[str, float]:
+    """The task's metrics of the validation rows, the same on every worker.
+
+    Raises:
+        DivergedError: if the task's own metric is not a finite number.
+    """
+    model.model.eval()
+    with autocast(model.device, model.precision):  # converts the weights once for all batches
+        parts = [model.predict(arrays, generate=False) for arrays in batches.validate()]
+    model.model.train()
+    metric = model.task.metric.name
+    metrics = model.task.score(batches.world.gather(join(parts)))
+    if not math.isfinite(metrics[metric]):
         raise DivergedError(
-            f"validation {task.metric.name} is {metrics[task.metric.name]}: the training diverged; "
+            f"validation {metric} is {metrics[metric]}: the training diverged; "
             f"lower train.lr = {config.lr} or raise train.warmup_steps = {config.warmup_steps}"
         )
     return metrics
-
-
-def load_processor(task: Task[Any], prepared: PreparedData) -> Processor:
-    """The processor that was fitted to the prepared data."""
-    found: Processor = task.load_processor(prepared.folder.read(prepared.processor))
-    return found
 
 
 def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from orchestrator.job.sections import TrainConfig
-from orchestrator.learn.snapshot import Tensors
 from orchestrator.learn.world import World, deal
+from orchestrator.storage.checkpoint_files import Tensors
 
 ITERATION = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: converges fast, to within 0.7 .. 1.2
 

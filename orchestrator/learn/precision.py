@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.infer.precision import autocast
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import Precision
 from orchestrator.tasks.task import Batch, Task
@@ -71,22 +72,6 @@ def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world
         f"a step of {rows} rows takes {seconds[precision]:.3g} s, in {other} {seconds[other]:.3g} s"
     )
     return Choice(precision, reason, seconds)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within it a model computes in this precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def keep(model: torch.nn.Module, precision: Precision) -> None:
-    """Hold the weights of linear maps, which no longer change, as `autocast` has them.
-
-    It would convert them anew in each pass: half the time of a token that is generated.
-    """
-    if precision == "bf16":
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.to(torch.bfloat16)
 
 
 def _can_bf16(device: torch.device) -> bool:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.storage.artifact import Checkpoint, Precision
-
-Tensors = dict[str, Tensor]
+from orchestrator.storage.checkpoint_files import Tensors
 
 DTYPES = {  # the names in a safetensors file
     torch.float64: "F64",

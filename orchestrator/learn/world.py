@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from orchestrator.data.arrays import Arrays
+from orchestrator.data.arrays import Arrays, join
 from orchestrator.data.shards import Rows
 
 
@@ -60,10 +60,3 @@ def deal(costs: Sequence[int], workers: int) -> list[list[int]]:
         dealt[worker].append(i)
         load[worker] += costs[i]
     return [sorted(indices) for indices in dealt]
-
-
-def join(parts: list[Arrays]) -> Arrays:
-    """Rows of several batches in one; batches without any are left out."""
-    filled = [part for part in parts if part]
-    names = filled[0] if filled else {}
-    return {name: np.concatenate([part[name] for part in filled]) for name in names}

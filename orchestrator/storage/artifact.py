@@ -87,6 +87,18 @@ class Artifact(BaseModel):
                 f"{folder}/{MANIFEST} is damaged ({reason}): delete that folder and run again"
             ) from error
 
+    @classmethod
+    def load_required(cls, folder: Folder) -> Self:
+        """The artifact of this folder, which another process has finished.
+
+        Raises:
+            StageError: where it is missing or damaged.
+        """
+        artifact = cls.load(folder)
+        if artifact is None:
+            raise StageError(f"{folder}: is gone, or on no storage that all machines share")
+        return artifact
+
 
 class PreparedData(Artifact):
     """Encoded, shuffled shards of every split, with what encoded them."""

@@ -82,8 +82,8 @@ def dictionary(sources: list[str], targets: list[str], questions: list[str]) -> 
     for (source_word, word), probability in chance.items():
         best[source_word] = max(best.get(source_word, (0.0, "")), (probability, word))
     spaced = " " in "".join(targets[:100])
-    said = [[best.get(word, (1.0, word))[1] for word in _words(text)] for text in questions]
-    return [(" " if spaced else "").join(words) for words in said]
+    translated = [[best.get(word, (1.0, word))[1] for word in _words(text)] for text in questions]
+    return [(" " if spaced else "").join(words) for words in translated]
 
 
 def _words(text: str) -> list[str]:

@@ -120,37 +120,38 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         tokens = batch["tokens"].cpu().tolist()
         length = pairs_BTT.shape[-1]
         spans = [divmod(at, length) for at in at_B.tolist()]
-        said = [
+        texts = [
             processor.decode(row[start : end + 1]).strip(" \n\t�")
             for row, (start, end) in zip(tokens, spans, strict=True)
         ]
         return {
-            "said": np.array(said, dtype=object),
+            "prediction": np.array(texts, dtype=object),
             "probability": best_B.exp().cpu().numpy(),
             "nats": nats_B.cpu().numpy(),
             "known": known_B.cpu().numpy(),
         }
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        return {"answer": answers["said"][row], "probability": float(answers["probability"][row])}
+        probability = float(answers["probability"][row])
+        return {"answer": answers["prediction"][row], "probability": probability}
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         known = predictions["known"].sum()  # not where all answers lie beyond max_seq_len
         loss = {"loss": float(predictions["nats"].sum() / known)} if known else {}
-        return score_answers(predictions["said"], predictions) | loss
+        return score_answers(predictions["prediction"], predictions) | loss
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
     ) -> dict[str, dict[str, float]]:
         """The sentence that shares most words with the question."""
-        said = []
+        predictions = []
         for row, begin, length in zip(
             test["tokens"].tolist(), test["context"], test["tokens_length"], strict=True
         ):
             question = set(answer_words(processor.decode(row[: begin - 1])))
             sentences = _sentences(processor.decode(row[begin:length]))
-            said.append(max(sentences, key=lambda s: len(question & set(answer_words(s)))))
-        return {"sentence like the question": score_answers(said, test)}
+            predictions.append(max(sentences, key=lambda s: len(question & set(answer_words(s)))))
+        return {"sentence like the question": score_answers(predictions, test)}
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Of each token of the context to be the first and the last one: float32 (B, 2, T)."""

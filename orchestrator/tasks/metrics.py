@@ -30,19 +30,19 @@ def classification_metrics(probabilities: Any, labels: Any) -> dict[str, float]:
     """Accuracy, macro-F1 over the labels that occur, loss in nats and, of two labels, `roc_auc`.
 
     `probabilities` is (rows, labels), `labels` (rows,) with -1 for one that was never learned: a
-    mistake, whatever is said. Where no label is known, there is no loss and no F1.
+    mistake, whatever is predicted. Where no label is known, there is no loss and no F1.
     """
-    said, count = probabilities.argmax(1), probabilities.shape[1]
+    predictions, count = probabilities.argmax(1), probabilities.shape[1]
     known = labels >= 0
     if not known.any():
         return {"accuracy": 0.0}
-    right = np.bincount(said[said == labels], minlength=count)
-    there = np.bincount(labels[known], minlength=count)
-    f1 = 2 * right / np.maximum(there + np.bincount(said, minlength=count), 1)
+    right = np.bincount(predictions[predictions == labels], minlength=count)
+    counts = np.bincount(labels[known], minlength=count)
+    f1 = 2 * right / np.maximum(counts + np.bincount(predictions, minlength=count), 1)
     chosen = np.take_along_axis(probabilities[known], labels[known, None].astype(np.int64), 1)
     found = {
-        "accuracy": float((said == labels).mean()),
-        "macro_f1": float(f1[there > 0].mean()),
+        "accuracy": float((predictions == labels).mean()),
+        "macro_f1": float(f1[counts > 0].mean()),
         "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean()),
     }
     if count == 2:
@@ -85,13 +85,13 @@ def answer_words(text: str) -> list[str]:
     return [word for word in WORD.findall(kept) if word not in ("a", "an", "the")]
 
 
-def regression_metrics(said: Any, wanted: Any) -> dict[str, float]:
+def regression_metrics(predictions: Any, targets: Any) -> dict[str, float]:
     """Errors in the numbers' own unit, and the rank correlation (Spearman), 0 where there is none.
 
-    `said` and `wanted` are (rows,).
+    `predictions` and `targets` are (rows,).
     """
-    errors = np.asarray(said, dtype=np.float64) - wanted
-    ranks = [_ranks(np.asarray(values)) for values in (said, wanted)]
+    errors = np.asarray(predictions, dtype=np.float64) - targets
+    ranks = [_ranks(np.asarray(values)) for values in (predictions, targets)]
     varies = all(np.ptp(each) > 0 for each in ranks)
     correlation: Any = np.corrcoef(np.stack(ranks)) if varies else np.zeros((2, 2))
     return {

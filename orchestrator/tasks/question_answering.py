@@ -83,7 +83,7 @@ class QuestionAnswering(Task[TextProcessor]):
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
         """Whether every token is the most probable one after those before it: then, and only then,
-        greedy generation says the whole answer."""
+        greedy generation gives the whole answer."""
         logits_BTV, targets_BT, real_BT = pair_logits(model, batch)
         right_BT = (logits_BTV.argmax(-1) == targets_BT) | ~real_BT
         losses_BT = token_loss(logits_BTV, targets_BT) * real_BT
@@ -97,14 +97,14 @@ class QuestionAnswering(Task[TextProcessor]):
         return answer_pairs(model, batch, processor, num_beams=1)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        return {"answer": answers["said"][row]}
+        return {"answer": answers["prediction"][row]}
 
     def score(self, predictions: Arrays) -> dict[str, float]:
-        if "said" in predictions:
-            found = score_answers(predictions["said"], predictions)
+        if "prediction" in predictions:
+            metrics = score_answers(predictions["prediction"], predictions)
         else:
-            found = {"exact_match": float(predictions["right"].mean())}
-        return found | {"loss": float(predictions["nats"].sum() / predictions["tokens"].sum())}
+            metrics = {"exact_match": float(predictions["right"].mean())}
+        return metrics | {"loss": float(predictions["nats"].sum() / predictions["tokens"].sum())}
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
@@ -116,10 +116,10 @@ class QuestionAnswering(Task[TextProcessor]):
         by_question: dict[bytes, list[str]] = {}
         for question, answer in zip(asked, known, strict=True):
             by_question.setdefault(question, []).append(answer)
-        said = [commonest(by_question[q]) if q in by_question else usual for q in questions]
+        predictions = [commonest(by_question[q]) if q in by_question else usual for q in questions]
         return {
-            "commonest answer": score_answers([usual] * len(said), test),
-            "commonest to the question": score_answers(said, test),
+            "commonest answer": score_answers([usual] * len(predictions), test),
+            "commonest to the question": score_answers(predictions, test),
         }
 
 

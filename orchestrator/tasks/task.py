@@ -69,7 +69,7 @@ class Task(ABC, Generic[P]):
     columns: ClassVar[dict[str, str]]  # of a row, each with its kind: see `data/kinds`
     inputs: ClassVar[tuple[str, ...]]  # those of them that a request to the endpoint brings
     optional: ClassVar[tuple[str, ...]] = ()  # those that a row may lack: they are "" then
-    serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
+    serves: ClassVar[str] = "predictions"  # the engine that serves its models: `serve/engines.py`
     families: ClassVar[tuple[Family, ...]]  # the first one where a job does not say
     one_shape: ClassVar[bool] = False  # of all samples, so that none is padded: see `cost.compiles`
     counts: ClassVar[str] = "samples"  # what a loss is counted over

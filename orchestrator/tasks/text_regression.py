@@ -61,27 +61,27 @@ class TextRegression(Task[NumberProcessor]):
         return {
             **processor.text.padded("tokens", tokens, self.model.max_seq_len),
             "number": processor.standardised(numbers),
-            "wanted": numbers,
+            "wanted": numbers,  # a column of prepared data: its name cannot change
         }
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size, "label", 1)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        errors_B = self._said(model, batch) - batch["number"]
+        errors_B = self._predicted(model, batch) - batch["number"]
         return errors_B.square().sum(), errors_B.new_tensor(float(len(errors_B)))
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: NumberProcessor) -> Arrays:
         return {
-            "said": processor.restored(self._said(model, batch).cpu().numpy()),
-            "wanted": batch["wanted"].cpu().numpy(),
+            "prediction": processor.restored(self._predicted(model, batch).cpu().numpy()),
+            "target": batch["wanted"].cpu().numpy(),
         }
 
     def score(self, predictions: Arrays) -> dict[str, float]:
-        return regression_metrics(predictions["said"], predictions["wanted"])
+        return regression_metrics(predictions["prediction"], predictions["target"])
 
     def reply(self, answers: Arrays, row: int, processor: NumberProcessor) -> dict[str, Any]:
-        return {"number": float(answers["said"][row])}
+        return {"number": float(answers["prediction"][row])}
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: NumberProcessor
@@ -90,13 +90,13 @@ class TextRegression(Task[NumberProcessor]):
 
         found = number_baselines(train, test)
         return {
-            name: regression_metrics(processor.restored(said), test["wanted"])
-            for name, said in found.items()
+            name: regression_metrics(processor.restored(predictions), test["wanted"])
+            for name, predictions in found.items()
         }
 
-    def _said(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def _predicted(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         tokens_BT, real_BT = trimmed(batch, "tokens")
         if model.training and self.model.dropout:
             real_BT = thinned(real_BT, self.model.dropout)
-        said_B: Tensor = model(tokens_BT, real_BT)[:, 0].float()
-        return said_B
+        predicted_B: Tensor = model(tokens_BT, real_BT)[:, 0].float()
+        return predicted_B

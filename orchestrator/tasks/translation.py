@@ -73,39 +73,46 @@ class Translation(Task[TextProcessor]):
         return answer_pairs(model, batch, processor, BEAMS)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        return {"target": answers["said"][row]}
+        return {"target": answers["prediction"][row]}
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
         metrics = language_metrics(float(nats), int(tokens), int(text_bytes))
-        if "said" in predictions:
-            metrics |= _translation_metrics(predictions["said"], predictions["target_text"])[0]
+        if "prediction" in predictions:
+            metrics |= _metrics_of(predictions)[0]
         return metrics
 
     def explain(self, predictions: Arrays) -> str:
-        return " · ".join(_translation_metrics(predictions["said"], predictions["target_text"])[1])
+        return " · ".join(_metrics_of(predictions)[1])
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
     ) -> dict[str, dict[str, float]]:
         from orchestrator.tasks.baselines import dictionary
 
-        sources, wanted = list(test["source_text"]), list(test["target_text"])
+        sources, references = list(test["source_text"]), list(test["target_text"])
         known, targets = (texts_of(train, name, processor) for name in ("source", "target"))
         return {
-            "copy of the source": _translation_metrics(sources, wanted)[0],
-            "word by word": _translation_metrics(dictionary(known, targets, sources), wanted)[0],
+            "copy of the source": _translation_metrics(sources, references)[0],
+            "word by word": _translation_metrics(dictionary(known, targets, sources), references)[
+                0
+            ],
         }
 
 
-def _translation_metrics(said: Any, wanted: Any) -> tuple[dict[str, float], list[str]]:
+def _metrics_of(predictions: Arrays) -> tuple[dict[str, float], list[str]]:
+    return _translation_metrics(predictions["prediction"], predictions["target_text"])
+
+
+def _translation_metrics(predictions: Any, targets: Any) -> tuple[dict[str, float], list[str]]:
     """Corpus BLEU and chrF by sacreBLEU, and the signatures of both. Post 2018."""
     from sacrebleu.metrics.bleu import BLEU  # of use after a training only
     from sacrebleu.metrics.chrf import CHRF
 
-    references = [list(wanted)]
+    references = [list(targets)]
     kinds = {"bleu": BLEU(tokenize=_tokenizer(references[0])), "chrf": CHRF()}
-    scores = {name: kind.corpus_score(list(said), references).score for name, kind in kinds.items()}
+    texts = list(predictions)
+    scores = {name: kind.corpus_score(texts, references).score for name, kind in kinds.items()}
     return scores, [f"{name}: {kind.get_signature()}" for name, kind in kinds.items()]
 
 

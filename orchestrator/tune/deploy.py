@@ -2,9 +2,10 @@
 
 from orchestrator.errors import StageError
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import Checkpoints, read_verified
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.fit import begun_with
 from orchestrator.storage.artifact import PreparedData, Sweep, Training
+from orchestrator.storage.checkpoint_files import read_verified
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tune.trial import trial_folder
 

@@ -12,9 +12,9 @@ from ray.exceptions import RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.errors import StageError
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.job import Job
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.fit import load_processor
 from orchestrator.learn.precision import Choice, choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData

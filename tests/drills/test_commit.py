@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.snapshot import Snapshot, pack
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tasks.task import Metric
 

@@ -18,9 +18,10 @@ import yaml
 from ray.util.state import list_actors, list_placement_groups
 
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.events import EventLog, read_events
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tasks.task import Metric

@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.job import Job
-from orchestrator.learn.fit import load_processor
 from orchestrator.prepare import stage
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData

@@ -18,9 +18,10 @@ import safetensors.torch
 import torch
 
 from orchestrator.errors import StageError, UserError
+from orchestrator.infer.trained_model import load_weights
 from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import checkpoints as checkpoint_module
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, load_weights
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.optimizer import (
     Optimizer,
     build_optimizers,
@@ -32,6 +33,7 @@ from orchestrator.learn.world import World
 from orchestrator.model.transformer import Transformer
 from orchestrator.storage import folder as folders
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
 

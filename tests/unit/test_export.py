@@ -12,8 +12,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from orchestrator.evaluate.export import USE, write
+from orchestrator.infer.batch import to_device
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
 from orchestrator.model.generate import GREEDY, generate
 from orchestrator.model.hf import Outputs
 from orchestrator.model.transformer import Transformer

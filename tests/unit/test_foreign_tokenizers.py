@@ -8,8 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from orchestrator.infer.batch import to_device
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
 from orchestrator.processors.text import TextProcessor
 from orchestrator.tasks.task import Task
 

@@ -9,10 +9,12 @@ import torch
 
 from orchestrator.data.shards import ShardReader
 from orchestrator.evaluate.stage import _Predictor
+from orchestrator.infer.batch import to_device
+from orchestrator.infer.precision import autocast, convert_weights
 from orchestrator.job.job import Job
 from orchestrator.learn import precision
-from orchestrator.learn.batches import Batches, to_device
-from orchestrator.learn.precision import autocast, choose, keep
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.precision import choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
@@ -191,7 +193,7 @@ def test_a_trained_model_is_used_in_its_precision(
         computed.add(output.dtype)
 
     predictor = _Predictor(job, prepared.folder.uri, training.folder.uri)
-    predictor.model.decoder.blocks[0].attention.query.register_forward_hook(note)
+    predictor.trained.model.decoder.blocks[0].attention.query.register_forward_hook(note)
     predictor({"row": np.arange(2)})
     assert computed == {torch.float32 if trained_in == "fp32" else torch.bfloat16}
 
@@ -203,7 +205,7 @@ def test_weights_that_are_kept_in_bf16_change_no_bit() -> None:
         torch.nn.init.normal_(parameter)
     with torch.inference_mode(), autocast(CPU, "bf16"):
         converted = model(tokens_BT)
-        keep(model, "bf16")
+        convert_weights(model, "bf16")
         assert torch.equal(model(tokens_BT), converted)
 
 

@@ -11,10 +11,10 @@ import torch
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.data.shards import ShardReader, write_shard
+from orchestrator.infer.batch import kept_columns, to_device
 from orchestrator.job.job import Job
 from orchestrator.job.sections import TrainConfig
 from orchestrator.job.task_registry import TASKS
-from orchestrator.learn.batches import kept, to_device
 from orchestrator.learn.optimizer import build_optimizers
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
@@ -170,7 +170,7 @@ def test_what_is_kept_beside_the_arrays_comes_back_from_a_shard(case: Case, tmp_
     shard = write_shard(folder, "test-0.arrow", case.arrays | case.kept)
     prepared = PreparedData.model_construct(folder=folder, splits={"test": [shard]})
     arrays = ShardReader(prepared, "test").read([1, 0])
-    found = kept(arrays)
+    found = kept_columns(arrays)
     assert found.keys() == case.kept.keys()
     assert all(found[k].tolist() == v[[1, 0]].tolist() for k, v in case.kept.items())
     assert to_device(arrays, CPU).keys() == case.arrays.keys()

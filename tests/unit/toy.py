@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.shards import write_shard
+from orchestrator.infer.trained_model import load_weights
 from orchestrator.job.job import Job
 from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import pace
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.checkpoints import Checkpoints, load_weights
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
 from orchestrator.learn.world import World

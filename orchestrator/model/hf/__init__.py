@@ -21,6 +21,7 @@ __all__ = [
     "Outputs",
     "export_config",
     "export_weights",
+    "exported_head",
     "is_buffer",
     "is_theirs",
     "match",
@@ -52,11 +53,16 @@ def is_theirs(config: ModelConfig) -> bool:
     return _layout_of(config) is not OURS
 
 
+def exported_head(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Head:
+    """The head with which Hugging Face's class is exported: `span` where an architecture has it."""
+    is_span = model.head_kind == "each_token" and outputs.is_span
+    return "span" if is_span and "span" in _layout_of(model.config).classes else model.head_kind
+
+
 def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any) -> Settings:
     """What config.json holds; `more` are ids of special tokens, which the model does not know."""
-    layout = _layout_of(model.config)
+    layout, head = _layout_of(model.config), exported_head(model, outputs)
     settings = layout.write(model.config)
-    head = _exported_head(model, layout, outputs)
     if head in ("label", "each_token"):
         names = outputs.labels or [f"LABEL_{i}" for i in range(model.num_outputs)]
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -76,20 +82,13 @@ def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any
 
 def export_weights(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Weights:
     """What model.safetensors holds, float32 on the CPU; a head's number is in its own units."""
-    layout = _layout_of(model.config)
-    head = _exported_head(model, layout, outputs)
+    layout, head = _layout_of(model.config), exported_head(model, outputs)
     theirs: Weights = {}
     for name, tensor in in_units(model.state_dict(), outputs).items():
         their_name = name_of(name, layout, head)
         assert their_name is not None, name
         theirs[their_name] = tensor.detach().float().cpu()
     return {name: tensor.contiguous() for name, tensor in layout.fuse(theirs).items()}
-
-
-def _exported_head(model: Transformer, layout: Layout, outputs: Outputs) -> Head:
-    if model.head_kind == "each_token" and outputs.is_span and "span" in layout.classes:
-        return "span"
-    return model.head_kind
 
 
 def _layout_of(config: ModelConfig) -> Layout:

@@ -107,6 +107,7 @@ GPT2 = Layout(
     ),
     split=_split,
     fuse=_fuse,
+    name_in_file=lambda name: re.sub(r"\b[qkv]_attn\b", "c_attn", name),
     more_classes=("GPT2DoubleHeadsModel",),
     ignored=r".*\.attn\.(bias|masked_bias)",
 )

@@ -36,6 +36,7 @@ class Layout:
     heads: Mapping[Head, Mapping[str, str]]  # more names
     split: Callable[[Weights], Weights] = dict  # their tensors as ours are cut, and back
     fuse: Callable[[Weights], Weights] = dict
+    name_in_file: Callable[[str], str] = lambda name: name  # of a tensor that `split` has cut
     # Whether a map of ours has no bias by this config, and so one of zeros here.
     lacks_bias: Callable[[Settings, str], bool] = lambda settings, name: False
     head_problem: Callable[[Settings], str] = lambda settings: ""  # why a label head is of no use

@@ -58,9 +58,8 @@ class _Theirs:
         """Weights that nothing has taken."""
         ignored = re.compile(self.layout.ignored)
         left = [n for n in self.weights if not (n in self.taken or is_buffer(n))]
-        # GPT-2's queries, keys and values are one tensor, cut in three.
-        spelt = (re.sub(r"\b[qkv]_attn\b", "c_attn", n) for n in left if not ignored.fullmatch(n))
-        return list(dict.fromkeys(spelt))
+        in_file = (self.layout.name_in_file(n) for n in left if not ignored.fullmatch(n))
+        return list(dict.fromkeys(in_file))
 
 
 def match(
