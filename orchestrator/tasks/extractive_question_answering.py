@@ -125,19 +125,22 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
             for row, (start, end) in zip(tokens, spans, strict=True)
         ]
         return {
-            "said": np.array(said, dtype=object),
+            "predictions": np.array(said, dtype=object),
             "probability": best_B.exp().cpu().numpy(),
             "nats": nats_B.cpu().numpy(),
             "known": known_B.cpu().numpy(),
         }
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        return {"answer": answers["said"][row], "probability": float(answers["probability"][row])}
+        return {
+            "answer": answers["predictions"][row],
+            "probability": float(answers["probability"][row]),
+        }
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         known = predictions["known"].sum()  # not where all answers lie beyond max_seq_len
         loss = {"loss": float(predictions["nats"].sum() / known)} if known else {}
-        return score_answers(predictions["said"], predictions) | loss
+        return score_answers(predictions["predictions"], predictions) | loss
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor

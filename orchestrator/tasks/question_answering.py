@@ -97,11 +97,11 @@ class QuestionAnswering(Task[TextProcessor]):
         return answer_pairs(model, batch, processor, num_beams=1)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        return {"answer": answers["said"][row]}
+        return {"answer": answers["predictions"][row]}
 
     def score(self, predictions: Arrays) -> dict[str, float]:
-        if "said" in predictions:
-            found = score_answers(predictions["said"], predictions)
+        if "predictions" in predictions:
+            found = score_answers(predictions["predictions"], predictions)
         else:
             found = {"exact_match": float(predictions["right"].mean())}
         return found | {"loss": float(predictions["nats"].sum() / predictions["tokens"].sum())}

@@ -75,7 +75,7 @@ def answer_pairs(
         columns = list(generate_batch(model, cache, start_BT, length - 1, GREEDY, end))
         found = [list(row) for row in zip(*columns, strict=True)]
     cut = [row[: row.index(end)] if end in row else row for row in found]
-    return {"said": np.array([processor.decode(row) for row in cut], dtype=object)}
+    return {"predictions": np.array([processor.decode(row) for row in cut], dtype=object)}
 
 
 def texts_of(arrays: Arrays, name: str, processor: TextProcessor) -> list[str]:

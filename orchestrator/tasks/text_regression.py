@@ -73,15 +73,15 @@ class TextRegression(Task[NumberProcessor]):
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: NumberProcessor) -> Arrays:
         return {
-            "said": processor.restored(self._said(model, batch).cpu().numpy()),
-            "wanted": batch["wanted"].cpu().numpy(),
+            "predictions": processor.restored(self._said(model, batch).cpu().numpy()),
+            "targets": batch["wanted"].cpu().numpy(),
         }
 
     def score(self, predictions: Arrays) -> dict[str, float]:
-        return regression_metrics(predictions["said"], predictions["wanted"])
+        return regression_metrics(predictions["predictions"], predictions["targets"])
 
     def reply(self, answers: Arrays, row: int, processor: NumberProcessor) -> dict[str, Any]:
-        return {"number": float(answers["said"][row])}
+        return {"number": float(answers["predictions"][row])}
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: NumberProcessor

@@ -73,17 +73,19 @@ class Translation(Task[TextProcessor]):
         return answer_pairs(model, batch, processor, BEAMS)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        return {"target": answers["said"][row]}
+        return {"target": answers["predictions"][row]}
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
         metrics = language_metrics(float(nats), int(tokens), int(text_bytes))
-        if "said" in predictions:
-            metrics |= _translation_metrics(predictions["said"], predictions["target_text"])[0]
+        if "predictions" in predictions:
+            generated, references = predictions["predictions"], predictions["target_text"]
+            metrics |= _translation_metrics(generated, references)[0]
         return metrics
 
     def explain(self, predictions: Arrays) -> str:
-        return " · ".join(_translation_metrics(predictions["said"], predictions["target_text"])[1])
+        generated, references = predictions["predictions"], predictions["target_text"]
+        return " · ".join(_translation_metrics(generated, references)[1])
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
