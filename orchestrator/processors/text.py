@@ -140,7 +140,9 @@ class TextProcessor:
         found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
-    def encode_with_places(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    def encode_with_offsets(
+        self, texts: list[str]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Token ids of each text alone, and from which character to which each of them reaches."""
         self.tokenizer.encode_special_tokens = True
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)

@@ -14,7 +14,7 @@ from orchestrator.run import Run
 from orchestrator.serve.deploy import deploy
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.tasks.sequence_pairs import texts_of
+from orchestrator.tasks.sequence_to_sequence import decode_column
 from tests.integration.conftest import Silent, orchestrate, stages
 from tests.ray_head import Head, free_port
 
@@ -58,7 +58,7 @@ def test_answers_of_every_script_reach_the_client(
     run = Run(load_job(str(job)))
     processor = run.job.build_task().load_processor(prepared.folder.read(prepared.processor))
     test = ShardReader(prepared, "test").read(range(len(ANSWERS)))
-    assert sorted(texts_of(test, "target", processor)) == sorted(ANSWERS)
+    assert sorted(decode_column(test, "target", processor)) == sorted(ANSWERS)
 
     finished = run.finished(run.job)
     assert finished is not None

@@ -49,7 +49,7 @@ def test_a_span_is_found_again_from_its_tokens(answer: str) -> None:
     batch = to_device(arrays, CPU)
     oracle = Oracle(arrays["start"].tolist(), arrays["end"].tolist())
     found = task.predict(oracle, batch, processor)
-    assert found["prediction"].tolist() == [answer, "Bob"]
+    assert found["predictions"].tolist() == [answer, "Bob"]
     found |= task.keep(rows)
     assert task.score(found)["f1"] == 1 and task.score(found)["loss"] < 1e-3
     assert task.reply(found, 0, processor)["probability"] > 0.99
@@ -84,7 +84,7 @@ def test_neither_the_question_nor_padding_is_ever_the_answer() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_()
-            said = task.predict(model, batch, processor)["prediction"].tolist()
+            said = task.predict(model, batch, processor)["predictions"].tolist()
         assert all(one in row["context"] for one, row in zip(said, rows, strict=True))
 
 
@@ -115,8 +115,8 @@ def test_an_answer_counts_as_right_just_where_generation_says_it() -> None:
                 parameter[tokens[0]] += 3.0
                 parameter[processor.end_token] += 2.9
         right = task.predict(model, batch, processor)["right"]
-        answers = task.answer(model, batch, processor)
-        exact = [one == other for one, other in zip(answers["prediction"], words, strict=True)]
+        said = task.answer(model, batch, processor)
+        exact = [one == other for one, other in zip(said["predictions"], words, strict=True)]
         assert right.tolist() == exact
 
 
