@@ -19,6 +19,7 @@ from orchestrator.learn.directive import Directive
 from orchestrator.learn.gradients import Gradients
 from orchestrator.learn.optimizer import build_optimizers, learning_rate
 from orchestrator.learn.pace import Pace
+from orchestrator.learn.samples import Sampler
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.learn.state import State
@@ -32,6 +33,8 @@ from orchestrator.tasks.task import Processor, Task
 
 class Reporter(Signals, Protocol):
     """Receives a training's progress."""
+
+    wants_samples: bool  # whether to report what the model makes of a validation row
 
     def stepped(self, step: int, seconds: float) -> None:
         """On every worker, after each step. `seconds` exclude waiting for other workers."""
@@ -97,7 +100,9 @@ def fit(
             checkpoints.save(state.snapshot(pace.total_steps, validated=False))
     agreement = Agreement(state, batches, pace, world, reporter)
     forward: Any = torch.compile(model) if config.compile is True else model
+    assert state.precision != "auto"
     autocast = precision.autocast(world.device, state.precision)
+    sampler = Sampler(task, model, processor, batches, state.precision)
 
     while not pace.ended(state.step):
         started = time.perf_counter()
@@ -133,6 +138,8 @@ def fit(
         if validating := pace.validation_due(state.step):
             with autocast:
                 state.metrics = validate(task, model, processor, batches, config)
+            if world.rank == 0 and reporter.wants_samples:
+                sampler.report(state.step, pace.ended(state.step), reporter)
             pace.validated()
             total_steps = pace.fix_total_steps(state.step)
             if world.rank == 0:

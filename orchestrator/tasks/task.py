@@ -145,6 +145,11 @@ class Task(ABC, Generic[P]):
         endpoint's replies are made of it. Nothing, unless a task generates."""
         return {}
 
+    def sample(self, model: Transformer, batch: Batch, processor: P) -> str | None:
+        """What the model makes of a batch's first row, on one line, for a person who watches the
+        training. Cheap: it is called after validations. None unless a task predicts text."""
+        return None
+
     def reply(self, answers: Arrays, row: int, processor: P) -> dict[str, Any]:
         """What the endpoint says of one row of what `predict` and `answer` found, as JSON."""
         return {name: values[row].tolist() for name, values in answers.items()}
