@@ -98,7 +98,8 @@ class TerminalDisplay:
 
     def note(self, text: str) -> None:
         if self.console.is_terminal:
-            line = Text(text, style="dim", no_wrap=True, overflow="ellipsis")
+            line = Text(text, style="dim")
+            line.truncate(self.console.width, overflow="ellipsis")
             self.console.print(line, highlight=False)
         else:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
