@@ -96,6 +96,14 @@ class TerminalDisplay:
             self.bar.update(self._task, figures=figures(self._figures))
             self._log_now_and_then()
 
+    def note(self, text: str) -> None:
+        if self.console.is_terminal:
+            line = Text(text, style="dim")
+            line.truncate(self.console.width, overflow="ellipsis")
+            self.console.print(line, highlight=False)
+        else:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def finish(self) -> None:
         if self._task is not None:
             self.bar.remove_task(self._task)
@@ -125,5 +133,6 @@ def figures(values: dict[str, Any]) -> str:
         "lr": "lr {:.1e}",
         **{name: f"{name.replace(' loss', '')} {{:.3f}}" for name in validated},
         **{name: f"{name} {{:.3f}}" for name in values if name.startswith("best ")},
+        "peak memory GB": "peak {:.1f} GB",
     }
     return "  ".join(text.format(values[name]) for name, text in formats.items() if name in values)

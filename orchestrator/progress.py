@@ -35,6 +35,9 @@ class Progress(Protocol):
     def show(self, values: dict[str, Any]) -> None:
         """The latest figures: loss, lr and so on."""
 
+    def note(self, text: str) -> None:
+        """A line that stays on the screen: a sample of what the model writes, say."""
+
     def finish(self) -> None:
         """The activity is over."""
 

@@ -232,7 +232,7 @@ class RecordedDisplay:
 
     def __init__(self, display: Display, events: EventLog) -> None:
         self.start, self.advance = display.start, display.advance
-        self.show, self.finish = display.show, display.finish
+        self.show, self.note, self.finish = display.show, display.note, display.finish
         self._display = display
         self._events = events
         self._running: Stage | None = None

@@ -22,6 +22,7 @@ from orchestrator.learn.directive import Directive
 from orchestrator.learn.gradients import Gradients
 from orchestrator.learn.optimizer import build_optimizers, learning_rate
 from orchestrator.learn.pace import Pace
+from orchestrator.learn.samples import Sampler
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.learn.state import State
@@ -35,6 +36,8 @@ from orchestrator.tasks.task import Task
 
 class Reporter(Signals, Protocol):
     """Receives a training's progress."""
+
+    wants_samples: bool  # whether to report what the model makes of a validation row
 
     def stepped(self, step: int, seconds: float) -> None:
         """On every worker, after each step. `seconds` exclude waiting for other workers."""
@@ -103,6 +106,7 @@ def fit(
     assert state.precision != "auto"
     trained = TrainedModel(task, processor, model, world.device, state.precision)
     in_precision = autocast(world.device, state.precision)
+    sampler = Sampler(trained, batches)
 
     while not pace.ended(state.step):
         started = time.perf_counter()
@@ -137,6 +141,8 @@ def fit(
         saving = directive is Directive.STOP or pace.checkpoint_due(state.step)
         if validating := pace.validation_due(state.step):
             state.metrics = validate(trained, batches, config)
+            if world.rank == 0 and reporter.wants_samples:
+                sampler.report(state.step, pace.ended(state.step), reporter)
             pace.validated()
             total_steps = pace.fix_total_steps(state.step)
             if world.rank == 0:

@@ -41,7 +41,7 @@ class Choice:
     def event(self) -> dict[str, Any]:
         """For the run's `events.jsonl`."""
         seconds = {f"{name}_seconds": value for name, value in (self.seconds or {}).items()}
-        return {"precision": self.precision, **(seconds or {"reason": self.reason})}
+        return {"precision": self.precision, "reason": self.reason, **seconds}
 
 
 def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world: World) -> Choice:

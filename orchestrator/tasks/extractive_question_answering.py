@@ -16,6 +16,7 @@ from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
+from orchestrator.tasks import samples
 from orchestrator.tasks.answers import clean_answers, keep_answers, pack, score_answers, unpack
 from orchestrator.tasks.metrics import answer_words
 from orchestrator.tasks.objectives import trimmed
@@ -134,6 +135,12 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
             "nats": nats_B.cpu().numpy(),
             "known": known_B.cpu().numpy(),
         }
+
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        first = {name: tensor[:1] for name, tensor in batch.items()}
+        question = first["tokens"][0, : int(first["context"][0])].tolist()
+        (answer,) = self.predict(model, first, processor)["said"]
+        return samples.line(processor.decode(question), answer)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
+from orchestrator.tasks import samples
 from orchestrator.tasks.metrics import language_metrics, ngram_nats
 from orchestrator.tasks.objectives import token_loss
 from orchestrator.tasks.task import Batch, Metric, Task
@@ -77,6 +78,9 @@ class LanguageModelling(Task[TextProcessor]):
             "tokens": np.full(len(targets_BT), targets_BT.shape[1]),
             "bytes": batch["bytes"].cpu().numpy(),
         }
+
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        return samples.continuation(model, batch["tokens"][0].tolist(), processor)
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))

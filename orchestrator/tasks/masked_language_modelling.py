@@ -18,12 +18,14 @@ from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import MASK, TextProcessor
+from orchestrator.tasks import samples
 from orchestrator.tasks.metrics import language_metrics
 from orchestrator.tasks.objectives import token_loss, trimmed
 from orchestrator.tasks.task import Batch, Metric, Task
 
 HIDDEN = 0.15  # share of the tokens that are predicted
 MASKED, RANDOM = 0.8, 0.1  # shares of those that a mask or a random token replaces
+SHOWN = 4  # hidden tokens of a sample line
 PASSES = 7  # of a prediction, each hiding 1/7 of the tokens: about the share of training
 
 
@@ -103,6 +105,27 @@ class MaskedLanguageModelling(Task[TextProcessor]):
             "tokens": text_BT.sum(1).cpu().numpy(),
             "bytes": batch["bytes"].cpu().numpy(),
         }
+
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        """Every PASSES-th token is hidden; behind the arrow are the model's guesses, each followed
+        by the token in parentheses where it is another one."""
+        first = {name: tensor[:1] for name, tensor in batch.items()}
+        tokens_BT, real_BT = trimmed(first, "tokens")
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        hidden_BT = text_mask(first, real_BT) & (positions_T % PASSES == PASSES // 2)
+        if not hidden_BT.any():
+            return None
+        shown_BT = torch.where(hidden_BT, first["mask"].long()[:, None], tokens_BT)
+        guesses = model(shown_BT, real_BT, asked_BT=hidden_BT).argmax(-1).tolist()
+        tokens, places = tokens_BT[0].tolist(), hidden_BT[0].nonzero()[:SHOWN, 0].tolist()
+        pieces, words = [], []
+        begins = [0, *[place + 1 for place in places[:-1]]]
+        for begin, place, guess in zip(begins, places, guesses[:SHOWN], strict=True):
+            pieces.append(processor.decode(tokens[begin:place]).strip())
+            hidden = processor.decode([tokens[place]]).strip()
+            word = processor.decode([guess]).strip()
+            words.append(word if guess == tokens[place] else f"{word} ({hidden})")
+        return samples.line(" ___ ".join([*pieces, "…"]), ", ".join(words))
 
     def score(self, predictions: Arrays) -> dict[str, float]:
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))

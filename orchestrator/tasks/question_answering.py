@@ -14,6 +14,7 @@ from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor, commonest
+from orchestrator.tasks import samples
 from orchestrator.tasks.answers import clean_answers, keep_answers, pack, score_answers, unpack
 from orchestrator.tasks.objectives import token_loss
 from orchestrator.tasks.sequence_to_sequence import (
@@ -97,6 +98,12 @@ class QuestionAnswering(Task[TextProcessor]):
 
     def answer(self, model: Transformer, batch: Batch, processor: TextProcessor) -> Arrays:
         return generate_targets(model, batch, processor, num_beams=1)
+
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        source = batch["source"][0, : int(batch["source_length"][0])].tolist()
+        begin = source.index(processor.end_token) if processor.end_token in source else 0
+        answer = samples.generated_target(model, batch, processor)
+        return samples.line(processor.decode(source[begin:]), answer)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
         return {"answer": answers["predictions"][row]}

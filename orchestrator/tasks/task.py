@@ -148,6 +148,11 @@ class Task(ABC, Generic[P]):
         gets them for the test split, and `reply` for the endpoint. By default none."""
         return {}
 
+    def sample(self, model: Transformer, batch: Batch, processor: P) -> str | None:
+        """What the model makes of a batch's first row, on one line, for a person who watches the
+        training. Cheap: it is called after validations. None unless a task predicts text."""
+        return None
+
     def reply(self, answers: Arrays, row: int, processor: P) -> dict[str, Any]:
         """The endpoint's JSON reply for one row of the arrays of `predict` and `answer`."""
         return {name: values[row].tolist() for name, values in answers.items()}

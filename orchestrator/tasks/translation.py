@@ -14,6 +14,7 @@ from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
+from orchestrator.tasks import samples
 from orchestrator.tasks.metrics import language_metrics
 from orchestrator.tasks.sequence_to_sequence import (
     decode_column,
@@ -72,6 +73,11 @@ class Translation(Task[TextProcessor]):
 
     def answer(self, model: Transformer, batch: Batch, processor: TextProcessor) -> Arrays:
         return generate_targets(model, batch, processor, BEAMS)
+
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        source = batch["source"][0, : int(batch["source_length"][0])].tolist()
+        target = samples.generated_target(model, batch, processor)
+        return samples.line(processor.decode(source), target)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
         return {"target": answers["predictions"][row]}

@@ -122,6 +122,7 @@ class Follower:
             self._places = message
         elif isinstance(message, Event):
             self._events.write("train", message.kind, **message.fields)
+            self._note(message)
             if message.kind == "checkpoint":
                 self._lost_controllers = 0
             if message.kind in ("worker lost", "preempted"):
@@ -159,6 +160,16 @@ class Follower:
         if waits:
             self._progress.finish()
 
+    def _note(self, event: Event) -> None:
+        """Show a choice of precision, or a sample, while the training runs."""
+        fields = event.fields
+        if event.kind == "precision":
+            self._progress.note(f"precision {fields['precision']}: {fields['reason']}")
+        elif event.kind == "sample":
+            self._progress.note(f"step {fields['step']}: {fields['text']}")
+            if (board := self._tensorboard()) is not None:
+                board.add_text("sample", fields["text"], fields["step"])
+
     def _show(self, figures: Figures) -> None:
         if self._step < 0 or figures.total_steps != self._total:
             self._progress.start("training", total=figures.total_steps, unit="steps")
@@ -166,16 +177,19 @@ class Follower:
         self._progress.advance(figures.step - self._step)
         self._step = figures.step
         self._progress.show(figures.values)
-        if self._board is None and self._folder.local_path is not None:
-            # TensorBoard appends to its files, which only local storage allows.
-            self._board = _tensorboard().SummaryWriter(f"{self._folder}/tensorboard")
-        if self._board is not None:
+        if (board := self._tensorboard()) is not None:
             for name, value in figures.values.items():
-                self._board.add_scalar(name, value, figures.step)
-            self._board.flush()
+                board.add_scalar(name, value, figures.step)
+            board.flush()
+
+    def _tensorboard(self) -> Any:
+        """The writer, or None on remote storage: TensorBoard appends to its files."""
+        if self._board is None and self._folder.local_path is not None:
+            self._board = _import_tensorboard().SummaryWriter(f"{self._folder}/tensorboard")
+        return self._board
 
 
-def _tensorboard() -> Any:
+def _import_tensorboard() -> Any:
     """Import tensorboardX without torch, which it would import: seconds, while workers start."""
     torch = sys.modules.get("torch")
     sys.modules["torch"] = torch  # type: ignore[assignment]  # None makes its import fail

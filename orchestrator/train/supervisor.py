@@ -5,6 +5,7 @@ which are slow. It counts failures against a budget that each new checkpoint ref
 the command's requests on to the workers.
 """
 
+import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Heartbeat:
     host: str
     step: int
     seconds: float  # computed in all steps so far, without waiting for other workers
+    memory: int = 0  # peak, in bytes
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Supervisor:
 
     def put(self, message: Any) -> None:
         """An error, an event, figures, or Ray's placement group of the workers."""
+        if isinstance(message, Figures) and self.heartbeats:
+            message = self._with_memory(message)
         self.messages.append(message)
         if isinstance(message, Exception):
             self.failed = True
@@ -164,6 +168,12 @@ class Supervisor:
     def drain(self, nodes: set[str]) -> None:
         """These nodes will be taken away: workers save, and start again on others."""
         self.draining = nodes
+
+    def _with_memory(self, figures: Figures) -> Figures:
+        """Add the peak memory of the worker that takes most."""
+        peak = max(heartbeat.memory for _, heartbeat in self.heartbeats.values())
+        values = {**figures.values, "peak memory GB": peak / 1e9}
+        return dataclasses.replace(figures, values=values)
 
     def _put_event(self, kind: str, **fields: Any) -> None:
         self.messages.append(Event(kind, fields))

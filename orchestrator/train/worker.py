@@ -21,6 +21,7 @@ from orchestrator.job.task_registry import find_task
 from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
+from orchestrator.learn.memory import peak_memory
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
@@ -126,7 +127,12 @@ def _fit(job: Job, settings: dict[str, Any], world: World, link: "SupervisorLink
         step = newest[0].step if newest else 0
         link.event("resumed" if step else "began", step=step, workers=world.size)
     config = job.train.model_copy(update={"compile": compiles(job)})
-    if fit(task, prepared, config, world, link, checkpoints) is None:
+    metrics = fit(task, prepared, config, world, link, checkpoints)
+    peaks = [peak for (peak,) in world.exchange(peak_memory(world.device), patient=True)]
+    if world.rank == 0:
+        peak = max(peaks)
+        link.event("peak memory", GB=round(peak / 1e9, 2), rank=peaks.index(peak))
+    if metrics is None:
         # Stopped early. No worker leaves before the last checkpoint is saved.
         asked = world.exchange(link.asked, patient=True)
         if Directive.STOP not in (directive for (directive,) in asked):
@@ -145,6 +151,7 @@ class SupervisorLink:
         self.world = world
         self.wants_spare = job.cluster.spares
         self.counts = find_task(job.task).counts
+        self.wants_samples = True
         self.generation = 0
         self.step, self.seconds = 0, 0.0
         self.asked = Directive.GO_ON
@@ -192,6 +199,7 @@ class SupervisorLink:
                 socket.gethostname(),
                 self.step,
                 self.seconds,
+                peak_memory(self.world.device),
             )
             try:
                 answer = self.supervisor.heartbeat.remote(self.generation, heartbeat)

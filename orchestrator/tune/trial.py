@@ -215,6 +215,8 @@ class _SharedCheckpoints:
 class _SilentReporter:
     """A reporter that ignores everything."""
 
+    wants_samples = False
+
     def stepped(self, step: int, seconds: float) -> None:
         pass
 
@@ -239,6 +241,7 @@ class _TuneReporter:
         self._config, self._warmup = job.tune, job.train.warmup_steps
         self._metric = metric
         self._points: list[Validated] = []
+        self.wants_samples = False
         self._reported = time.monotonic()
         silent = _SilentReporter()
         self.stepped, self.progress = silent.stepped, silent.progress
@@ -271,6 +274,9 @@ class _TuneProgress:
         named = {k.removeprefix("validation "): v for k, v in values.items() if "validation " in k}
         if self.metric in named:
             report(self.metric, [Validated(time.monotonic(), self.step, named)])
+
+    def note(self, text: str) -> None:
+        pass
 
     def finish(self) -> None:
         pass

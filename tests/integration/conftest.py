@@ -107,6 +107,9 @@ class Silent:
     def show(self, values: dict[str, Any]) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 

@@ -127,3 +127,29 @@ def test_a_node_of_which_ray_never_knows_is_waited_for_a_while(
     monkeypatch.setattr(follower_module, "NODE_SECONDS", 0.3)
     events, seconds = story(tmp_path, [LOST])
     assert events == ["worker lost"] and 0.3 <= seconds < 2
+
+
+class Notes(Silent):
+    """A display that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_the_precision_and_samples_are_shown_and_written_down(tmp_path: Path, nodes: Nodes) -> None:
+    run, display = Folder(str(tmp_path)), Notes()
+    follower = Follower(A_JOB, run, EventLog(run), display)
+    reason = "a step of 8 rows takes 0.41 s, in bf16 0.55 s"
+    messages = [
+        Event("precision", {"precision": "fp32", "reason": reason}),
+        Event("sample", {"step": 30, "text": "the cat sat → on the mat"}),
+    ]
+    follower.follow(Supervisor(messages), "training")
+    follower.close()
+    assert display.notes == [f"precision fp32: {reason}", "step 30: the cat sat → on the mat"]
+    assert [event["event"] for event in read_events(run)] == ["precision", "sample"]
+    (board,) = (tmp_path / "tensorboard").iterdir()
+    assert b"on the mat" in board.read_bytes()

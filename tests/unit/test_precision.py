@@ -81,6 +81,7 @@ def test_the_faster_one_is_chosen_and_fp32_of_equals(
     assert found.precision == faster
     assert found.event == {
         "precision": faster,
+        "reason": found.reason,
         "fp32_seconds": pytest.approx(0.1),
         "bf16_seconds": pytest.approx(bf16),
     }

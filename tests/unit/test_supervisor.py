@@ -1,5 +1,6 @@
 """What the supervisor of a training's workers makes of what it hears, and of what it does not."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_messages_are_passed_on_once_in_their_order(supervisor: Supervisor) -> N
         supervisor.put(message)
     assert supervisor.poll()[0] == messages
     assert supervisor.poll()[0] == []
+
+
+def test_figures_have_the_peak_memory_of_the_worker_that_takes_most(
+    supervisor: Supervisor,
+) -> None:
+    generation = supervisor.begin_group(2)
+    for rank in range(2):
+        report = dataclasses.replace(heartbeat(rank), memory=10**9 * (rank + 1))
+        supervisor.heartbeat(generation, report)
+    supervisor.put(Figures(3, 10, {"loss": 1.0}))
+    (figures,), *_ = supervisor.poll()
+    assert figures.values == {"loss": 1.0, "peak memory GB": 2.0}
 
 
 def test_what_is_asked_reaches_the_workers_and_is_not_taken_back(supervisor: Supervisor) -> None:

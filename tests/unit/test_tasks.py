@@ -140,6 +140,22 @@ def test_predictions_are_scored_by_row_and_the_metric_is_among_the_scores(case: 
     assert all(np.isfinite(value) for value in scores.values())
 
 
+TEXT_TASKS = {name for name in TASKS if name not in ("text_classification", "text_regression")}
+
+
+@torch.inference_mode()
+def test_tasks_that_predict_text_show_a_sample_of_the_first_row(case: Case, name: str) -> None:
+    case.model.eval()
+    before = torch.random.get_rng_state()
+    text = case.task.sample(case.model, case.batch, case.processor)
+    assert (text is not None) == (name in TEXT_TASKS)
+    if text is not None:
+        given, _ = text.split(" → ")
+        assert given and "\n" not in text
+        assert given.split()[0] in str(case.rows[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @torch.inference_mode()
 def test_a_request_brings_its_inputs_alone_and_gets_plain_json(case: Case) -> None:
     if case.task.serves != "predictions":

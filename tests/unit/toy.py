@@ -104,6 +104,7 @@ class Listener:
 
     die_in: str = ""
     die_at: int = 0
+    wants_samples: bool = False
     asked: dict[int, Directive] = field(default_factory=dict)  # from a step on, once
     reports: list[tuple[int, int | None, dict[str, float]]] = field(default_factory=list)
     validations: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
