@@ -14,7 +14,7 @@ from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
-from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
+from orchestrator.processors.labels import LabelProcessor, check_labels, label_text
 from orchestrator.storage.artifact import Split
 from orchestrator.tasks.metrics import classification_metrics
 from orchestrator.tasks.objectives import drop_words, trimmed
@@ -46,7 +46,7 @@ class TextClassification(Task[LabelProcessor]):
         )
 
     def look(self, values: dict[Split, Counter[str]], processor: LabelProcessor) -> list[str]:
-        return look_at_labels(values, processor)
+        return check_labels(values, processor)
 
     def load_processor(self, content: bytes) -> LabelProcessor:
         return LabelProcessor.from_bytes(content)

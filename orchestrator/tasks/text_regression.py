@@ -14,7 +14,7 @@ from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
-from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
+from orchestrator.processors.numbers import NumberProcessor, check_numbers, parse_number
 from orchestrator.storage.artifact import Split
 from orchestrator.tasks.metrics import regression_metrics
 from orchestrator.tasks.objectives import drop_words, trimmed
@@ -49,7 +49,7 @@ class TextRegression(Task[NumberProcessor]):
         return NumberProcessor.fit(text, [float(row["number"]) for row in sample])
 
     def look(self, values: dict[Split, Counter[str]], processor: NumberProcessor) -> list[str]:
-        return look_at_numbers(values)
+        return check_numbers(values)
 
     def load_processor(self, content: bytes) -> NumberProcessor:
         return NumberProcessor.from_bytes(content)
