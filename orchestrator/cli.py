@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -215,7 +216,9 @@ def run_command(options: argparse.Namespace) -> int:
         # Ray and torch take seconds to import, which no mistake above need wait for.
         from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
+        from orchestrator.forecast import forecast
         from orchestrator.pipeline import check_room, run_stages
+        from orchestrator.storage.events import read_events
 
         if (here := local_cluster()) is not None:
             check_room(job, here)
@@ -240,6 +243,8 @@ def run_command(options: argparse.Namespace) -> int:
                 console.print(f"sweep      {escape(address)}", soft_wrap=True)
 
             stack.enter_context(beside(run.folder, announce))
+        ahead = forecast(job, run.status(None), read_events(run.folder), options.until)
+        terminal.expect(ahead)
         outcome = run_stages(run, options.until, connected, display)
         if options.until != "serve":
             print_outcome(console, terminal.statuses, outcome)
@@ -320,6 +325,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
+    from orchestrator.forecast import forecast, time_left_of
     from orchestrator.run import Run
     from orchestrator.storage.events import read_events
 
@@ -335,6 +341,9 @@ def status_command(options: argparse.Namespace) -> int:
     print_statuses(console, statuses)
     if holder is not None:
         console.print(f"running: {escape(holder)}")
+        ahead = forecast(job, statuses, events, "evaluate")
+        if left := time_left_of(ahead, events, datetime.now(UTC)):
+            console.print(f"left up to evaluate: {left}")
     if events:
         console.print(event_table(events, len(events) if options.all else LAST_EVENTS))
     return 0
