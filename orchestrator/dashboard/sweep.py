@@ -157,7 +157,7 @@ class FollowedSweep:
 
     def _content(self, name: str) -> bytes | None:
         try:
-            return self.folder.read(name)
+            return self.folder.read(name, patient=False)
         except FileNotFoundError:
             return None
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.shards import Rows, SampleOrder, ShardReader
+from orchestrator.data.sample_order import Rows, SampleOrder
+from orchestrator.data.shards import ShardReader
 from orchestrator.infer.batch import to_device
 from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World, deal

@@ -31,7 +31,7 @@ from orchestrator.learn.optimizer import (
 from orchestrator.learn.snapshot import Snapshot, pack
 from orchestrator.learn.world import World
 from orchestrator.model.transformer import Transformer
-from orchestrator.storage import folder as folders
+from orchestrator.storage import files
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
 from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
@@ -765,7 +765,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
-    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: filesystem)
+    monkeypatch.setattr(files, "_filesystem", lambda scheme_and_host: filesystem)
     return memory
 
 

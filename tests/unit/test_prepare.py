@@ -13,14 +13,10 @@ import pytest
 from orchestrator.data.reading import BadRow, Note
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
+from orchestrator.prepare.buckets import number_of_buckets, shuffled
 from orchestrator.prepare.index import Index, hidden_splits, quarantine, record
-from orchestrator.prepare.stage import (
-    Bounds,
-    _num_buckets,
-    _table,
-    shuffled,
-    split_bounds,
-)
+from orchestrator.prepare.splits import Bounds, split_bounds
+from orchestrator.prepare.stage import _table
 from orchestrator.storage.artifact import SPLITS
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import Task
@@ -155,7 +151,7 @@ def test_one_long_row_does_not_make_the_others_as_large() -> None:
 
 
 def test_buckets_grow_in_number_with_the_data_not_in_size() -> None:
-    counts = [_num_buckets(1 << power) for power in range(45)]
+    counts = [number_of_buckets(1 << power) for power in range(45)]
     assert counts == sorted(counts)
     assert counts[0] == 1
     assert max((1 << power) / count for power, count in enumerate(counts)) <= 64 << 20
