@@ -118,7 +118,7 @@ def _special_tokens(text: TextProcessor) -> dict[str, str]:
 
 
 def _tokenizer(task: Task[Any], text: TextProcessor) -> bytes:
-    """tokenizer.json, which puts the same tokens around and between texts as the task's `encode`."""
+    """tokenizer.json, which puts tokens around and between texts as the task's `encode` does."""
     before, after, between = text.prefix, text.suffix, [text.end_token]
     if task.model.family == "decoder":
         before, after = [text.end_token, *text.opening], []  # a text begins after an end token

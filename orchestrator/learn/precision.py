@@ -1,7 +1,7 @@
-"""Whether a training computes in fp32 or in bf16: its own step is timed in both, once.
+"""Chooses whether a training computes in fp32 or bf16, by timing its own step in both, once.
 
-That a processor lists bf16 says little: some multiply it four times as fast as fp32 (Intel's AMX),
-some at half the speed (the same family without it).
+Whether a processor lists bf16 is no guide: some multiply it four times as fast as fp32 (Intel's
+AMX), others of the same family, without AMX, at half the speed.
 """
 
 import math
@@ -16,55 +16,56 @@ from orchestrator.learn.world import World
 from orchestrator.storage.artifact import Precision
 from orchestrator.tasks.task import Batch, Task
 
-# Of a timed step: longer ones are cut down to fewer rows, but not to so few that converting the
-# weights is most of it. One short row of MiniLM told 0.033 s from 0.043 s, the wrong way round.
+# The length of a timed step. Longer steps are cut to fewer rows, but not to so few that converting
+# the weights takes most of the time: with one short row of MiniLM the slower precision won.
 STEP_SECONDS = 0.2
-SECONDS = 0.5  # of all timed steps
-FEWEST_ROUNDS = 3  # with one step of each precision; the quickest counts
-TIE = 0.03  # bf16 has to be so much faster, for the digits that it loses
+SECONDS = 0.5  # for all timed steps
+FEWEST_ROUNDS = 3  # a round is one step in each precision; the quickest step counts
+TIE = 0.03  # bf16 must be faster by this share, since it loses digits
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why."""
+    """The chosen precision, and why."""
 
     precision: Precision
-    reason: str = ""  # empty: the job says so
-    seconds: dict[str, float] | None = None  # of a step, where that was timed
+    reason: str = ""  # empty: the job sets the precision
+    seconds: dict[str, float] | None = None  # of a step in each precision, if steps were timed
 
     @property
     def notices(self) -> list[str]:
-        """For the user, where the job left it open."""
+        """A line for the user, if the job leaves the precision open."""
         return [f"precision: {self.precision}: {self.reason}"] if self.reason else []
 
     @property
     def event(self) -> dict[str, Any]:
-        """For the story of the run."""
+        """The fields of the run's event."""
         seconds = {f"{name}_seconds": value for name, value in (self.seconds or {}).items()}
         return {"precision": self.precision, **(seconds or {"reason": self.reason})}
 
 
 def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world: World) -> Choice:
-    """The faster precision for a step of this model, the same on all workers, which all time it.
+    """The faster precision for a step of this model. All workers time it and choose the same.
 
-    Weights, gradients and random numbers stay as they are.
+    Weights, gradients and random numbers do not change.
 
     Args:
-        batch: one of this worker's micro-batches; None where it has none.
+        batch: one of this worker's micro-batches; None if it has none.
     """
     if not all(able for (able,) in world.exchange(int(_can_bf16(world.device)))):
         on_gpu = world.device.type == "cuda"
         return Choice("fp32", f"no {'GPU with bf16' if on_gpu else 'avx512_bf16 in the processor'}")
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        mine = _rows(task, model, batch, world.device) if batch is not None else 2**31
-        rows = min(count for (count,) in world.exchange(mine, patient=True))
-        taken = {"fp32": 0.0, "bf16": 0.0}
+        own_rows = _rows(task, model, batch, world.device) if batch is not None else 2**31
+        rows = min(count for (count,) in world.exchange(own_rows, patient=True))
+        own_seconds = {"fp32": 0.0, "bf16": 0.0}
         if batch is not None:
-            taken = _timed(task, model, _cut(batch, rows), world.device)
-    every = world.exchange(*(int(1e9 * seconds) for seconds in taken.values()), patient=True)
-    timing = sum(any(each) for each in every)  # workers
-    fp32, bf16 = (sum(each) / timing / 1e9 for each in zip(*every, strict=True))
+            own_seconds = _timed(task, model, _cut(batch, rows), world.device)
+    nanoseconds = [int(1e9 * seconds) for seconds in own_seconds.values()]
+    by_worker = world.exchange(*nanoseconds, patient=True)
+    timing = sum(any(times) for times in by_worker)  # workers with a batch
+    fp32, bf16 = (sum(times) / timing / 1e9 for times in zip(*by_worker, strict=True))
     precision: Precision = "bf16" if bf16 < (1 - TIE) * fp32 else "fp32"
     seconds = {"fp32": fp32, "bf16": bf16}
     other = "fp32" if precision == "bf16" else "bf16"
@@ -81,9 +82,9 @@ def _can_bf16(device: torch.device) -> bool:
 
 
 def _rows(task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device) -> int:
-    """How many rows of a batch a step of STEP_SECONDS has, at least one."""
+    """The number of rows with which a step takes about STEP_SECONDS; at least one."""
     most, rows = _length(batch), 1
-    _step(task, model, _cut(batch, 1), device, "fp32")  # the first one also starts things up
+    _step(task, model, _cut(batch, 1), device, "fp32")  # the first step also initialises
     while rows < most and _step(task, model, _cut(batch, rows), device, "fp32") < STEP_SECONDS / 2:
         rows = min(2 * rows, most)
     return rows
@@ -92,22 +93,22 @@ def _rows(task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.d
 def _timed(
     task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device
 ) -> dict[str, float]:
-    """The seconds of a step in each precision: the quickest, since others only disturb it."""
-    found = dict.fromkeys(("fp32", "bf16"), math.inf)
-    for precision in found:
-        _step(task, model, batch, device, precision)  # kernels are made for each shape
+    """The seconds of the quickest step in each precision; other load only slows steps down."""
+    quickest = dict.fromkeys(("fp32", "bf16"), math.inf)
+    for precision in quickest:
+        _step(task, model, batch, device, precision)  # kernels are built for each shape
     started, rounds = time.perf_counter(), 0
     while rounds < FEWEST_ROUNDS or time.perf_counter() - started < SECONDS:
-        for precision, best in found.items():
-            found[precision] = min(best, _step(task, model, batch, device, precision))
+        for precision, best in quickest.items():
+            quickest[precision] = min(best, _step(task, model, batch, device, precision))
         rounds += 1
-    return found
+    return quickest
 
 
 def _step(
     task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device, precision: str
 ) -> float:
-    """The seconds of a forward and a backward pass, whose gradients are thrown away."""
+    """The seconds of a forward and a backward pass, whose gradients are discarded."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     _wait(device)
     started = time.perf_counter()
@@ -128,7 +129,7 @@ def _length(batch: Batch) -> int:
 
 
 def _cut(batch: Batch, rows: int) -> Batch:
-    """So many of its rows, spread evenly, since they are sorted by their lengths."""
+    """The batch with `rows` of its rows, spread evenly, since they are sorted by length."""
     count = _length(batch)
     if rows >= count:
         return batch
