@@ -26,7 +26,7 @@ TIE = 0.03  # by so much bf16 has to be faster, since it has fewer digits
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why."""
+    """The chosen precision, and why."""
 
     precision: Precision
     reason: str = ""  # empty where the job names the precision
@@ -47,7 +47,7 @@ class Choice:
 def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world: World) -> Choice:
     """The faster precision for a step of this model. All workers time it and agree.
 
-    Weights, gradients and random numbers stay as they are.
+    Weights, gradients and random numbers do not change.
 
     Args:
         batch: one of this worker's micro-batches; None for a worker without samples.

@@ -108,7 +108,7 @@ def save_all(path: Path) -> None:
             with path.with_suffix(".committed").open("a") as notes:
                 notes.write(f"{fields['step']}\n")
 
-    checkpoints = open_checkpoints(path, tell=note)
+    checkpoints = open_checkpoints(path, listener=note)
     saved = checkpoints.restore()
     for step in range(saved.checkpoint.step + 1 if saved else 1, STEPS + 1):
         checkpoints.save(snapshot(step))
@@ -164,7 +164,7 @@ def test_killed_at_every_change_the_newest_committed_checkpoint_loads(tmp_path: 
         seen.add(newest)
         # What has its name is whole, and what was told is there; it may have died between the two.
         assert newest - max(told(path), default=0) in (0, 1)
-        checkpoints = open_checkpoints(path, tell=lambda kind, **fields: events.append(kind))  # noqa: B023
+        checkpoints = open_checkpoints(path, listener=lambda kind, **fields: events.append(kind))  # noqa: B023
         for step in step_folders(path):
             assert checkpoints.restore(step) is not None
         if newest:

@@ -105,7 +105,7 @@ class Training(RuleBasedStateMachine):
     def restart(self) -> None:
         self.process.left = math.inf
         self.checkpoints = Checkpoints(
-            Folder(str(self.path)), Metric("loss", "min"), patience=0.0, tell=self.hear
+            Folder(str(self.path)), Metric("loss", "min"), patience=0.0, listener=self.hear
         )
 
     def hear(self, kind: str, **fields: Any) -> None:
