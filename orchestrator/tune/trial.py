@@ -113,7 +113,7 @@ def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: boo
     torch.set_num_threads(job.cluster.cpus_per_worker)
     world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
     task = job.build_task()
-    checkpoints = Checkpoints(folder / "checkpoints", task.metric, tell=_ignore_event)
+    checkpoints = Checkpoints(folder / "checkpoints", task.metric, listener=_ignore_event)
     if in_population:
         _take_over(checkpoints)
         fit(task, data, job.train, world, _SilentReporter(), _SharedCheckpoints(checkpoints))
