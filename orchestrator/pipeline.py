@@ -144,7 +144,9 @@ def run_stages(
             return take_best_trial(chosen, prepared, swept, run.train_folder(chosen))
         from orchestrator.train import preload
 
-        preload.start_for_workers(chosen.cluster.most_workers)  # while this process still imports modules
+        preload.start_for_workers(
+            chosen.cluster.most_workers
+        )  # while this process still imports modules
         from orchestrator.train.stage import train
 
         return train(chosen, prepared, run.train_folder(chosen), run.events, display)

@@ -1,6 +1,7 @@
 """One worker: runs `fit()` in a process of Ray Train, and reports to the supervisor."""
 
 import contextlib
+import ipaddress
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import torch
@@ -76,6 +78,8 @@ def joined(job: Job) -> Iterator[World]:
         yield World(rank, size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if interface := network_interface(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if rank:
         _wait_for_first_worker()
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
@@ -84,6 +88,20 @@ def joined(job: Job) -> Iterator[World]:
     hang = timedelta(seconds=job.cluster.hang_seconds + grace)
     yield World(rank, size, device, dist.new_group(timeout=hang))
     dist.destroy_process_group()
+
+
+def network_interface(address: str) -> str:
+    """The name of the network interface that has this node's address; empty if none has.
+
+    Gloo by itself takes the interface of the machine's name, which on many machines is the
+    loopback interface (`127.0.1.1 name` in /etc/hosts): other machines cannot reach that one.
+    """
+    if ipaddress.ip_address(address).is_loopback:  # all workers are on this machine
+        return ""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in addresses):
+            return name
+    return ""
 
 
 def _wait_for_first_worker() -> None:
