@@ -189,7 +189,7 @@ class Run:
 
     def _endpoint_status(self) -> StageStatus:
         try:
-            served = Served.model_validate_json(self.folder.read(ENDPOINT, patient=False))
+            served = Served.model_validate_json(self.folder.read(ENDPOINT))
             httpx.get(f"{served.url}/healthz", timeout=2).raise_for_status()
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
             return StageStatus("serve", "pending")

@@ -157,7 +157,7 @@ class FollowedSweep:
 
     def _content(self, name: str) -> bytes | None:
         try:
-            return self.folder.read(name, patient=False)
+            return self.folder.read(name)
         except FileNotFoundError:
             return None
 

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,10 +11,13 @@ import pyarrow as pa
 
 from orchestrator.data.heads import HEAD, Head, refuse
 from orchestrator.errors import UserError, first_line
-from orchestrator.storage import files
+from orchestrator.storage.folder import locate
 
 log = logging.getLogger(__name__)
 
+WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries, a minute in all
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+DENIED = ("ACCESS_DENIED", "NO_SUCH_", "INVALID_ACCESS_KEY")  # the same as pyarrow's S3 says it
 LOCAL_BUFFER, REMOTE_BUFFER = 1 << 20, 8 << 20  # remote: a request each
 # What the suffixes of compressed files are called by pyarrow, and how such files begin.
 COMPRESSIONS = {"gz": ("gzip", b"\x1f\x8b"), "zst": ("zstd", b"\x28\xb5\x2f\xfd")}
@@ -66,7 +70,7 @@ class SteadyFile(io.RawIOBase):
 
     def _opened(self) -> Any:
         if self._handle is None:
-            self._handle = files.open_binary(self._uri)
+            self._handle = _open_once(self._uri)
         return self._handle
 
     def _measure(self) -> int:
@@ -88,12 +92,19 @@ class SteadyFile(io.RawIOBase):
                 log.debug("closing %s", self._uri, exc_info=True)
 
     def _tried(self, work: Callable[[], T]) -> T:
-        try:
-            return files.retried(work, self._uri, self._drop)
-        except (OSError, pa.ArrowException) as error:
-            tries = "" if files.is_lasting(error) else f", tried for {sum(files.WAITS):.0f} s"
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"{self._uri}: cannot be read: {reason}{tries}") from error
+        waits = iter(WAITS)
+        while True:
+            try:
+                return work()
+            except (OSError, pa.ArrowException) as error:
+                self._drop()
+                wait = None if _lasts(error) else next(waits, None)
+                if wait is None:
+                    tries = "" if _lasts(error) else f", tried for {sum(WAITS):.0f} s"
+                    reason = getattr(error, "strerror", None) or first_line(error)
+                    raise UserError(f"{self._uri}: cannot be read: {reason}{tries}") from error
+                log.warning("%s: %s; trying again in %g s", self._uri, first_line(error), wait)
+                time.sleep(wait)
 
 
 def open_stream(
@@ -163,3 +174,14 @@ class _Unpacked(io.RawIOBase):
             self._stream.close()
             self._source.close()
         super().close()
+
+
+def _open_once(uri: str) -> Any:
+    if "://" not in uri:
+        return open(uri, "rb", buffering=0)
+    filesystem, path = locate(uri)
+    return filesystem.open_input_file(path)
+
+
+def _lasts(error: BaseException) -> bool:
+    return isinstance(error, LASTING) or any(word in str(error) for word in DENIED)

@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 def _read(folder: Folder, name: str) -> bytes:
     try:
-        return folder.read(name, patient=False)
+        return folder.read(name)
     except FileNotFoundError:
         return b""
 

@@ -1,6 +1,7 @@
 """A folder of a storage, local or remote, in which files and whole folders are there or are not."""
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -12,11 +13,29 @@ from typing import Any, NamedTuple
 import pyarrow.fs
 
 from orchestrator.errors import StageError, UserError
-from orchestrator.storage.files import locate, retried
 
 Parts = Sequence[bytes | memoryview]  # of a file's content, in their order
 
 MANIFEST = "manifest.json"  # written last: it makes a folder whole
+S3_SECONDS = 60.0  # for an answer; pyarrow would take 3 s of silence for an error
+
+
+@functools.cache
+def _filesystem(scheme_and_host: str) -> pyarrow.fs.FileSystem:
+    found, _ = pyarrow.fs.FileSystem.from_uri(scheme_and_host)
+    if isinstance(found, pyarrow.fs.S3FileSystem):
+        # What an URI cannot say. Small files are to take one request, not three.
+        build, (options,) = found.__reduce__()
+        return build(options | {"allow_delayed_open": True, "request_timeout": S3_SECONDS})
+    return found
+
+
+def locate(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it."""
+    if "://" in uri:
+        scheme, path = uri.split("://", 1)
+        return _filesystem(f"{scheme}://{path.split('/', 1)[0]}"), path
+    return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
 
 
 class Stamp(NamedTuple):
@@ -111,21 +130,8 @@ class Folder:
             raise StageError(f"cannot rename {self} to {name}: {_reason(error)}") from error
         return renamed
 
-    def read(self, name: str, patient: bool = True) -> bytes:
-        """The content of a file.
-
-        Args:
-            patient: whether to try again after a passing error, for a minute: see `retried`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            OSError: if the storage refuses.
-        """
-        if not patient:
-            return self._read(name)
-        return retried(lambda: self._read(name), f"{self.uri}/{name}")
-
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError where there is no such file."""
         if self.local_path is not None:
             return (self.local_path / name).read_bytes()
         with self._remote.open_input_stream(self._remote_path(name)) as stream:

@@ -242,7 +242,7 @@ def _read(folder: Folder) -> Claim | None:
     """The claim that is there, None where none is; one without an id where it is unreadable."""
     for _ in range(3):  # not every storage replaces an object in one instant
         try:
-            return Claim(**json.loads(folder.read(LEASE_OBJECT, patient=False)))
+            return Claim(**json.loads(folder.read(LEASE_OBJECT)))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
