@@ -30,7 +30,7 @@ from orchestrator.learn.optimizer import (
 from orchestrator.learn.snapshot import Snapshot, pack
 from orchestrator.learn.world import World
 from orchestrator.model.transformer import Transformer
-from orchestrator.storage import folder as folders
+from orchestrator.storage import files as storage_files
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
@@ -763,7 +763,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
-    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: filesystem)
+    monkeypatch.setattr(storage_files, "_filesystem", lambda scheme_and_host: filesystem)
     return memory
 
 

@@ -17,7 +17,7 @@ from orchestrator.data import shards
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.errors import StageError
-from orchestrator.storage import folder as folders
+from orchestrator.storage import files as storage_files
 from orchestrator.storage.artifact import PreparedData, Shard
 from orchestrator.storage.folder import Folder
 
@@ -238,7 +238,7 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder on a storage that is not local; what is copied from it lies in `copies`."""
     store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(storage_files, "_filesystem", lambda scheme_and_host: store)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
     (tmp_path / "bucket").mkdir()
     return Folder("toy://bucket")
