@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.data.heads import ANY, Head
-from orchestrator.data.streams import open_file, open_stream
+from orchestrator.data.streams import open_stream, open_whole
 from orchestrator.storage.artifact import Split
 
 
@@ -36,4 +36,4 @@ class SourceFile:
 
     def open_whole(self, head: Head = ANY) -> "io.BufferedReader[Any]":
         """A file to jump about in; a compressed one is read whole. Raises: as `open`."""
-        return open_file(self.uri, self.kind, head, self.bytes)
+        return open_whole(self.uri, self.kind, head, self.bytes)

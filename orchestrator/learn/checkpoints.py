@@ -236,7 +236,9 @@ class Checkpoints:
 
     def _check_attempt(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if self.attempt and (now := self.folder.read(ATTEMPT).decode()) != self.attempt:
+            # The saving itself is tried again, so that its reads are not.
+            now = self.folder.read(ATTEMPT, retry=False).decode() if self.attempt else ""
+            if now != self.attempt:
                 raise SupersededError(f"{self.folder} is written by attempt {now}")
 
     def _contents(self, snapshot: Snapshot, started: float) -> Iterator[tuple[str, Parts]]:

@@ -239,10 +239,13 @@ def _is_fresh(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Claim | None:
-    """The claim that is there, None where none is; one without an id where it is unreadable."""
+    """The claim that is there, None where none is; one without an id where it is unreadable.
+
+    Storage that fails is not asked again here: a heartbeat must not wait longer than a claim lasts.
+    """
     for _ in range(3):  # not every storage replaces an object in one instant
         try:
-            return Claim(**json.loads(folder.read(LEASE_OBJECT)))
+            return Claim(**json.loads(folder.read(LEASE_OBJECT, retry=False)))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):

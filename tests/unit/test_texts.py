@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.data import streams
 from orchestrator.data.config import DataConfig
 from orchestrator.data.reading import Note
 from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.source_file import SourceFile
 from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
+from orchestrator.storage import files as storage_files
 from tests.unit.reading import PAIR, TEXT, read, refused, write
 
 ROWS = "text,label\ncafé,pos\nnaïve,neg\n"
@@ -182,9 +182,9 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def failing(fails: set[int], code: int = errno.EIO) -> None:
         Failing.reads = 0
-        monkeypatch.setattr(streams, "_open_once", lambda uri: Failing(uri, fails, code))
+        monkeypatch.setattr(storage_files, "open_file", lambda uri: Failing(uri, fails, code))
 
-    monkeypatch.setattr(streams, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(storage_files, "WAITS", (0.0, 0.0))
     return failing
 
 
@@ -228,7 +228,7 @@ def test_what_no_wait_mends_is_not_tried_again(tmp_path: Path, fail: Any) -> Non
 def test_damaged_compression_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "WAITS", (1000.0,))
+    monkeypatch.setattr(storage_files, "WAITS", (1000.0,))
     content = bytearray(gzip.compress(LINES.encode()))
     content[len(content) // 2] ^= 0xFF
     assert "damaged" in refused(write(tmp_path / "a.jsonl.gz", bytes(content)), TEXT)
