@@ -1,4 +1,4 @@
-"""Storage that fails in passing: what is read of it is asked for again, by artifacts as by sources."""
+"""Storage with passing failures: sources and artifacts are read again."""
 
 import errno
 from pathlib import Path
