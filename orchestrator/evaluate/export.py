@@ -40,7 +40,7 @@ def check_theirs(job: Job, training: Training) -> None:
         UserError: where no architecture of Hugging Face's is the job's model.
     """
     model = job.model
-    if not hf.is_theirs(model):
+    if not hf.has_architecture(model):
         raise UserError(
             f"no architecture of Hugging Face's is a model like this one: a {model.family} with "
             f"norm = {model.norm} ({model.norm_position}), positions = {model.positions}, "
@@ -103,7 +103,7 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
     auto = AUTO[model.head_kind if model.head_kind != "tokens" else job.model.family]
     if hf.export_config(model, outputs)["architectures"] == ["BertForQuestionAnswering"]:
         auto = AUTO["span"]
-    lines = _use(task, outputs, auto) if hf.is_theirs(job.model) else INIT_FROM
+    lines = _use(task, outputs, auto) if hf.has_architecture(job.model) else INIT_FROM
     at = card.index(USE)
     content = "\n".join([*card[:at], *lines, *card[at + 1 :]])
     folder.write("README.md", content.encode())
