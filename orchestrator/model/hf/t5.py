@@ -3,7 +3,7 @@
 import math
 
 from orchestrator.model.config import ModelConfig
-from orchestrator.model.embedding import BUCKETS, FAR
+from orchestrator.model.embedding import MAX_DISTANCE, NUM_BUCKETS
 from orchestrator.model.hf.layout import (
     PLAIN,
     Layout,
@@ -21,8 +21,8 @@ ACTIVATIONS = {**PLAIN, "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
 def _read(settings: Settings) -> Settings:
     require(
         settings,
-        relative_attention_num_buckets=BUCKETS,
-        relative_attention_max_distance=FAR,
+        relative_attention_num_buckets=NUM_BUCKETS,
+        relative_attention_max_distance=MAX_DISTANCE,
     )
     layers, decoder_layers = settings["num_layers"], settings.get("num_decoder_layers")
     # Older configs lack `scale_decoder_outputs`; there only `tie_word_embeddings` decides.
@@ -59,8 +59,8 @@ def _write(config: ModelConfig) -> Settings:
         "d_ff": config.feed_forward_width,
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
-        "relative_attention_num_buckets": BUCKETS,
-        "relative_attention_max_distance": FAR,
+        "relative_attention_num_buckets": NUM_BUCKETS,
+        "relative_attention_max_distance": MAX_DISTANCE,
         "feed_forward_proj": hf_activation(config.activation, ACTIVATIONS),
         "dropout_rate": config.dropout,
         "is_encoder_decoder": True,
