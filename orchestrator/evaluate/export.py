@@ -31,7 +31,7 @@ def check_theirs(job: Job, training: Training) -> None:
         UserError: if there is none, naming the settings that it depends on.
     """
     model = job.model
-    if not hf.is_theirs(model):
+    if not hf.has_architecture(model):
         raise UserError(
             f"no architecture of Hugging Face's is a model like this one: a {model.family} with "
             f"norm = {model.norm} ({model.norm_position}), positions = {model.positions}, "

@@ -80,8 +80,8 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         # A row in which no token was drawn hides its first one.
         first_BT = text_BT & (text_BT.cumsum(1) == 1)
         hidden_BT |= first_BT & ~hidden_BT.any(1, keepdim=True)
-        masked_BT = (chance_BT < HIDDEN * MASKED) & text_BT
-        shown_BT = torch.where(masked_BT, batch["mask"].long()[:, None], tokens_BT)
+        mselected_BT = (chance_BT < HIDDEN * MASKED) & text_BT
+        shown_BT = torch.where(mselected_BT, batch["mask"].long()[:, None], tokens_BT)
         random_BT = torch.randint_like(tokens_BT, model_vocabulary(model))
         is_random_BT = (chance_BT >= HIDDEN * MASKED) & (chance_BT < HIDDEN * (MASKED + RANDOM))
         shown_BT = torch.where(is_random_BT & text_BT, random_BT, shown_BT)
@@ -154,7 +154,7 @@ def hidden_losses(
     The logits of the other tokens are never computed. They are most of the work if the vocabulary
     is large.
     """
-    logits_NV = model(shown_BT, real_BT, asked_BT=hidden_BT)
+    logits_NV = model(shown_BT, real_BT, selected_BT=hidden_BT)
     return token_loss(logits_NV, tokens_BT[hidden_BT])
 
 

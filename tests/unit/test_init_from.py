@@ -69,7 +69,7 @@ def test_a_key_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=r"model.init_from: .*holds no config.json"):
+    with pytest.raises(ValidationError, match=r"model.init_from: .*has no config.json"):
         job(tmp_path / "nowhere")
 
 
@@ -80,7 +80,7 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 24])
-def test_the_tokenizer_is_theirs_and_all_rows_of_the_embedding_are_kept(
+def test_the_tokenizer_has_architecture_and_all_rows_of_the_embedding_are_kept(
     rows: int, tmp_path: Path
 ) -> None:
     model = saved(tmp_path, rows)

@@ -1,17 +1,17 @@
-"""Hugging Face's architectures that are this Transformer, and their names for its parts.
+"""Reading and writing Hugging Face's architectures that this Transformer can be.
 
-Each is a `Layout`, in the file of its family: how its config translates, and what its modules are
-called. A model that is none of theirs has a layout of its own, `OURS`. `match` finds in their
-weights what a model of ours needs.
+Each architecture is a `Layout`, in the file of its family: it translates config.json and the names
+of the weights. A model that is none of these architectures has the layout `OWN`. `match` maps the
+weights of a folder to the parameters of a model.
 """
 
 from typing import Any
 
 from orchestrator.model.config import ModelConfig
-from orchestrator.model.hf.heads import SPAN, Outputs, in_units
+from orchestrator.model.hf.heads import SPAN, Outputs, in_data_units
 from orchestrator.model.hf.layout import Head, Layout, Settings, Weights
-from orchestrator.model.hf.layouts import LAYOUTS, OURS, layout_of_settings
-from orchestrator.model.hf.match import NO_OUTPUTS, Match, is_buffer, match, name_of
+from orchestrator.model.hf.layouts import LAYOUTS, OWN, layout_of_settings
+from orchestrator.model.hf.match import NO_OUTPUTS, Match, hf_name, is_buffer, match
 from orchestrator.model.transformer import Transformer
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "export_weights",
     "exported_head",
     "is_buffer",
-    "is_theirs",
     "match",
     "read_config",
 ]
@@ -33,24 +32,25 @@ def read_config(settings: Settings) -> ModelConfig:
     """The architecture that a config.json describes.
 
     Raises:
-        ValueError: where it is none that this Transformer can be.
+        ValueError: if this Transformer does not support it, or a setting is missing or invalid.
     """
     layout = layout_of_settings(settings)
     if settings.get("quantization_config"):
-        said = settings["quantization_config"]
-        how = said.get("quant_method") if isinstance(said, dict) else said
-        raise ValueError(f"quantization_config: quantised weights ({how}) are not supported")
+        quantization = settings["quantization_config"]
+        is_named = isinstance(quantization, dict)
+        method = quantization.get("quant_method") if is_named else quantization
+        raise ValueError(f"quantization_config: quantised weights ({method}) are not supported")
     try:
         return ModelConfig(**layout.read(settings))
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from None
     except (TypeError, AttributeError) as error:  # a value of another type
-        raise ValueError(f"cannot be understood: {error}") from None
+        raise ValueError(f"invalid setting: {error}") from None
 
 
-def is_theirs(config: ModelConfig) -> bool:
-    """Whether an architecture of Hugging Face's is such a model."""
-    return _layout_of(config) is not OURS
+def has_architecture(config: ModelConfig) -> bool:
+    """Whether Hugging Face has an architecture for such a model."""
+    return _layout_of(config) is not OWN
 
 
 def exported_head(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Head:
@@ -92,4 +92,4 @@ def export_weights(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Weights
 
 
 def _layout_of(config: ModelConfig) -> Layout:
-    return next((layout for layout in LAYOUTS if layout.fits(config)), OURS)
+    return next((layout for layout in LAYOUTS if layout.fits(config)), OWN)
