@@ -79,7 +79,7 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
         folder.write("generation_config.json", json.dumps(generation, indent=2).encode())
     head = hf.exported_head(model, outputs)
     auto = AUTO[head if head != "tokens" else job.model.family]
-    usage = usage_lines(task, outputs, auto) if hf.is_theirs(job.model) else INIT_FROM
+    usage = usage_lines(task, outputs, auto) if hf.has_architecture(job.model) else INIT_FROM
     at = card.index(USE)
     folder.write("README.md", "\n".join([*card[:at], *usage, *card[at + 1 :]]).encode())
     return auto

@@ -54,13 +54,13 @@ def has_architecture(config: ModelConfig) -> bool:
 
 
 def exported_head(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Head:
-    """The head with which Hugging Face's class is exported: `span` where an architecture has it."""
+    """The head that Hugging Face's class has: `span` instead of `each_token`, if there is one."""
     is_span = model.head_kind == "each_token" and outputs.is_span
     return "span" if is_span and "span" in _layout_of(model.config).classes else model.head_kind
 
 
 def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any) -> Settings:
-    """What config.json holds; `more` are ids of special tokens, which the model does not know."""
+    """The content of config.json. `more` is added: ids of special tokens, for example."""
     layout, head = _layout_of(model.config), exported_head(model, outputs)
     settings = layout.write(model.config)
     if head in ("label", "each_token"):
@@ -81,14 +81,14 @@ def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any
 
 
 def export_weights(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Weights:
-    """What model.safetensors holds, float32 on the CPU; a head's number is in its own units."""
+    """The content of model.safetensors: float32, on the CPU, outputs in units of the data."""
     layout, head = _layout_of(model.config), exported_head(model, outputs)
-    theirs: Weights = {}
-    for name, tensor in in_units(model.state_dict(), outputs).items():
-        their_name = name_of(name, layout, head)
-        assert their_name is not None, name
-        theirs[their_name] = tensor.detach().float().cpu()
-    return {name: tensor.contiguous() for name, tensor in layout.fuse(theirs).items()}
+    weights: Weights = {}
+    for name, tensor in in_data_units(model.state_dict(), outputs).items():
+        name_in_file = hf_name(name, layout, head)
+        assert name_in_file is not None, name
+        weights[name_in_file] = tensor.detach().float().cpu()
+    return {name: tensor.contiguous() for name, tensor in layout.fuse(weights).items()}
 
 
 def _layout_of(config: ModelConfig) -> Layout:

@@ -30,14 +30,14 @@ class Layout:
     # From this Transformer's names of modules and parameters to the architecture's; {i} is the
     # number of a block. None: the names are the same.
     names: Mapping[str, str] | None
-    read: Callable[[Settings], Settings]  # their config into values of ModelConfig
-    write: Callable[[ModelConfig], Settings]
-    fits: Callable[[ModelConfig], bool]  # whether a model of ours is one of these
+    read: Callable[[Settings], Settings]  # from config.json to the values of a ModelConfig
+    write: Callable[[ModelConfig], Settings]  # and back
+    fits: Callable[[ModelConfig], bool]  # whether the architecture can be such a model
     heads: Mapping[Head, Mapping[str, str]]  # more names
-    split: Callable[[Weights], Weights] = dict  # their tensors as ours are cut, and back
-    fuse: Callable[[Weights], Weights] = dict
-    name_in_file: Callable[[str], str] = lambda name: name  # of a tensor that `split` has cut
-    # Whether a map of ours has no bias by this config, and so one of zeros here.
+    split: Callable[[Weights], Weights] = dict  # fused tensors into this model's
+    fuse: Callable[[Weights], Weights] = dict  # and back
+    name_in_file: Callable[[str], str] = lambda name: name  # of a split tensor
+    # Whether the config leaves out the bias of that name. This Transformer then has zeros.
     lacks_bias: Callable[[Settings, str], bool] = lambda settings, name: False
     head_problem: Callable[[Settings], str] = lambda settings: ""  # why a label head does not fit
     more_classes: tuple[str, ...] = ()  # further classes with a head for tokens

@@ -61,7 +61,7 @@ class _Source:
     def unused(self) -> list[str]:
         """The weights that no parameter used, by their names in the file."""
         ignored = re.compile(self.layout.ignored)
-        left = [n for n in self.weights if not (n in self.taken or is_buffer(n))]
+        left = [n for n in self.weights if not (n in self.used or is_buffer(n))]
         in_file = (self.layout.name_in_file(n) for n in left if not ignored.fullmatch(n))
         return list(dict.fromkeys(in_file))
 
