@@ -98,6 +98,9 @@ class TrainConfig(Section):
         None, ge=1, description="steps between further checkpoints: the most that is ever lost"
     )
     eval_rows: int = Field(128, ge=1, description="validation samples looked at each time")
+    profile_steps: int = Field(
+        0, ge=0, le=20, description="steps to record with torch's profiler, after each start"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -314,12 +317,13 @@ class Job(Section):
     def fingerprint(self, stage: Stage, inputs: str = "") -> str:
         """12 hex digits of all that changes the stage's result: its settings and its inputs.
 
-        Where a job runs (workers, storage, replicas) and how it is cut up (micro-batches) is not
-        among it. `inputs` names what the stage reads: the listing of the data files, say. What it
-        begins with, and the code of a task of the user's, are looked at here.
+        Where a job runs (workers, storage, replicas), how it is cut up (micro-batches) and what is
+        recorded of it (a profile) are not part of it. `inputs` names what the stage reads, such as
+        the listing of the data files. The weights that the job begins with and the code of a
+        user's own task are hashed here.
         """
         whole = self.model_dump(mode="json")
-        unseen = {"checkpoint_every"}
+        unseen = {"checkpoint_every", "profile_steps"}
         if not self.train.deterministic:  # with it, its cuts are where the sums are taken
             unseen.add("micro_batch_size")
         trained = {k: v for k, v in whole["train"].items() if k not in unseen}

@@ -20,6 +20,7 @@ from orchestrator.job.job import Job, find_task
 from orchestrator.learn.agreement import Directive
 from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.fit import fit
+from orchestrator.learn.profiler import StepProfiler
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
@@ -118,8 +119,14 @@ def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> No
         newest = checkpoints.all()[-1:]
         step = newest[0].step if newest else 0
         line.event("resumed" if step else "began", step=step, workers=world.size)
+        if job.train.profile_steps:
+            to = Folder(settings["folder"]) / "profile"
+            line.profiler = StepProfiler(job.train.profile_steps, to, line.event)
     config = job.train.model_copy(update={"compile": compiles(job)})
-    if fit(task, prepared, config, world, line, checkpoints) is None:
+    metrics = fit(task, prepared, config, world, line, checkpoints)
+    if line.profiler is not None:
+        line.profiler.close()
+    if metrics is None:
         # Stopped early. Nobody leaves before the last checkpoint is saved.
         asked = world.exchange(line.asked, patient=True)
         if Directive.STOP not in (directive for (directive,) in asked):
@@ -140,6 +147,9 @@ class Line:
         self.counts = find_task(job.task).counts
         self.group = 0
         self.step, self.seconds = 0, 0.0
+        self.profiler: StepProfiler | None = None
+        # A time budget becomes a number of steps by timing some. No recorded step is one of these.
+        self.knows_total_steps = job.train.steps is not None
         self.asked = Directive.GO_ON
         self.draining: list[str] = []  # nodes of this group that will be taken away
         self._ended = threading.Event()
@@ -157,8 +167,11 @@ class Line:
 
     def stepped(self, step: int, seconds: float) -> None:
         self.step, self.seconds = step, self.seconds + seconds
+        if self.profiler is not None and self.knows_total_steps:
+            self.profiler.step_done(step)
 
     def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
+        self.knows_total_steps = total_steps is not None
         speed = {f"{self.counts}/s": values["throughput"]}
         others = {name: value for name, value in values.items() if name != "throughput"}
         self.supervisor.put.remote(Figures(step, total_steps, others | speed))
