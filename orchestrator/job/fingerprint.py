@@ -15,12 +15,12 @@ FORMAT = 4  # of the artifacts: raised when older ones must not be reused
 def fingerprint(job: Job, stage: Stage, inputs: str = "") -> str:
     """12 hex digits of everything that changes a stage's result: its settings and its inputs.
 
-    Where a job runs (workers, storage, replicas) and how a batch is cut (micro-batches) are not
-    hashed. `inputs` names what the stage reads, such as the listing of the data files. Hashed too
+    Where a job runs (workers, storage, replicas), how a batch is cut (micro-batches) and what is
+    recorded (a profile) are not hashed. `inputs` names what the stage reads, such as the listing of the data files. Hashed too
     are the files of `model.init_from` and the source code of a user's own task.
     """
     whole = job.model_dump(mode="json")
-    unseen = {"checkpoint_every"}
+    unseen = {"checkpoint_every", "profile_steps"}
     if not job.train.deterministic:  # with it, its cuts are where the sums are taken
         unseen.add("micro_batch_size")
     trained = {k: v for k, v in whole["train"].items() if k not in unseen}

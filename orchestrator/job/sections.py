@@ -58,6 +58,9 @@ class TrainConfig(StrictSection):
         None, ge=1, description="steps between further checkpoints: the most that is ever lost"
     )
     eval_rows: int = Field(128, ge=1, description="validation samples looked at each time")
+    profile_steps: int = Field(
+        0, ge=0, le=20, description="steps to record with torch's profiler, after each start"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

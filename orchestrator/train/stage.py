@@ -65,8 +65,15 @@ def train(
         metrics=best.metrics,
         history=newest[0].history,
         precision=newest[0].precision,
-        notices=[*newest[0].notices, *begun_with(task, prepared)],
+        notices=[*newest[0].notices, *begun_with(task, prepared), *_profiles(folder)],
     ).commit()
+
+
+def _profiles(folder: Folder) -> list[str]:
+    """Where the tables of recorded steps are, a line each."""
+    profiles = folder / "profile"
+    tables = [name for name in profiles.names() if name.endswith(".txt")]
+    return [f"profiled: {profiles}/{name} lists the slowest operators" for name in tables]
 
 
 def train_group(job: Job, prepared: PreparedData, folder: Folder, follower: Follower) -> None:

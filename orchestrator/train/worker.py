@@ -24,6 +24,7 @@ from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
 from orchestrator.learn.memory import peak_memory
+from orchestrator.learn.profiler import StepProfiler
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
@@ -144,8 +145,13 @@ def _fit(job: Job, settings: dict[str, Any], world: World, link: "SupervisorLink
         newest = checkpoints.all()[-1:]
         step = newest[0].step if newest else 0
         link.event("resumed" if step else "began", step=step, workers=world.size)
+        if job.train.profile_steps:
+            profiles = Folder(settings["folder"]) / "profile"
+            link.profiler = StepProfiler(job.train.profile_steps, profiles, link.event)
     config = job.train.model_copy(update={"compile": compiles(job)})
     metrics = fit(task, prepared, config, world, link, checkpoints)
+    if link.profiler is not None:
+        link.profiler.close()
     peaks = [peak for (peak,) in world.exchange(peak_memory(world.device), patient=True)]
     if world.rank == 0:
         peak = max(peaks)
@@ -172,6 +178,9 @@ class SupervisorLink:
         self.wants_samples = True
         self.generation = 0
         self.step, self.seconds = 0, 0.0
+        self.profiler: StepProfiler | None = None
+        # A time budget becomes a number of steps by timing some. No recorded step is one of these.
+        self.knows_total_steps = job.train.steps is not None
         self.asked = Directive.GO_ON
         self.draining: list[str] = []  # nodes of this group that will be taken away
         self._ended = threading.Event()
@@ -189,8 +198,11 @@ class SupervisorLink:
 
     def stepped(self, step: int, seconds: float) -> None:
         self.step, self.seconds = step, self.seconds + seconds
+        if self.profiler is not None and self.knows_total_steps:
+            self.profiler.step_done(step)
 
     def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
+        self.knows_total_steps = total_steps is not None
         speed = {f"{self.counts}/s": values["throughput"]}
         others = {name: value for name, value in values.items() if name != "throughput"}
         self.supervisor.put.remote(Figures(step, total_steps, others | speed))

@@ -95,6 +95,7 @@ def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
         "train.steps": job.tune.steps,
         "train.eval_every": -(-job.tune.steps // VALIDATIONS),
         "train.seed": job.train.seed + config["repeat"],
+        "train.profile_steps": 0,
         "cluster.workers": job.tune.workers,
         "cluster.spares": False,
     }

@@ -49,6 +49,7 @@ def stages_changed_by(key: str, value: Any) -> set[Stage]:
         ("cluster.gpus_per_worker", 1),
         ("cluster.max_failures", 0),
         ("train.micro_batch_size", 4),
+        ("train.profile_steps", 10),
         ("data.max_bad_rows", 7),
         ("serve.replicas", 3),
     ],
