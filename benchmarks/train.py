@@ -36,7 +36,8 @@ from benchmarks.sides import (
     spread,
     temporary_folder,
 )
-from orchestrator.data.shards import SampleOrder, ShardReader
+from orchestrator.data.sample_order import SampleOrder
+from orchestrator.data.shards import ShardReader
 from orchestrator.job.file import load_job
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.fit import load_processor

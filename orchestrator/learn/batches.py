@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.shards import Rows, SampleOrder, ShardReader
+from orchestrator.data.sample_order import Rows, SampleOrder
+from orchestrator.data.shards import ShardReader
 from orchestrator.job.job import TrainConfig
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.shards import Rows
+from orchestrator.data.sample_order import Rows
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Storage that fails in passing: what is read of it is asked for again, by artifacts as by sources."""
+"""Storage that fails in passing: artifacts are read of it again, as sources are."""
 
 import errno
 from pathlib import Path
