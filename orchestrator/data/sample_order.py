@@ -1,7 +1,7 @@
-"""The order of samples: which rows stand at which positions of all epochs.
+"""Which rows come when: the order of all samples in all epochs, as a function of (seed, position).
 
-The order is a function of (seed, position) alone. So resuming is an integer, and the number of
-workers changes nothing.
+Training asks for the rows of a position, so that resuming is an integer, and the number of workers
+changes nothing.
 """
 
 import functools
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]  # numbers of rows
 Words = npt.NDArray[np.uint64]
 
-ROUNDS = 6  # of the cipher: with four, small windows lack some orders
+ROUNDS = 6  # of the cipher: with four, small windows show which orders it cannot make
 
 
 @dataclass(frozen=True)

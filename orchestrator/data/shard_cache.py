@@ -1,4 +1,4 @@
-"""Shards on this machine's disk: those of remote storage are copied once, by content."""
+"""Copies of remote shards on this machine, shared by its workers and named by their content."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from orchestrator.storage.artifact import Shard
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.scratch import own_folder
 
-_whole: set[tuple[int | str, ...]] = set()  # copies that this process has verified
+_whole: set[tuple[int | str, ...]] = set()  # copies whose bytes this process has proved
 
 
 def local_file(folder: Folder, shard: Shard) -> Path:
@@ -37,6 +37,16 @@ def local_file(folder: Folder, shard: Shard) -> Path:
     return path
 
 
+def damaged_shard(
+    folder: Folder, shard: Shard, reason: Exception | str, delete: Folder | Path
+) -> StageError:
+    """What to raise of a shard that is not what was written, and what to delete."""
+    text = (getattr(reason, "strerror", None) or str(reason)).split("\n")[0]
+    return StageError(
+        f"{folder}/{shard.name} is missing or damaged ({text}): delete {delete} and run again"
+    )
+
+
 def _is_whole(path: Path, shard: Shard) -> bool:
     """Whether a copy is what its name says; its bytes are summed up once in a process."""
     try:
@@ -57,12 +67,3 @@ def _identity(path: Path) -> tuple[int | str, ...]:
     """What changes where a file is written anew."""
     status = path.lstat()
     return path.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def damaged_shard(
-    folder: Folder, shard: Shard, reason: Exception | str, delete: Folder | Path
-) -> StageError:
-    text = (getattr(reason, "strerror", None) or str(reason)).split("\n")[0]
-    return StageError(
-        f"{folder}/{shard.name} is missing or damaged ({text}): delete {delete} and run again"
-    )

@@ -1,7 +1,4 @@
-"""Prepared shards: writing them, and reading rows of a split by their numbers.
-
-Training asks for the rows of a position (`sample_order.py`); nothing iterates over the data.
-"""
+"""Shards of prepared data: written once, and read by row, mapped into memory."""
 
 import errno
 import functools
@@ -50,22 +47,22 @@ class ShardReader:
             IndexError: where there is no such row.
             StageError: where a shard is missing or damaged.
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        missing = wanted[(wanted < 0) | (wanted >= self.num_rows)]
+        numbers = np.asarray(rows, dtype=np.int64)
+        missing = numbers[(numbers < 0) | (numbers >= self.num_rows)]
         if len(missing):
             raise IndexError(f"row {missing[0]} of {self.num_rows}")
         if not self._shards:
             return {}
-        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        owner = np.searchsorted(self._starts, numbers, side="right") - 1
         batch: Arrays = {}
-        for i in np.unique(owner) if len(wanted) else [0]:  # no rows have columns too
+        for i in np.unique(owner) if len(numbers) else [0]:  # no rows have columns too
             chosen = np.flatnonzero(owner == i)
             for name, column in self._open(self._shards[i]).items():
                 if columns is not None and name not in columns:
                     continue
                 if name not in batch:
-                    batch[name] = np.empty((len(wanted), *column.shape[1:]), dtype=column.dtype)
-                batch[name][chosen] = column[wanted[chosen] - self._starts[i]]
+                    batch[name] = np.empty((len(numbers), *column.shape[1:]), dtype=column.dtype)
+                batch[name][chosen] = column[numbers[chosen] - self._starts[i]]
         return batch
 
 

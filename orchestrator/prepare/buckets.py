@@ -1,6 +1,6 @@
-"""Encoding, bucket by bucket, on Ray Data: a bucket becomes one shard of each split.
+"""Buckets: the rows whose keys fall together, encoded into one shard of each split.
 
-A bucket's part file is written last, so an interrupted preparation skips the buckets that have one.
+A bucket is finished when its part file is written, and is not done again then.
 """
 
 import json
@@ -8,13 +8,13 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray.data
 
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import write_shard
 from orchestrator.job.job import Job
 from orchestrator.prepare.index import Index, share
+from orchestrator.prepare.keys import Table, bucket_of
 from orchestrator.prepare.splits import Bounds
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import SPLITS, Split
@@ -23,16 +23,13 @@ from orchestrator.tasks.task import Task
 
 MIN_BUCKET_BYTES = 2 << 20  # below this a bucket is not worth a task
 MAX_BUCKET_BYTES = 64 << 20  # one task holds a bucket in memory
-PARALLEL_BUCKETS = 8  # even if fewer would hold the data
+PARALLEL_BUCKETS = 8  # as many as that even where fewer would hold the data
 TOLD_IF_CUT = 0.01  # of the rows
 
-Table = dict[str, npt.NDArray[Any]]
 
-
-def number_of_buckets(source_bytes: int) -> int:
-    """How many buckets hold so many bytes of source files."""
-    parallel = min(PARALLEL_BUCKETS, source_bytes // MIN_BUCKET_BYTES)
-    return max(1, parallel, -(-source_bytes // MAX_BUCKET_BYTES))
+def count_buckets(source_bytes: int) -> int:
+    count = min(PARALLEL_BUCKETS, source_bytes // MIN_BUCKET_BYTES)
+    return max(1, count, -(-source_bytes // MAX_BUCKET_BYTES))
 
 
 def write_buckets(
@@ -47,7 +44,7 @@ def write_buckets(
 ) -> list[dict[str, Any]]:
     """Encode bucket by bucket; returns what each holds, in order of buckets."""
     parts = {part["bucket"]: part for part in _finished_parts(folder)}
-    buckets = [int(key[:16], 16) % num_buckets for key in index.keys]
+    buckets = [bucket_of(key, num_buckets) for key in index.keys]
     progress.start("encoding", total=len(buckets), unit="rows")
     progress.advance(sum(bucket in parts for bucket in buckets))
     if len(parts) < len(set(buckets)):

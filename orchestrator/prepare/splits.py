@@ -1,16 +1,19 @@
-"""Which rows are for training, validation and test: a function of their keys."""
+"""Which rows are for training, for validation and for the test."""
 
 import statistics
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.data.source_file import SourceFile
 from orchestrator.errors import UserError
-from orchestrator.job.job import Job
-from orchestrator.prepare.index import GIVEN, HASH, Index
-from orchestrator.storage.artifact import SPLITS, Shard, Split
+from orchestrator.prepare.index import Index
+from orchestrator.prepare.keys import GIVEN, HASH, place_of
+from orchestrator.storage.artifact import Split
 
-HEAVIEST = 16  # the weight of a longer row in the cut of splits, in median rows
+HEAVIEST = 16  # times the usual row: as much does a longer one weigh, where splits are cut
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Bounds:
         if len(key) > HASH:
             given = GIVEN[key[HASH:]]
             return None if given in self.hidden else given
-        place = _place(key)
+        place = place_of(key)
         if place < self.test:
             return "test"
         return "validation" if place < self.validation else "train"
@@ -50,7 +53,7 @@ def split_bounds(
         raise UserError("data.source: not one of its rows is for training: all are of given splits")
     most = HEAVIEST * statistics.median(sizes.values())
     sizes = {key: min(size, most) for key, size in sizes.items()}
-    order = sorted(sizes, key=_place)
+    order = sorted(sizes, key=place_of)
     share = np.cumsum([0, *(sizes[key] for key in order)]) / sum(sizes.values())
 
     def end(start: int, fraction: float, left: int) -> int:
@@ -61,23 +64,27 @@ def split_bounds(
         return max(start, min(wanted, len(order) - left))
 
     def bound(row: int) -> float:
-        return _place(order[row]) if row < len(order) else 1.0
+        return place_of(order[row]) if row < len(order) else 1.0
 
     test = end(0, test_fraction, left=2)
     return Bounds(bound(test), bound(end(test, validation_fraction, left=1)), hidden)
 
 
-def check_splits(splits: dict[Split, list[Shard]], job: Job) -> None:
-    """Raises UserError if a split has no sample."""
-    for split in SPLITS:
-        if not splits[split]:
-            raise UserError(
-                f"data.source = {job.data.source}: the {split} split holds not one sample with "
-                f"model.max_seq_len = {job.model.max_seq_len}: give more data, a larger "
-                f"data.{'test' if split == 'train' else split}_fraction or a smaller "
-                f"model.max_seq_len"
+def hidden_splits(index: Index, files: Sequence[SourceFile]) -> tuple[tuple[Split, ...], list[str]]:
+    """The splits that files have by their names and whose one label no training row has, and what
+    to tell of them. Public data sets keep their test labels secret: each is -1."""
+    by_name = {file.split for file in files if getattr(file, "by_name", False)}
+    given = [key[HASH:] for key in index.keys]
+    train = {v for v, code in zip(index.values, given, strict=True) if not code}
+    hidden: list[Split] = []
+    told = []
+    for code, split in GIVEN.items():
+        values = Counter(v for v, c in zip(index.values, given, strict=True) if c == code)
+        value = next(iter(values), "")
+        if split in by_name and len(values) == 1 and value and value not in train:
+            hidden.append(split)
+            told.append(
+                f"all {values.total():,} {split} rows have the label {value!r}, which no training "
+                f"row has: they are hidden, and a share of the training rows takes their place"
             )
-
-
-def _place(key: str) -> float:
-    return int(key[HASH // 2 : HASH], 16) / 2.0**64
+    return tuple(hidden), told

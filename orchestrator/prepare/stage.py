@@ -1,9 +1,7 @@
-"""Raw files into encoded, shuffled shards, on Ray Data.
+"""The stage `prepare`: raw files into encoded, shuffled shards, on Ray Data.
 
-Every row gets a key, the hash of its cleaned content, and all else follows from keys: duplicates
-share one, the split is one half of it, the bucket the other. A bucket becomes one shard of each
-split, so that the shards depend on the data alone, never on how many machines there were or in
-which order they worked, and a bucket that is finished is not done again.
+Read it in this order: `cleaning.py` (rows), `keys.py`, `index.py` (what the driver knows of all
+rows), `splits.py`, `buckets.py` (shards), and this file, which calls them.
 """
 
 import json
@@ -23,22 +21,11 @@ from orchestrator.data.source_file import SourceFile
 from orchestrator.data.sources import total_bytes
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
-from orchestrator.prepare.buckets import (
-    PARALLEL_BUCKETS,
-    Table,
-    cut_rows,
-    number_of_buckets,
-    write_buckets,
-)
+from orchestrator.prepare.buckets import PARALLEL_BUCKETS, count_buckets, cut_rows, write_buckets
 from orchestrator.prepare.cleaning import read_cleaned
-from orchestrator.prepare.index import (
-    INDEXED,
-    Index,
-    hidden_splits,
-    quarantine,
-    record,
-)
-from orchestrator.prepare.splits import Bounds, check_splits, split_bounds
+from orchestrator.prepare.index import Index, quarantine
+from orchestrator.prepare.keys import INDEXED, Table, record, table_of
+from orchestrator.prepare.splits import Bounds, hidden_splits, split_bounds
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import SPLITS, PreparedData, Shard, Split
 from orchestrator.storage.folder import Folder
@@ -46,6 +33,7 @@ from orchestrator.tasks.task import Task
 
 SAMPLE_BYTES = 8 << 20  # of training text that the processor is fitted to
 READ_BYTES = 4 << 20  # of input files that one task reads
+MOST_RECORDS = 4096  # in one block
 
 
 def prepare(
@@ -66,7 +54,7 @@ def prepare(
     task = job.build_task()
     ray.data.DataContext.get_current().shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
     source_bytes = total_bytes(files)
-    num_buckets = number_of_buckets(source_bytes)
+    num_buckets = count_buckets(source_bytes)
 
     rows = _read(task, files, num_buckets, progress)
     index = Index(rows.select_columns(INDEXED).iter_batches(batch_size=None))
@@ -151,27 +139,16 @@ def _read_files(batch: Table, task: Task[Any], num_buckets: int) -> Iterator[Tab
             place = f"{number} {file.uri}" if file.split else ""
             code = file.split[0] if file.split else ""
             records.append(record(row, task, num_buckets, place, code))
-            if len(records) == 4096:
-                yield _table(records)
+            if len(records) == MOST_RECORDS:
+                yield table_of(records)
                 records = []
         if records:
-            yield _table(records)
+            yield table_of(records)
 
 
 def _file(content: dict[str, Any]) -> SourceFile:
     beside = tuple(_file(each) for each in content.pop("beside"))
     return SourceFile(**content, beside=beside)
-
-
-def _table(records: list[dict[str, Any]]) -> Table:
-    """Columns. Texts and bytes are objects, since numpy's own would pad all to the longest one and
-    lose NULs at the ends."""
-    return {
-        name: np.array(
-            [r[name] for r in records], dtype=object if isinstance(v, str | bytes) else None
-        )
-        for name, v in records[0].items()
-    }
 
 
 def _fit_processor(
@@ -218,3 +195,14 @@ def _sample(batch: Table, bounds: Bounds, last: str, further: set[str]) -> Table
         bool(k) and (k <= last or k in further) and bounds.split(k) == "train" for k in batch["key"]
     ]
     return {name: column[chosen] for name, column in batch.items()}
+
+
+def _check_splits(splits: dict[Split, list[Shard]], job: Job) -> None:
+    for split in SPLITS:
+        if not splits[split]:
+            raise UserError(
+                f"data.source = {job.data.source}: the {split} split holds not one sample with "
+                f"model.max_seq_len = {job.model.max_seq_len}: give more data, a larger "
+                f"data.{'test' if split == 'train' else split}_fraction or a smaller "
+                f"model.max_seq_len"
+            )

@@ -16,8 +16,8 @@ from orchestrator.data.kinds.kind import Kind, type_name
 from orchestrator.data.kinds.registry import KINDS
 from orchestrator.data.reading import BadRow
 from orchestrator.errors import UserError
-from orchestrator.prepare.index import Index, record
-from orchestrator.prepare.stage import _table
+from orchestrator.prepare.index import Index
+from orchestrator.prepare.keys import record, table_of
 from tests.unit.reading import read, refused, write
 from tests.unit.test_prepare import TASK
 
@@ -59,7 +59,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parquet(**columns: Any) -> bytes:
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pa.table(columns), sink)
+    pyarrow.parquet.writetable_of(pa.table(columns), sink)
     return sink.getvalue()
 
 
@@ -98,7 +98,7 @@ def test_bytes_are_hashed_and_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) 
     keys = [each["key"] for each in records]
     assert len(set(keys[:4])) == 3 and keys[1] == keys[3]
     assert records[2]["bytes"] - records[1]["bytes"] == 99
-    table = _table(records)
+    table = table_of(records)
     assert table["clip"].tolist() == [*(row["clip"] for row in rows), b""]
     assert len(Index([table]).keys) == 4
 

@@ -1,4 +1,4 @@
-"""Storage with passing failures: sources and artifacts are read again."""
+"""Storage that fails in passing: artifacts are read of it again, as sources are."""
 
 import errno
 from pathlib import Path
