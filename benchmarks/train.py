@@ -38,6 +38,7 @@ from benchmarks.sides import (
 )
 from orchestrator.data.sample_order import SampleOrder
 from orchestrator.data.shards import ShardReader
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.file import load_job
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.precision import choose

@@ -16,8 +16,9 @@ def fingerprint(job: Job, stage: Stage, inputs: str = "") -> str:
     """12 hex digits of everything that changes a stage's result: its settings and its inputs.
 
     Where a job runs (workers, storage, replicas), how a batch is cut (micro-batches) and what is
-    recorded (a profile) are not hashed. `inputs` names what the stage reads, such as the listing of the data files. Hashed too
-    are the files of `model.init_from` and the source code of a user's own task.
+    recorded (a profile) are not hashed. `inputs` names what the stage reads, such as the listing of
+    the data files. The files of `model.init_from` and the source code of a user's own task are
+    hashed, too.
     """
     whole = job.model_dump(mode="json")
     unseen = {"checkpoint_every", "profile_steps"}

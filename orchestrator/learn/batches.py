@@ -10,7 +10,8 @@ import numpy as np
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.sample_order import Rows, SampleOrder
 from orchestrator.data.shards import ShardReader
-from orchestrator.job.job import TrainConfig
+from orchestrator.infer.batch import to_device
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.tasks.task import Batch

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from orchestrator.data.arrays import Arrays
+from orchestrator.data.arrays import Arrays, join
 from orchestrator.data.sample_order import Rows
 
 

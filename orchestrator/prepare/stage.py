@@ -76,7 +76,7 @@ def prepare(
         split: [Shard(**part["shards"][split]) for part in parts if split in part["shards"]]
         for split in SPLITS
     }
-    check_splits(splits, job)
+    _check_splits(splits, job)
     duplicates = sum(part["duplicates"] for part in parts)
     kept = len(index.keys) - duplicates
     counts = {split: sum(shard.rows for shard in shards) for split, shards in splits.items()}

@@ -59,7 +59,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parquet(**columns: Any) -> bytes:
     sink = io.BytesIO()
-    pyarrow.parquet.writetable_of(pa.table(columns), sink)
+    pyarrow.parquet.write_table(pa.table(columns), sink)
     return sink.getvalue()
 
 
