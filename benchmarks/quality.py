@@ -3,8 +3,8 @@
     python -m benchmarks.quality [ROW ...] [--seed 1]
 
 Each row (`quality_rows.py`) is a job that a user could write, run by a user's command,
-`orchestrator run JOB --until evaluate`. The data sets lie in ORCHESTRATOR_DATA; their origin and owners are named
-there. Writes docs/quality.md, prints the table and, last, one line of JSON.
+`orchestrator run JOB --until evaluate`. The data sets lie in ORCHESTRATOR_DATA,
+with their origin and owners. Writes docs/quality.md, prints the table and, last, one line of JSON.
 """
 
 import argparse

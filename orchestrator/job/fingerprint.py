@@ -1,4 +1,4 @@
-"""Which settings change the result of which stage, hashed: the names of artifacts."""
+"""Fingerprints of stages: hashes of the settings that change a stage's result."""
 
 import hashlib
 import json

@@ -9,12 +9,12 @@ from orchestrator.errors import UserError
 def with_architecture(model: dict[str, Any]) -> dict[str, Any]:
     """A model section with the architecture of the weights that it begins with.
 
-    Their place becomes absolute here, where the job is read: workers run in folders of their own.
+    `init_from` becomes absolute here: workers run in other folders than the command.
 
     Raises:
-        ValueError: where they cannot be read, or a key contradicts them.
+        ValueError: if they cannot be read, or a key contradicts them.
     """
-    # Few jobs need these, and their import takes its time.
+    # Imported only here: few jobs need these modules, and they import torch.
     from orchestrator.pretrained.model import read_config
     from orchestrator.storage.folder import Folder
 
@@ -25,11 +25,11 @@ def with_architecture(model: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"model.init_from: {error}") from None
     if "size" in model:
         raise ValueError("model.size: model.init_from has sizes of its own")
-    theirs = config.model_dump()
+    architecture = config.model_dump()
     for key, value in model.items():
-        if key not in theirs or key in ("dropout", "init_from") or value == theirs[key]:
+        if key not in architecture or key in ("dropout", "init_from") or value == architecture[key]:
             continue
-        is_shorter = key == "max_seq_len" and isinstance(value, int) and value < theirs[key]
+        is_shorter = key == "max_seq_len" and isinstance(value, int) and value < architecture[key]
         if not is_shorter or config.patches is not None:
-            raise ValueError(f"model.{key} = {value}: model.init_from has {theirs[key]}")
-    return {**theirs, **model, "init_from": folder.uri}
+            raise ValueError(f"model.{key} = {value}: model.init_from has {architecture[key]}")
+    return {**architecture, **model, "init_from": folder.uri}

@@ -30,7 +30,7 @@ def _valid_name(name: str) -> str:
 
 def _valid_task(name: str) -> str:
     try:
-        if name not in TASKS:  # those need no proof, and torch takes its time to import
+        if name not in TASKS:  # importing a built-in task would import torch, which takes seconds
             find_task(name)
     except UserError as error:
         raise ValueError(str(error)) from None
@@ -60,7 +60,7 @@ class Job(StrictSection):
     @model_validator(mode="before")
     @classmethod
     def _family_of_task(cls, data: Any) -> Any:
-        """The task decides which stacks a model has, where the job does not."""
+        """Fill in the family and the architecture, which follow from the task or the weights."""
         if not isinstance(data, dict) or not isinstance(data.get("task"), str):
             return data
         data = with_default_space(data)
@@ -76,13 +76,13 @@ class Job(StrictSection):
         try:
             name = data["task"]
             family = TASKS[name] if name in TASKS else find_task(name).families[0]
-        except UserError:  # told of with the field
+        except UserError:  # reported with the field `task`
             return data
         return {**data, "model": {"family": family, **model}}
 
     @model_validator(mode="after")
     def _look_at_model_files(self) -> Self:
-        """As they are now: a run names its folders by what it began with, whatever comes later."""
+        """Record the files of `model.init_from` now, so that fingerprints do not change later."""
         if self.model.init_from is not None:
             try:
                 self._model_files = stamps_of(self.model.init_from)
@@ -92,11 +92,11 @@ class Job(StrictSection):
 
     @property
     def model_files(self) -> Stamps:
-        """The files that `model.init_from` names, with what identifies their content."""
+        """The files of `model.init_from`, with sizes and modification times."""
         return self._model_files
 
     def problems(self) -> list[tuple[Key, str]]:
-        """What is wrong across sections: the key, and the rest of the sentence."""
+        """Problems between sections: the key, and the rest of the sentence."""
         found: list[tuple[Key, str]] = []
         if problem := self._batch_problem():
             batch = self.train.global_batch_size
@@ -123,7 +123,7 @@ class Job(StrictSection):
         return None
 
     def _batch_problem(self) -> str | None:
-        """A fixed group gets equal parts; an elastic one parts that differ by a sample at most."""
+        """Why the global batch does not fit the workers. Elastic groups may have unequal parts."""
         batch, workers = self.train.global_batch_size, self.cluster.workers
         if isinstance(workers, int) and batch % workers:
             return f"cannot be dealt evenly to cluster.workers = {workers}"
@@ -134,7 +134,7 @@ class Job(StrictSection):
         return None
 
     def override(self, values: dict[str, Any]) -> "Job":
-        """This job with other values, by dotted key.
+        """This job with other values for dotted keys.
 
         Raises:
             UserError: naming the first value that is wrong.
@@ -157,7 +157,7 @@ class Job(StrictSection):
         """The task of this job.
 
         Raises:
-            UserError: where its name or import path leads to no task, or to one of other models.
+            UserError: if there is no such task, or the task does not support the model's family.
         """
         task = find_task(self.task)
         if self.model.family not in task.families:
@@ -169,6 +169,6 @@ class Job(StrictSection):
 
 
 def _first_values(domain: Domain) -> dict[str, Any]:
-    """Values of other keys beside which a domain is tried."""
+    """Values for the keys in a domain's condition, under which the domain is tried."""
     conditions = (domain.when or {}).items()
     return {key: values[0] if isinstance(values, list) else values for key, values in conditions}

@@ -1,4 +1,4 @@
-"""Dotted keys of a job, `train.lr`, and setting one in plain job data."""
+"""Dotted keys of a job, such as `train.lr`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ Key = tuple[str, ...]  # the path of a value in a job: ("train", "lr")
 
 
 def set_key(data: dict[str, Any], name: str, value: Any) -> Key:
-    """Set a dotted key of plain job data, making the sections on the way; returns its path."""
+    """Set a dotted key in plain job data. Missing sections are created. Returns the key's path."""
     key = tuple(name.split("."))
     if key[:2] == ("tune", "space") and len(key) > 2:
         key = ("tune", "space", ".".join(key[2:]))  # a key of the space is itself dotted
