@@ -119,7 +119,7 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        # Some objects that Ray raises are both its own error and the cause, with a traceback as text.
+        # Ray raises objects that are both its own error and the cause, with a traceback as text.
         if isinstance(current, OrchestratorError) and not isinstance(current, RayError):
             # Ray Data appends advice to the message of the user's exception.
             current.args = tuple(str(part).split(RAY_DATA_ADVICE)[0] for part in current.args)
@@ -137,8 +137,8 @@ class _NoPaths(list[str]):
 
 
 def _job_config() -> JobConfig:
-    """With `python -P` this process does not import from its working directory. Its workers must not
-    either, but Ray would put that directory first."""
+    """With `python -P` this process does not import from its working directory. Ray would make its
+    workers import from there first."""
     config = JobConfig()
     if sys.flags.safe_path:
         config._py_driver_sys_path = _NoPaths()
@@ -148,7 +148,7 @@ def _job_config() -> JobConfig:
 def _require_token() -> None:
     """Create the token of a local Ray, readable by its owner alone.
 
-    Ray turns token authentication on by itself. It would create the file, too, but readable by all.
+    Ray turns on token authentication by itself. It would create the file, but readable by all.
     """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or path.exists():

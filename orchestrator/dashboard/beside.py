@@ -1,4 +1,4 @@
-"""The dashboard beside a command that sweeps: a process of its own, which ends with the command.
+"""The dashboard beside a sweeping command, in a process that ends with the command.
 
 The sweep's process has enough to do, and is told nothing: both know the run's folder.
 """
@@ -17,14 +17,14 @@ from orchestrator.storage.folder import Folder
 
 @contextlib.contextmanager
 def beside(where: Folder, announce: Callable[[str], None]) -> Iterator[None]:
-    """Show a run while the block lasts; `announce` gets the address once it answers, if ever."""
+    """Show a run during the block. `announce` gets the address when the dashboard answers."""
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "orchestrator.dashboard.beside", where.uri],
-        stdin=subprocess.PIPE,  # whose end it sees, however this process ends
+        stdin=subprocess.PIPE,  # closes with this process, so the dashboard ends, too
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # Ctrl-C is this process's to handle
+        start_new_session=True,  # only this process handles Ctrl-C
     )
     assert process.stdin is not None and process.stdout is not None
     threading.Thread(target=_pass_on, args=[process.stdout, announce], daemon=True).start()
@@ -45,14 +45,14 @@ def _pass_on(lines: Iterator[str], announce: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    """Serve the run named by the argument on the usual port, or on any, until input ends."""
+    """Serve the given run on the default port, or on a free one, until standard input ends."""
 
     def end_with_input() -> None:
         sys.stdin.read()
         os._exit(0)
 
     threading.Thread(target=end_with_input, daemon=True).start()
-    for port in (PORT, 0):  # another dashboard may have the usual one
+    for port in (PORT, 0):  # another dashboard may use the default port
         with contextlib.suppress(UserError):
             serve(sys.argv[1], HOST, port, None, lambda address: print(address, flush=True))  # noqa: T201
             return
