@@ -139,7 +139,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
     def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
         first = {name: tensor[:1] for name, tensor in batch.items()}
         question = first["tokens"][0, : int(first["context"][0])].tolist()
-        (answer,) = self.predict(model, first, processor)["said"]
+        answer = self.reply(self.predict(model, first, processor), 0, processor)["answer"]
         return samples.line(processor.decode(question), answer)
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
