@@ -122,8 +122,8 @@ def standing_by() -> set[int]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if "ray::IDLE" in process.cmdline()[:1] and preload.HOOK in process.environ():
-                found.add(process.pid)
-    return found
+                processes.add(process.pid)
+    return processes
 
 
 def test_a_diverged_training_is_reported_once_and_not_retried(
