@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +24,6 @@ from orchestrator.job.schema import json_schema
 from orchestrator.progress import STAGES, StageStatus
 from orchestrator.storage import strict_json
 from orchestrator.tables import event_table, plan_table, print_outcome, print_statuses
-
-if TYPE_CHECKING:
-    pass
 
 LAST_EVENTS = 20  # that status shows by itself
 console = Console(highlight=False)
@@ -212,7 +208,7 @@ def run_command(options: argparse.Namespace) -> int:
     job = run.job
     check_writable(run.folder.uri)
     with contextlib.ExitStack() as stack:
-        lease = stack.enter_context(run.session(options.arguments, _exit_code))
+        lease = stack.enter_context(run.session(options.arguments, options.until, _exit_code))
         # Ray and torch take seconds to import, which no mistake above need wait for.
         from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
@@ -243,8 +239,8 @@ def run_command(options: argparse.Namespace) -> int:
                 console.print(f"sweep      {escape(address)}", soft_wrap=True)
 
             stack.enter_context(beside(run.folder, announce))
-        ahead = forecast(job, run.status(None), read_events(run.folder), options.until)
-        terminal.expect(ahead)
+        events = read_events(run.folder)
+        terminal.expect(forecast(job, run.status(None), events, options.until))
         outcome = run_stages(run, options.until, connected, display)
         if options.until != "serve":
             print_outcome(console, terminal.statuses, outcome)
@@ -325,7 +321,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
-    from orchestrator.forecast import forecast, time_left_of
+    from orchestrator.forecast import forecast, from_events, in_words, until_of
     from orchestrator.run import Run
     from orchestrator.storage.events import read_events
 
@@ -333,17 +329,24 @@ def status_command(options: argparse.Namespace) -> int:
     holder = run.holder()
     statuses = run.status(holder)
     events = read_events(run.folder)
+    ahead = {} if holder is None else forecast(run.job, statuses, events, until_of(events))
+    left = from_events(ahead, run.job, events, datetime.now(UTC))
     if options.json:
         stages = {status.stage: asdict(status) for status in statuses}
-        report = {"job": job.name, "stages": stages, "holder": holder, "events": events}
+        report = {
+            "job": job.name,
+            "stages": stages,
+            "holder": holder,
+            "seconds_left": left,
+            "events": events,
+        }
         sys.stdout.write(strict_json.dumps(report, indent=1) + "\n")
         return 0
     print_statuses(console, statuses)
     if holder is not None:
         console.print(f"running: {escape(holder)}")
-        ahead = forecast(job, statuses, events, "evaluate")
-        if left := time_left_of(ahead, events, datetime.now(UTC)):
-            console.print(f"left up to evaluate: {left}")
+    if eta := in_words(left):
+        console.print(f"ETA {eta}")
     if events:
         console.print(event_table(events, len(events) if options.all else LAST_EVENTS))
     return 0

@@ -5,10 +5,10 @@ place of the live line.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -17,12 +17,11 @@ from rich.progress import (
     SpinnerColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
 
-from orchestrator.forecast import Forecast, time_left
+from orchestrator.forecast import Forecast, Pace, before_start, in_words, seconds_left
 from orchestrator.progress import Stage, StageStatus
 
 LOG_SECONDS = 10.0  # between two lines if the output is no terminal
@@ -46,13 +45,22 @@ class RateColumn(ProgressColumn):
 class RunTimeColumn(ProgressColumn):
     """The time that the whole run still needs."""
 
-    def __init__(self, left: Callable[[Task], str]) -> None:
+    def __init__(self, eta: Callable[[], str]) -> None:
         super().__init__(table_column=Column(no_wrap=True))
-        self._left = left
+        self._eta = eta
 
     def render(self, task: Task) -> Text:
-        left = self._left(task)
-        return Text(f"run: {left}" if left else "", style="dim")
+        return Text(self._eta())
+
+
+class LiveLines(Progress):
+    """The activity with the run's ETA on one line, and its latest figures on a line below."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if text := task.fields["figures"]:
+                yield Text(f"  {text}", style="cyan", no_wrap=True, overflow="ellipsis")
 
 
 class TerminalDisplay:
@@ -60,15 +68,12 @@ class TerminalDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar = Progress(
+        self.bar = LiveLines(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             RateColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}", style="cyan", markup=False),
-            RunTimeColumn(self._left),
+            RunTimeColumn(self._eta),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -77,25 +82,26 @@ class TerminalDisplay:
         self._task: Any = None
         self._figures: dict[str, Any] = {}
         self._logged = 0.0
-        self._expected: Forecast = {}
+        self._ahead: Forecast = {}
+        self._pace: Pace | None = None
         self._stage: Stage | None = None
         self._stage_started = 0.0
 
-    def expect(self, seconds: Forecast) -> None:
-        """The expected seconds of each stage of this run that is not finished, in their order."""
-        self._expected = dict(seconds)
+    def expect(self, ahead: Forecast) -> None:
+        """Set the estimate of each stage of this run that is not finished, in their order."""
+        self._ahead = dict(ahead)
 
     def close(self) -> None:
         self.finish()
 
     def stage_started(self, stage: Stage) -> None:
         self._stage, self._stage_started = stage, time.monotonic()
-        self._log(f"{stage}: started")
+        self._log(f"{stage}: started", self._eta())
 
     def stage_finished(self, status: StageStatus, already: bool) -> None:
         self.finish()
         self._stage = None
-        self._expected.pop(status.stage, None)
+        self._ahead.pop(status.stage, None)
         self.statuses.append(status)
         seconds = "already finished" if already else f"{status.seconds:.1f} s"
         self.console.print(
@@ -106,14 +112,19 @@ class TerminalDisplay:
         for notice in status.notices:
             self.console.print(f"  [yellow]![/] {escape(notice)}", highlight=False, soft_wrap=True)
 
-    def start(self, name: str, total: float | None, unit: str) -> None:
+    def start(self, name: str, total: float | None, unit: str, done: float = 0.0) -> None:
         self.finish()
         self._figures = {}
+        self._pace = Pace(total, done, time.monotonic())
         self.bar.start()
-        self._task = self.bar.add_task(name, total=total, unit=unit, figures="")
+        self._task = self.bar.add_task(
+            name, total=total, completed=int(done), unit=unit, figures=""
+        )
 
     def advance(self, amount: float) -> None:
         if self._task is not None:
+            assert self._pace is not None
+            self._pace.count(amount, time.monotonic())
             self.bar.advance(self._task, amount)
             self._log_now_and_then()
 
@@ -134,31 +145,37 @@ class TerminalDisplay:
     def finish(self) -> None:
         if self._task is not None:
             self.bar.remove_task(self._task)
-            self._task = None
+            self._task = self._pace = None
             self.bar.stop()
 
-    def _left(self, task: Task) -> str:
-        """The time that the run still needs, while `task` is the current activity."""
-        expected = self._expected.get(self._stage) if self._stage is not None else None
-        current = None
-        if self._stage in MEASURED:  # the activity is the stage, so its pace is the best guess
-            current = task.time_remaining
-        if current is None and expected is not None:
-            current = max(expected - (time.monotonic() - self._stage_started), 0.0)
-        return time_left(self._expected, current)
+    def _left(self) -> str:
+        """The time that the run still needs, in words."""
+        left = before_start(self._ahead)
+        if self._stage in self._ahead:
+            now = time.monotonic()
+            measured = None
+            if self._stage in MEASURED and self._pace is not None:
+                measured = self._pace.seconds_left(now)
+            elapsed = now - self._stage_started
+            left[self._stage] = seconds_left(self._ahead[self._stage], elapsed, measured)
+        return in_words(left)
+
+    def _eta(self) -> str:
+        left = self._left()
+        return f"ETA {left}" if left else ""
 
     def _log_now_and_then(self) -> None:
         if time.monotonic() - self._logged >= LOG_SECONDS:
             task = self.bar.tasks[0]
             total = "" if task.total is None else f"/{task.total:,.0f}"
             done = f"{task.completed:,.0f}{total} {task.fields['unit']}"
-            left = self._left(task)
-            parts = [f"{task.description}: {done}", figures(self._figures)]
-            self._log("  ".join(part for part in [*parts, f"run: {left}" if left else ""] if part))
+            self._log(f"{task.description}: {done}", figures(self._figures), self._eta())
 
-    def _log(self, text: str) -> None:
+    def _log(self, *parts: str) -> None:
+        """Print the parts that are not empty as a line, if the output is no terminal."""
         if not self.console.is_terminal:
             self._logged = time.monotonic()
+            text = "  ".join(part for part in parts if part)
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

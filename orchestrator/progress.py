@@ -26,8 +26,11 @@ class StageStatus:
 class Progress(Protocol):
     """Shows one activity at a time, with a count if the total is known."""
 
-    def start(self, name: str, total: float | None, unit: str) -> None:
-        """Begin an activity of `total` units, or of None if the number is unknown."""
+    def start(self, name: str, total: float | None, unit: str, done: float = 0.0) -> None:
+        """Begin an activity of `total` units, or of None if the number is unknown.
+
+        `done` of them were finished before, by an earlier run, and say nothing of the pace.
+        """
 
     def advance(self, amount: float) -> None:
         """Count `amount` more units as done."""

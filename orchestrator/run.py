@@ -201,9 +201,12 @@ class Run:
 
     @contextlib.contextmanager
     def session(
-        self, arguments: list[str], exit_code: Callable[[BaseException | None], int]
+        self,
+        arguments: list[str],
+        until: Stage,
+        exit_code: Callable[[BaseException | None], int],
     ) -> Iterator[contextlib.ExitStack]:
-        """Hold the run, and record its start and end.
+        """Hold the run, and record the start and the end of a command that runs up to `until`.
 
         Yields the stack that holds the lease. Closing the stack releases the lease early.
         """
@@ -213,6 +216,7 @@ class Run:
             "run",
             "started",
             command=shlex.join(["orchestrator", *arguments]),
+            until=until,
             version=__version__,
             process=os.getpid(),
             host=socket.gethostname(),

@@ -45,8 +45,8 @@ def write_buckets(
     """Encode bucket by bucket; returns what each holds, in order of buckets."""
     parts = {part["bucket"]: part for part in _finished_parts(folder)}
     buckets = [bucket_of(key, num_buckets) for key in index.keys]
-    progress.start("encoding", total=len(buckets), unit="rows")
-    progress.advance(sum(bucket in parts for bucket in buckets))
+    done = sum(bucket in parts for bucket in buckets)
+    progress.start("encoding", total=len(buckets), unit="rows", done=done)
     if len(parts) < len(set(buckets)):
         settings = {
             "task": task,

@@ -172,8 +172,9 @@ class Follower:
 
     def _show(self, figures: Figures) -> None:
         if self._step < 0 or figures.total_steps != self._total:
-            self._progress.start("training", total=figures.total_steps, unit="steps")
-            self._total, self._step = figures.total_steps, 0
+            total = figures.total_steps
+            self._progress.start("training", total=total, unit="steps", done=figures.step)
+            self._total, self._step = total, figures.step
         self._progress.advance(figures.step - self._step)
         self._step = figures.step
         self._progress.show(figures.values)

@@ -53,8 +53,8 @@ def tune(
     record.state, record.concurrent = "running", room_for_trials(job, cluster)
     record.save(folder)
     recorder = Recorder(record, folder, search, metric, progress)
-    progress.start("tuning", total=search.expected, unit="trials")
-    progress.advance(sum(trial.state != "running" for trial in past.values()))
+    ended = sum(trial.state != "running" for trial in past.values())
+    progress.start("tuning", total=search.expected, unit="trials", done=ended)
     state, error = "failed", "interrupted"
     try:
         if not search.exhausted and not recorder.out_of_time:

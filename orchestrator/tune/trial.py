@@ -265,8 +265,8 @@ class _TuneProgress:
         self.metric = job.build_task().metric.name
         self.step = 0
 
-    def start(self, name: str, total: float | None, unit: str) -> None:
-        self.step = 0
+    def start(self, name: str, total: float | None, unit: str, done: float = 0.0) -> None:
+        self.step = int(done)
 
     def advance(self, amount: float) -> None:
         self.step += int(amount)

@@ -97,9 +97,9 @@ class Silent:
         self.activities: list[str] = []
         self.done: dict[str, float] = {}
 
-    def start(self, name: str, total: float | None, unit: str) -> None:
+    def start(self, name: str, total: float | None, unit: str, done: float = 0.0) -> None:
         self.activities.append(name)
-        self.done[name] = 0.0
+        self.done[name] = done
 
     def advance(self, amount: float) -> None:
         self.done[self.activities[-1]] += amount
