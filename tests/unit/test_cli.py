@@ -19,8 +19,9 @@ import ray
 import orchestrator.cluster.connection
 import orchestrator.pipeline
 import orchestrator.serve.deploy  # as the commands do, but here no test's time counts it
-from orchestrator import cli, tables
 from orchestrator.cli import main
+from orchestrator.cli.commands import console
+from orchestrator.cli.tables import stage_table
 from orchestrator.display import TerminalDisplay
 from orchestrator.errors import StageError, UserError
 from orchestrator.job.file import load_job
@@ -372,10 +373,10 @@ def test_notices_are_for_programs_too(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_what_looks_like_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    display = TerminalDisplay(cli.console)
+    display = TerminalDisplay(console)
     path = "runs[bold]/a[/x].csv"
     display.stage_finished(StageStatus("train", "finished", path, 1.0, "best [red] of a[1]"), False)
-    cli.console.print(tables.stage_table([StageStatus("train", "finished", path, 1.0)]))
+    console.print(stage_table([StageStatus("train", "finished", path, 1.0)]))
     told = capsys.readouterr().out
     assert "best [red] of a[1]" in told and path in told
 
