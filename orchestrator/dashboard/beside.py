@@ -1,6 +1,7 @@
-"""The dashboard beside a command that sweeps: a process of its own, which ends with the command.
+"""The dashboard beside a sweep: `python -m orchestrator.dashboard.beside RUN`, until its input ends.
 
-The sweep's process has enough to do, and is told nothing: both know the run's folder.
+The command of the sweep starts it as a process of its own, with a pipe as its input: it ends with the
+command. Both processes know the folder of the run, and the sweep does no work for the dashboard.
 """
 
 import contextlib
