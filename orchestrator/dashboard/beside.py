@@ -1,7 +1,8 @@
-"""The dashboard beside a sweep: `python -m orchestrator.dashboard.beside RUN`, until its input ends.
+"""The dashboard beside a sweep: `python -m orchestrator.dashboard.beside RUN`.
 
-The command of the sweep starts it as a process of its own, with a pipe as its input: it ends with the
-command. Both processes know the folder of the run, and the sweep does no work for the dashboard.
+The command of the sweep starts it as a process of its own, with a pipe as its input, and
+it ends when that pipe is closed. Both processes know the folder of the run. The sweep does no work for
+the dashboard.
 """
 
 import contextlib
