@@ -1,8 +1,7 @@
 """The dashboard beside a sweep: `python -m orchestrator.dashboard.beside RUN`.
 
-The command of the sweep starts it as a process of its own, with a pipe as its input, and
-it ends when that pipe is closed. Both processes know the folder of the run. The sweep does no work for
-the dashboard.
+The command of the sweep starts it as a process of its own, with a pipe as its input. It ends when
+that pipe is closed. Both processes know the folder of the run, so the sweep sends it nothing.
 """
 
 import contextlib
