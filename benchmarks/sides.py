@@ -1,4 +1,4 @@
-"""A side of a comparison: a command started anew each time, on a machine that is quiet."""
+"""The sides of a comparison: commands that start anew each time, on an otherwise idle machine."""
 
 import argparse
 import contextlib
@@ -25,20 +25,21 @@ from tests.ray_head import ray_head
 
 ROOT = Path(__file__).parents[1]
 COMMAND = Path(sys.executable).parent / "orchestrator"
-NICENESS = 15  # of Ray's workers; everything else runs at it too, so that nobody waits for anybody
-QUIET_CORES = 0.3  # busy with something else: beyond this, figures are doubtful
-QUIET_LOAD = 1.5
-PATIENCE = 20  # seconds for which a side waits for the machine to be quiet
+NICENESS = 15  # the one of Ray's workers; all sides run at it, so that they compete equally
+QUIET_CORES = 0.3  # cores that other processes use; above this, figures are doubtful
+QUIET_LOAD = 1.5  # load average at the start; above this, figures are void
+PATIENCE = 20  # seconds that a side waits for the machine to become quiet
 
 
 class Machine:
-    """What else the machine did: looked at before each round and before each side."""
+    """The load of other processes, measured before each round and each side."""
 
     def __init__(self) -> None:
         os.nice(max(0, NICENESS - os.nice(0)))
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
-        os.environ.update({"RAY_worker_niceness": "0"})  # which is added to the benchmark's own
-        self.load = [os.getloadavg()[0]]  # what comes later is the benchmark's own
+        # An exit by SIGTERM ends all processes that the benchmark started.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        os.environ.update({"RAY_worker_niceness": "0"})  # added to the benchmark's own niceness
+        self.load = [os.getloadavg()[0]]  # later values include the benchmark itself
         if self.load[0] > QUIET_LOAD:
             warn(f"the load average is {self.load[0]:.1f}: void above {QUIET_LOAD}")
         self.busy: list[float] = []
@@ -47,7 +48,8 @@ class Machine:
         self.load.append(os.getloadavg()[0])
 
     def wait_until_quiet(self) -> None:
-        """Ray's daemons, too, are busy for some seconds after their start."""
+        """Wait up to PATIENCE seconds for other processes, such as Ray's daemons after their start,
+        to become idle; warns if they do not."""
         cores = os.cpu_count() or 1
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -56,9 +58,10 @@ class Machine:
                 break
         self.busy.append(round(busy, 2))
         if busy >= QUIET_CORES:
-            warn(f"{busy:.1f} of {cores} cores are busy with something else")
+            warn(f"{busy:.1f} of {cores} cores are busy with other processes")
 
     def summary(self) -> dict[str, Any]:
+        """The measured load, for the JSON line."""
         return {
             "cores": os.cpu_count(),
             "load_at_start_and_before_rounds": self.load,
@@ -67,12 +70,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """When a command was started, its first worker ready, and each of its steps ended."""
+class StepTimes:
+    """The times of a training, in seconds since the epoch, and its final loss."""
 
-    command: float
-    ready: float
-    ends: list[float]
+    command: float  # the command started
+    ready: float  # the first worker was ready
+    ends: list[float]  # each step ended
     loss: float  # mean of the last steps
 
     @property
@@ -81,13 +84,13 @@ class Steps:
         return self.ends[0] - self.command
 
     def seconds(self, skipped: int) -> list[float]:
-        """Of each step, without the first ones."""
+        """The duration of each step, without the first `skipped` ones."""
         ends = self.ends[skipped:]
         return [after - before for before, after in itertools.pairwise(ends)]
 
 
 class Engine:
-    """This engine, through its own command, with a job in a folder of the benchmark's own."""
+    """This engine, run by its command on a job in the benchmark's temporary folder."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
         self.job = folder / "job.yaml"
@@ -97,55 +100,56 @@ class Engine:
         self.log = folder / "engine.log"
         settings = {"task": "benchmarks.timed_task:TimedLanguageModelling"}
         self.job.write_text(yaml.safe_dump({**job, **settings, "storage": str(self.storage)}))
-        os.environ[FOLDER] = str(self.notes)  # a head that is started from here inherits it
+        os.environ[FOLDER] = str(self.notes)  # Ray heads that start later inherit it
         os.environ["PYTHONPATH"] = str(ROOT)
         os.environ.pop("RAY_ADDRESS", None)
 
-    def start(self, stage: str, overrides: Sequence[str], environment: dict[str, str]) -> "Started":
-        """Start `orchestrator STAGE`, with nothing left of an earlier training."""
+    def start(self, stage: str, overrides: Sequence[str], environment: dict[str, str]) -> "Command":
+        """Start `orchestrator STAGE`, after deleting the notes of earlier trainings."""
         for note in self.notes.iterdir():
             note.unlink()
-        command = [str(COMMAND), stage, str(self.job), *overrides]
-        return Started(command, environment, self.log)
+        arguments = [str(COMMAND), stage, str(self.job), *overrides]
+        return Command(arguments, environment, self.log)
 
     def prepare(self, machine: Machine) -> Path:
         """Prepare the job's data; returns its folder."""
-        with running_ray(machine) as environment, self.start("prepare", [], environment) as started:
-            started.output()
+        with running_ray(machine) as environment, self.start("prepare", [], environment) as command:
+            command.output()
         (path,) = self.storage.glob("*/prepare-*")
         return path
 
     def workers(self) -> dict[tuple[int, int], list[float]]:
-        """By rank and process: when it was ready, and when each of its steps began."""
-        found = {}
+        """The times of each worker, by its rank and process: when it was ready, then when each of
+        its steps began."""
+        times = {}
         for note in self.notes.iterdir():
             rank, process = note.name.split("-")
             lines = [line.split() for line in note.read_text().splitlines()]
-            if len(lines) < 2:  # no step yet, or none ever: the command that exports the model
+            if len(lines) < 2:  # no step yet, or the command's own process, which only exports
                 continue
             check_niceness({int(niceness) for _, niceness in lines})
-            found[int(rank), int(process)] = [float(at) for at, _ in lines]
-        return found
+            times[int(rank), int(process)] = [float(time_) for time_, _ in lines]
+        return times
 
 
-class Started:
-    """A command that runs; what it prints goes to a file."""
+class Command:
+    """A running command, whose output goes to a file. As a context manager it ends with the block,
+    with all of its children."""
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], log: Path, folder: Path = ROOT
+        self, arguments: list[str], environment: dict[str, str], log: Path, folder: Path = ROOT
     ) -> None:
         self.log = log
-        self.at = time.time()
+        self.started = time.time()
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+                arguments, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
             )
 
-    def __enter__(self) -> "Started":
+    def __enter__(self) -> "Command":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing of it stays behind, however the block ends."""
         if self.process.poll() is None:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
@@ -154,20 +158,24 @@ class Started:
             self.process.wait()
 
     def output(self) -> str:
-        """What it printed, at its end. Raises RuntimeError where it failed."""
+        """Wait for the command to end; returns its output.
+
+        Raises:
+            RuntimeError: if its exit code is not 0.
+        """
         code = self.process.wait()
         text = self.log.read_text()
         if code:
-            command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
-            raise RuntimeError(f"{command} ended with {code}:\n{text[-3000:]}")
+            arguments = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
+            raise RuntimeError(f"{arguments} exited with {code}:\n{text[-3000:]}")
         return text
 
 
 @contextlib.contextmanager
 def running_ray(machine: Machine, cores: int | None = None) -> Iterator[dict[str, str]]:
-    """A Ray head, on all cores unless told, that has run a job before: how to get to it.
+    """Start a Ray head, with all cores by default, and yield the environment that connects to it.
 
-    With its first job a Ray starts what it keeps from then on.
+    It has already run one job, since Ray starts some of its processes only with the first job.
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -186,22 +194,24 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def check_niceness(found: set[int]) -> None:
-    if found != {os.nice(0)}:
-        warn(f"a process runs at niceness {sorted(found)}, the benchmark at {os.nice(0)}")
+def check_niceness(values: set[int]) -> None:
+    """Warn if the niceness of a side's processes is not the benchmark's own."""
+    if values != {os.nice(0)}:
+        warn(f"a process runs at niceness {sorted(values)}, the benchmark at {os.nice(0)}")
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
+    """The order of the sides in a round, so that no side always comes first."""
     turn %= len(names)
     return [*names[turn:], *names[:turn]]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median and, of several rounds, the lowest and the highest."""
-    middle = f"{statistics.median(values):,.{digits}f}"
+    """The median; for several rounds also the lowest and the highest value."""
+    median = f"{statistics.median(values):,.{digits}f}"
     if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):,.{digits}f} .. {max(values):,.{digits}f})"
+        return median
+    return f"{median} ({min(values):,.{digits}f} .. {max(values):,.{digits}f})"
 
 
 def warn(text: str) -> None:
@@ -209,12 +219,14 @@ def warn(text: str) -> None:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """The last line of every benchmark, for programs."""
+    """Print the last line of every benchmark, which programs can read."""
     print(json.dumps(result, default=list))
 
 
-def parser(text: str | None) -> argparse.ArgumentParser:
-    """Options of every benchmark."""
-    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--rounds", type=int, default=3, help="each side runs once in each")
-    return made
+def option_parser(text: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks share. `text` describes the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="each side runs once in each round")
+    return parser

@@ -1,12 +1,11 @@
-"""Time to the same bits per byte on tiny Shakespeare, beside nanoGPT's own train.py.
+"""Time to the same bits per byte on tiny Shakespeare, compared with nanoGPT's train.py.
 
     python -m benchmarks.time_to_loss --nanogpt PATH
 
-PATH is a checkout of github.com/karpathy/nanoGPT; it is copied, not changed. Both sides learn from
-the first 90 % of the text, have the same number of parameters and the same cores, and both are
-scored here, by one function, on all of the last 10 %. nanoGPT runs by the command that its README
-gives for a computer without a GPU, and its last score is the one that both have to reach. Tokens
-are prepared before the clock starts, on both sides.
+PATH is a checkout of github.com/karpathy/nanoGPT, which is copied and not changed. Both sides train
+on the first 90 % of the text, with the same number of parameters and the same cores. One function
+scores both on the last 10 %. nanoGPT runs by the command that its README gives for a CPU, and its
+last score is the target for both. Both sides prepare their tokens before the clock starts.
 """
 
 import importlib.util
@@ -26,11 +25,12 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from benchmarks.checkpoint_copies import CheckpointCopies
 from benchmarks.sides import (
+    Command,
     Engine,
     Machine,
-    Started,
-    parser,
+    option_parser,
     print_json,
     rotated,
     running_ray,
@@ -38,32 +38,31 @@ from benchmarks.sides import (
     temporary_folder,
     warn,
 )
-from benchmarks.watch import Watch
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.file import load_job
-from orchestrator.learn.fit import load_processor
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 
-TRAINED = 0.9  # of the text; the rest is scored
+TRAINED = 0.9  # share of the text; the rest is scored
 JOB = {
     "name": "time-to-loss",
-    # Two documents are given up for the splits that a job must have.
+    # Two documents are not learned: a job must have a validation and a test split.
     "data": {"validation_fraction": 0.001, "test_fraction": 0.001, "max_document_bytes": 4096},
     "tokenizer": {"vocab_size": 1024},
-    # A larger vocabulary than nanoGPT's, so a smaller d_ff: the parameters are as many.
+    # The vocabulary is larger than nanoGPT's, so a smaller d_ff makes up for its parameters.
     "model": {"num_layers": 4, "d_model": 128, "num_heads": 4, "d_ff": 400, "max_seq_len": 64},
     "train": {
         "steps": 100,
         "global_batch_size": 16,
         "lr": 2e-2,
         "warmup_steps": 10,
-        "eval_every": 1000,  # at the end alone
+        "eval_every": 1000,  # only at the end
         "eval_rows": 8,
         "checkpoint_every": 10,
     },
     "cluster": {"workers": 2},
 }
-# From nanoGPT's README; the last one keeps the model of its last iteration.
+# From nanoGPT's README, and the last option, which saves the last iteration too.
 NANOGPT = [
     "train.py",
     "config/train_shakespeare_char.py",
@@ -97,11 +96,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
+    """The checkpoints of one training."""
+
     start: float  # seconds from the command to the end of the first step
     points: list[Point]
 
     def reached(self, target: float) -> float | None:
-        """Seconds from the command to the first checkpoint that is as good."""
+        """Seconds from the command to the first checkpoint with at most `target` bits per byte;
+        None if there is none."""
         good = (p.seconds for p in self.points if p.bits_per_byte <= target)
         return min(good, default=None)
 
@@ -114,7 +116,7 @@ def main() -> None:
     curves: dict[str, list[Curve]] = {PEER: [], COLD: [], WARM: []}
     with temporary_folder() as folder:
         peer = NanoGPT(options, folder, text)
-        ours = Ours(folder, machine, text, cut, options.overrides)
+        ours = ThisEngine(folder, machine, text, cut, options.overrides)
         for number in range(options.rounds):
             machine.round_begins()
             for side in rotated(list(curves), number):
@@ -126,24 +128,26 @@ def main() -> None:
 
 
 def _options() -> Any:
-    made = parser(__doc__)
-    made.set_defaults(rounds=2)
+    parser = option_parser(__doc__)
+    parser.set_defaults(rounds=2)
     data = os.environ.get("ORCHESTRATOR_DATA", "data")
     text = Path(data) / "text_generation" / "tinyshakespeare.txt"
-    made.add_argument("--nanogpt", type=Path, required=True, help="its checkout")
-    made.add_argument("--nanogpt-options", default="", help="further ones, as --max_iters=50")
-    made.add_argument("--nanogpt-threads", type=int, default=os.cpu_count() or 1)
-    made.add_argument("--text", type=Path, default=text, help="tiny Shakespeare")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of our job")
-    options = made.parse_args()
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--nanogpt-options", default="", help="for example --max_iters=50")
+    parser.add_argument("--nanogpt-threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--text", type=Path, default=text, help="tiny Shakespeare")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of this engine's job"
+    )
+    options = parser.parse_args()
     for path in (options.nanogpt / "train.py", options.text):
         if not path.exists():
-            made.error(f"{path} is not there: see benchmarks/README.md")
+            parser.error(f"{path} does not exist: see benchmarks/README.md")
     return options
 
 
 class NanoGPT:
-    """nanoGPT's own script, in a copy of its checkout."""
+    """nanoGPT's training script, in a copy of its checkout."""
 
     def __init__(self, options: Any, folder: Path, text: str) -> None:
         self.folder = folder / "nanogpt"
@@ -153,9 +157,9 @@ class NanoGPT:
         self.threads = options.nanogpt_threads
         self.data = self.folder / "data" / "shakespeare_char"
         (self.data / "input.txt").write_text(text)
-        prepare = [sys.executable, str(self.data / "prepare.py")]  # finds the text, fetches nothing
-        with Started(prepare, dict(os.environ), folder / "nanogpt.log") as started:
-            started.output()
+        prepare = [sys.executable, str(self.data / "prepare.py")]  # downloads nothing: has the text
+        with Command(prepare, dict(os.environ), folder / "nanogpt.log") as command:
+            command.output()
         self.parameters = 0
 
     def run(self, machine: Machine) -> Curve:
@@ -164,22 +168,22 @@ class NanoGPT:
         log = self.folder / "train.log"
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         machine.wait_until_quiet()
-        command = [sys.executable, "-u", *NANOGPT, f"--out_dir={out}", *self.options]
+        arguments = [sys.executable, "-u", *NANOGPT, f"--out_dir={out}", *self.options]
         with (
-            Started(command, dict(os.environ), log, self.folder) as started,
-            Watch(out, "ckpt.pt", "", self.folder / "kept") as watch,
+            Command(arguments, dict(os.environ), log, self.folder) as command,
+            CheckpointCopies(out, "ckpt.pt", "", self.folder / "copies") as checkpoints,
         ):
-            first = _first_line(log, "iter 0:", started)
-            started.output()
+            first_step = _time_of_line(log, "iter 0:", command)
+            command.output()
         tokens = np.fromfile(self.data / "val.bin", dtype=np.uint16)
-        bytes_ = pickle.loads((self.data / "meta.pkl").read_bytes())["itos"]
-        token_bytes = np.array([len(bytes_[i].encode()) for i in range(len(bytes_))])
+        characters = pickle.loads((self.data / "meta.pkl").read_bytes())["itos"]
+        token_bytes = np.array([len(characters[i].encode()) for i in range(len(characters))])
         points = []
-        for path, at in watch.kept:
+        for path, written in checkpoints.copies:
             logits, length = self._load(path)
             score = bits_per_byte(logits, tokens, token_bytes, length)
-            points.append(Point(at - started.at, score))
-        return Curve(first - started.at, points)
+            points.append(Point(written - command.started, score))
+        return Curve(first_step - command.started, points)
 
     def _load(self, path: Path) -> tuple[Logits, int]:
         spec = importlib.util.spec_from_file_location("nanogpt_model", self.folder / "model.py")
@@ -193,8 +197,8 @@ class NanoGPT:
         return lambda x_BT, y_BT: model(x_BT, y_BT)[0], saved["model_args"]["block_size"]
 
 
-class Ours:
-    """`orchestrator train`, with a Ray that it starts itself or with one that is running."""
+class ThisEngine:
+    """`orchestrator train`, which starts Ray itself or uses one that is running."""
 
     def __init__(
         self, folder: Path, machine: Machine, text: str, cut: int, overrides: list[str]
@@ -208,9 +212,9 @@ class Ours:
         os.environ["OMP_NUM_THREADS"] = str(self.job.cluster.cpus_per_worker)
         with (
             running_ray(machine) as environment,
-            self.engine.start("prepare", overrides, environment) as started,
+            self.engine.start("prepare", overrides, environment) as command,
         ):
-            started.output()
+            command.output()
         (path,) = self.engine.storage.glob("*/prepare-*")
         prepared = PreparedData.load(Folder(str(path)))
         assert prepared is not None
@@ -228,18 +232,22 @@ class Ours:
 
     def _train(self, environment: dict[str, str]) -> Curve:
         with (
-            self.engine.start("train", self.overrides, environment) as started,
-            Watch(
+            self.engine.start("train", self.overrides, environment) as command,
+            CheckpointCopies(
                 self.engine.storage, "*/train-*/checkpoints/step-*/manifest.json",
-                "model.safetensors", self.folder / "kept",
-            ) as watch,
+                "model.safetensors", self.folder / "copies",
+            ) as checkpoints,
         ):  # fmt: skip
-            started.output()
-        (first,) = [times for (rank, _), times in self.engine.workers().items() if rank == 0]
+            command.output()
+        (times,) = [times for (rank, _), times in self.engine.workers().items() if rank == 0]
         for path in self.engine.storage.glob("*/train-*"):
             shutil.rmtree(path)
-        points = [Point(at - started.at, self._score(path)) for path, at in watch.kept]
-        return Curve(first[2] - started.at, points)
+        points = [
+            Point(written - command.started, self._score(path))
+            for path, written in checkpoints.copies
+        ]
+        # The first step ends when the second begins.
+        return Curve(times[2] - command.started, points)
 
     def _score(self, path: Path) -> float:
         model = (
@@ -254,41 +262,43 @@ class Ours:
         return bits_per_byte(lambda x_BT, _: model(x_BT), self.tokens, token_bytes, length)
 
 
-def _first_line(log: Path, beginning: str, started: Started) -> float:
-    """When a line that begins so stood in the log."""
-    while started.process.poll() is None:
+def _time_of_line(log: Path, beginning: str, command: Command) -> float:
+    """Wait for a line of the log with this beginning; returns the time."""
+    while command.process.poll() is None:
         if any(line.startswith(beginning) for line in log.read_text().splitlines()):
             return time.time()
         time.sleep(0.05)
-    raise RuntimeError(f"{log} has no line {beginning}...:\n{started.output()}")
+    raise RuntimeError(f"{log} has no line {beginning}...:\n{command.output()}")
 
 
 @torch.inference_mode()
 def bits_per_byte(logits: Logits, tokens: Tokens, token_bytes: Tokens, length: int) -> float:
-    """Of the whole text but its first token, whatever the tokens are.
+    """The cross-entropy of a text, except its first token, in bits per byte of the text. It does
+    not depend on the tokenizer.
 
-    Windows of the model's own `length` move on by half of it, and each token is scored once: with
-    at least half a window before it, but for those at the beginning of the text.
+    Windows of the model's context `length` overlap by half. Each token is scored once, with at
+    least half a window of context before it, except at the start of the text.
     """
     tokens = tokens.astype(np.int64)
     last = len(tokens) - 1 - length
     starts = np.append(np.arange(0, last, length // 2), last)
-    scored = np.append(0, starts[:-1] + length)  # up to this position, by the windows before
+    scored = np.append(0, starts[:-1] + length)  # earlier windows scored up to this position
     nats = 0.0
     for i in range(0, len(starts), 64):
-        at_BT = starts[i : i + 64, None] + np.arange(1, length + 1)
-        x_BT, y_BT = torch.from_numpy(tokens[at_BT - 1]), torch.from_numpy(tokens[at_BT])
+        targets_BT = starts[i : i + 64, None] + np.arange(1, length + 1)  # positions in the text
+        x_BT, y_BT = torch.from_numpy(tokens[targets_BT - 1]), torch.from_numpy(tokens[targets_BT])
         losses = F.cross_entropy(
             logits(x_BT, y_BT).flatten(0, 1).float(), y_BT.flatten(), reduction="none"
         )
-        new = torch.from_numpy(at_BT > scored[i : i + 64, None]).flatten()
-        nats += losses[new].double().sum().item()
+        is_new = torch.from_numpy(targets_BT > scored[i : i + 64, None]).flatten()
+        nats += losses[is_new].double().sum().item()
     return nats / math.log(2) / int(token_bytes[tokens[1:]].sum())
 
 
-def compare_parameters(theirs: int, ours: int) -> None:
-    print(f"parameters: nanoGPT {theirs:,}, ours {ours:,}")
-    if abs(ours / theirs - 1) > 0.02:
+def compare_parameters(peer: int, ours: int) -> None:
+    """Print the numbers of parameters; warns if they differ by more than 2 %."""
+    print(f"parameters: nanoGPT {peer:,}, ours {ours:,}")
+    if abs(ours / peer - 1) > 0.02:
         warn("the parameters differ by more than 2 %")
 
 
@@ -299,14 +309,14 @@ def report(curves: dict[str, list[Curve]], machine: Machine) -> None:
     print(f"bits per byte to reach: {spread(targets, 3)}")
     print(f"{'seconds to reach them':44}{'':>24}{'times as fast':>24}")
     for side, rounds in curves.items():  # the peer comes first
-        found = times(rounds, targets)
-        if found is None:
+        side_seconds = seconds_to(targets, rounds)
+        if side_seconds is None:
             warn(f"{side} did not reach nanoGPT's score in every round")
             continue
-        seconds[side], ratios[side] = found, {}
-        for since, values in found.items():
-            pairs = zip(seconds[PEER][since], values, strict=True)
-            ratios[side][since] = [theirs / mine for theirs, mine in pairs]
+        seconds[side], ratios[side] = side_seconds, {}
+        for since, values in side_seconds.items():
+            peer_values = seconds[PEER][since]
+            ratios[side][since] = [p / v for p, v in zip(peer_values, values, strict=True)]
             ratio = spread(ratios[side][since], 1)
             print(f"{side + ', ' + since:44}{spread(values, 1):>24}{ratio:>24}")
     result = {"benchmark": "time_to_loss", "targets": targets, "seconds": seconds, "ratios": ratios}
@@ -314,16 +324,17 @@ def report(curves: dict[str, list[Curve]], machine: Machine) -> None:
     print_json({**result, "curves": points, **machine.summary()})
 
 
-def times(rounds: list[Curve], targets: list[float]) -> dict[str, list[float]] | None:
-    """Seconds to each round's target, with the start and without it; None where one is missed."""
-    whole, steps = [], []
+def seconds_to(targets: list[float], rounds: list[Curve]) -> dict[str, list[float]] | None:
+    """Seconds to each round's target, with the start and without it; None if a round misses its
+    target."""
+    from_command, from_first_step = [], []
     for curve, target in zip(rounds, targets, strict=True):
         reached = curve.reached(target)
         if reached is None:
             return None
-        whole.append(reached)
-        steps.append(reached - curve.start)
-    return {"from the command": whole, "from the first step": steps}
+        from_command.append(reached)
+        from_first_step.append(reached - curve.start)
+    return {"from the command": from_command, "from the first step": from_first_step}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Language modelling that notes when each step begins: `task: benchmarks.timed_task:...` in a job.
+"""Language modelling that records when each step begins. A job names it by
+`task: benchmarks.timed_task:TimedLanguageModelling`.
 
-A job may name any task by its import path. So the engine that is measured is the one that users
-have, and its steps are timed by the same clock as those of its peers.
+Any job can name a task by its import path, so the engine that is measured is unchanged, and the
+same clock times its steps and those of its peers.
 """
 
 import functools
@@ -12,17 +13,18 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.tasks.task import Metric, Task
 
-FOLDER = "BENCHMARK_TIMINGS"  # the variable that names where the workers note their steps
+FOLDER = "BENCHMARK_TIMINGS"  # environment variable: the folder of the workers' notes
 
 
 class TimedLanguageModelling(Task[Any]):
-    """Hands everything on, as late as the built-in task would be imported: torch takes seconds."""
+    """Delegates to the built-in task, and imports it as late as the engine would, since torch takes
+    seconds to import."""
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
     families = ("decoder",)
     lines = False
@@ -48,15 +50,15 @@ class TimedLanguageModelling(Task[Any]):
     def build_model(self, vocab_size: int, num_outputs: int) -> Any:
         import torch
 
-        note()  # the first line of a worker: it is ready
+        note()  # the worker is ready
         self.seed = torch.initial_seed()
         return self.task.build_model(vocab_size, num_outputs)
 
     def loss(self, model: Any, batch: Any) -> Any:
         import torch
 
-        # From then on one for each step: a benchmark's steps have one micro-batch, which has a seed
-        # of its own. What is timed before them, to choose the precision, has not.
+        # A step of the benchmarks has one micro-batch, which has its own seed. The passes that are
+        # timed before, to choose the precision, keep the model's seed.
         if torch.initial_seed() != self.seed:
             note()
         return self.task.loss(model, batch)
@@ -69,13 +71,13 @@ class TimedLanguageModelling(Task[Any]):
 
 
 def note() -> None:
-    """Write down the time, and the niceness that this process runs at."""
+    """Record the time and the niceness of this process."""
     _file().write(f"{time.time()} {os.nice(0)}\n".encode())
 
 
 @functools.cache
 def _file() -> FileIO:
-    """A file of each worker, unbuffered, named by its rank and its process."""
+    """The worker's own file, unbuffered, named by its rank and its process."""
     from torch import distributed
 
     rank = distributed.get_rank() if distributed.is_initialized() else 0

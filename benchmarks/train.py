@@ -1,10 +1,10 @@
-"""Training beside a plain torchrun script, Hugging Face's Trainer and Lightning.
+"""Training speed, compared with a plain torchrun script, Hugging Face's Trainer and Lightning.
 
     python -m benchmarks.train
 
-One model, the same rows, fused AdamW, one batch size and the same cores for all. Every side is
-started anew in every round, in an order that moves on from round to round. Prints a table, ratios,
-and at the end one line of JSON.
+All sides train the same model on the same rows with fused AdamW, one batch size and the same cores.
+Each side starts anew in every round, and the order of the sides rotates. The command prints a
+table, ratios, and at the end one line of JSON.
 """
 
 import contextlib
@@ -24,27 +24,28 @@ import numpy as np
 import torch
 
 from benchmarks.sides import (
+    Command,
     Engine,
     Machine,
-    Started,
-    Steps,
+    StepTimes,
     check_niceness,
-    parser,
+    option_parser,
     print_json,
     rotated,
     running_ray,
     spread,
     temporary_folder,
 )
-from orchestrator.data.shards import SampleOrder, ShardReader
+from orchestrator.data.sample_order import SampleOrder
+from orchestrator.data.shards import ShardReader
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.file import load_job
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.fit import load_processor
 from orchestrator.learn.precision import choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 
 BATCH, LENGTH = 16, 256
 JOB = {
@@ -58,11 +59,11 @@ TRAIN = {
     "global_batch_size": BATCH,
     "lr": 1e-3,
     "warmup_steps": 0,
-    "min_lr_ratio": 1.0,  # a constant rate, which every side knows
+    "min_lr_ratio": 1.0,  # a constant rate, which every side supports
     "eval_rows": BATCH,
 }
 SKIPPED = 10  # steps before the steady state
-SAVED_EVERY = 10  # steps, where checkpoints are measured
+SAVED_EVERY = 10  # steps between checkpoints, for the side that saves them
 
 TORCHRUN = ["torch.distributed.run", "--standalone"]
 PLAIN = "benchmarks.peers.torchrun_script"
@@ -72,12 +73,12 @@ LIGHTNING = "benchmarks.peers.lightning_trainer"
 
 @dataclass(frozen=True)
 class Side:
-    """What is started: this engine with overrides of its job, or a peer's module."""
+    """The command of a side: this engine with overrides of its job, or a peer's module."""
 
     threads: int  # of each process
-    module: Sequence[str] = ()  # none: this engine
-    options: Sequence[str] = ()  # overrides of the job, or what stands behind the peer's folder
-    environment: Mapping[str, str] = field(default_factory=dict)  # besides the benchmark's own
+    module: Sequence[str] = ()  # empty: this engine
+    options: Sequence[str] = ()  # overrides of the job, or the peer's arguments after its folder
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to the benchmark's own
 
 
 SAVING = ["cluster.workers=2", f"train.checkpoint_every={SAVED_EVERY}"]
@@ -87,7 +88,7 @@ SIDES = {
     "ours 2": Side(1, options=["cluster.workers=2"]),
     "torchrun 2": Side(1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN]),
     "torchrun 2, memory kept": Side(
-        1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN], environment=spares.KEPT_MEMORY
+        1, [*TORCHRUN, "--nproc_per_node=2", "-m", PLAIN], environment=preload.KEPT_MEMORY
     ),
     "ours 2, saving": Side(1, options=SAVING),
     "ours 2, deterministic": Side(1, options=["cluster.workers=2", "train.deterministic=true"]),
@@ -100,7 +101,7 @@ SIDES = {
 KILLED = "ours 2, killed"
 TRAINERS = ["transformers 1x2", "transformers 2x1", "lightning 1x2", "lightning 2x1"]
 
-Results = dict[str, list[Steps]]  # by side, one a round
+Results = dict[str, list[StepTimes]]  # by side, one for each round
 
 
 def main() -> None:
@@ -127,18 +128,18 @@ def main() -> None:
 
 
 def _options() -> Any:
-    made = parser(__doc__)
-    made.add_argument("--steps", type=int, default=100, help=f"the first {SKIPPED} do not count")
+    parser = option_parser(__doc__)
+    parser.add_argument("--steps", type=int, default=100, help=f"the first {SKIPPED} do not count")
     names = [*SIDES, KILLED]
-    made.add_argument("--sides", nargs="+", choices=names, default=names, metavar="SIDE")
-    options = made.parse_args()
+    parser.add_argument("--sides", nargs="+", choices=names, default=names, metavar="SIDE")
+    options = parser.parse_args()
     if options.steps < SKIPPED + 5:
-        made.error(f"--steps = {options.steps}: must be {SKIPPED + 5} or more")
+        parser.error(f"--steps = {options.steps}: must be {SKIPPED + 5} or more")
     return options
 
 
 def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
-    """Prepare the job's data, and write its settings and the rows of its steps for the peers."""
+    """Prepare the job's data, and write the peers' workload: the settings, and each step's rows."""
     prepared = PreparedData.load(Folder(str(engine.prepare(machine))))
     assert prepared is not None
     job = load_job(str(engine.job), [])
@@ -153,73 +154,75 @@ def prepare(engine: Engine, machine: Machine, folder: Path) -> None:
     choice = choose(task, model, Batches(prepared, job.train, world).first(), world)
     print(f"torchrun computes in {choice.precision}: {choice.reason}", file=sys.stderr)
     keys = ("steps", "seed", "lr", "betas", "weight_decay", "grad_clip")
-    work = {
+    workload = {
         "model": job.model.model_dump(),
         "vocab_size": processor.vocab_size,
         "batch": BATCH,
         "bf16": choice.precision == "bf16",
         **{key: getattr(job.train, key) for key in keys},
     }
-    (folder / "work.json").write_text(json.dumps(work))
+    (folder / "workload.json").write_text(json.dumps(workload))
 
 
-def run(side: Side, engine: Engine, machine: Machine, folder: Path) -> Steps:
+def run(side: Side, engine: Engine, machine: Machine, folder: Path) -> StepTimes:
     os.environ["OMP_NUM_THREADS"] = str(side.threads)
     if not side.module:
         return run_ours(side, engine, machine)
     machine.wait_until_quiet()
-    command = [sys.executable, "-m", *side.module, str(folder), *side.options]
-    with Started(command, {**os.environ, **side.environment}, folder / "peer.log") as started:
-        lines = [line for line in started.output().splitlines() if line.startswith('{"ready"')]
-    line = json.loads(lines[-1])
-    check_niceness({line["niceness"]})
-    return Steps(started.at, line["ready"], line["ends"], line["loss"])
+    arguments = [sys.executable, "-m", *side.module, str(folder), *side.options]
+    with Command(arguments, {**os.environ, **side.environment}, folder / "peer.log") as command:
+        lines = [line for line in command.output().splitlines() if line.startswith('{"ready"')]
+    result = json.loads(lines[-1])
+    check_niceness({result["niceness"]})
+    return StepTimes(command.started, result["ready"], result["ends"], result["loss"])
 
 
-def run_ours(side: Side, engine: Engine, machine: Machine) -> Steps:
+def run_ours(side: Side, engine: Engine, machine: Machine) -> StepTimes:
     with (
         running_ray(machine) as environment,
-        engine.start("train", side.options, environment) as started,
+        engine.start("train", side.options, environment) as command,
     ):
-        started.output()
+        command.output()
     ((ready, *begins),) = [times for (rank, _), times in engine.workers().items() if rank == 0]
-    # A step ends where the next one begins; when the last one ended is not known.
-    return Steps(started.at, ready, begins[1:], _take_training(engine))
+    # A step ends when the next one begins. The end of the last step is unknown.
+    return StepTimes(command.started, ready, begins[1:], _take_training(engine))
 
 
 def recover(engine: Engine, machine: Machine, steps: int) -> dict[str, float]:
-    """Kill the second worker half-way through a training that is twice as long."""
+    """Train for 2 * `steps`, and kill the second worker halfway; returns the seconds until its
+    replacement has finished a step, and those that it had trained before."""
     os.environ["OMP_NUM_THREADS"] = "1"
     overrides = [*SAVING, f"train.steps={2 * steps}"]
     with (
         running_ray(machine) as environment,
-        engine.start("train", overrides, environment) as started,
+        engine.start("train", overrides, environment) as command,
     ):
-        process, ready = _second_worker_at(steps, engine, started)
+        process, ready = _second_worker_at(steps, engine, command)
         os.kill(process, signal.SIGKILL)
         killed = time.time()
-        started.output()
+        command.output()
     _take_training(engine)
     workers = engine.workers()
-    (after,) = [times for (rank, p), times in workers.items() if rank == 1 and p != process]
+    (restarted,) = [times for (rank, p), times in workers.items() if rank == 1 and p != process]
     return {
-        "next_step_after": after[2] - killed,  # where the second one after the restart begins
+        "next_step_after": restarted[2] - killed,  # its second step begins
         "trained_before": killed - ready,
     }
 
 
-def _second_worker_at(step: int, engine: Engine, started: Started) -> tuple[int, float]:
-    """The second worker's process once it has come to a step, and when it was ready."""
-    while started.process.poll() is None:
+def _second_worker_at(step: int, engine: Engine, command: Command) -> tuple[int, float]:
+    """Wait until the second worker has reached a step; returns its process and when it was
+    ready."""
+    while command.process.poll() is None:
         for (rank, process), times in engine.workers().items():
             if rank == 1 and len(times) > step:
                 return process, times[0]
         time.sleep(0.1)
-    raise RuntimeError(f"the training ended before step {step}:\n{started.output()}")
+    raise RuntimeError(f"the training ended before step {step}:\n{command.output()}")
 
 
 def _take_training(engine: Engine) -> float:
-    """Delete the training, so that the next one begins anew; returns its loss at the end."""
+    """Delete the training, so that the next one starts anew; returns its last losses' mean."""
     (path,) = engine.storage.glob("*/train-*")
     training = Training.load(Folder(str(path)))
     assert training is not None
@@ -229,14 +232,14 @@ def _take_training(engine: Engine) -> float:
     return statistics.fmean(losses[-5:])
 
 
-def speed(steps: Steps) -> float:
-    """Tokens a second in the steady state, by the median step."""
-    return BATCH * LENGTH / statistics.median(steps.seconds(SKIPPED))
+def speed(times: StepTimes) -> float:
+    """Tokens per second in the steady state, by the median step."""
+    return BATCH * LENGTH / statistics.median(times.seconds(SKIPPED))
 
 
-def mean_speed(steps: Steps) -> float:
-    """The same over all steps, so that pauses between them count."""
-    return BATCH * LENGTH / statistics.fmean(steps.seconds(SKIPPED))
+def mean_speed(times: StepTimes) -> float:
+    """Tokens per second in the steady state, by the mean step: pauses between steps count."""
+    return BATCH * LENGTH / statistics.fmean(times.seconds(SKIPPED))
 
 
 def report(results: Results, recoveries: list[dict[str, float]], machine: Machine) -> None:
@@ -249,11 +252,11 @@ def report(results: Results, recoveries: list[dict[str, float]], machine: Machin
             f"{name:24}{spread([speed(steps) for steps in rounds], 0):>28}{all_steps:>12,.0f}"
             f"{spread([steps.start for steps in rounds], 1) + ' s':>24}{rounds[-1].loss:>8.3f}"
         )
-    found = ratios(results)
+    comparisons = ratios(results)
     if recoveries:
-        found["kill to next step, s"] = [each["next_step_after"] for each in recoveries]
+        comparisons["kill to next step, s"] = [each["next_step_after"] for each in recoveries]
     print()
-    for name, values in found.items():
+    for name, values in comparisons.items():
         print(f"{name:52}{spread(values)}")
     print_json(
         {
@@ -271,7 +274,7 @@ def report(results: Results, recoveries: list[dict[str, float]], machine: Machin
                 ]
                 for name, rounds in results.items()
             },
-            "ratios": {name: [round(v, 3) for v in values] for name, values in found.items()},
+            "ratios": {name: [round(v, 3) for v in values] for name, values in comparisons.items()},
             "recoveries": recoveries,
             **machine.summary(),
         }
@@ -279,11 +282,11 @@ def report(results: Results, recoveries: list[dict[str, float]], machine: Machin
 
 
 def ratios(results: Results) -> dict[str, list[float]]:
-    """What was compared, round by round, as far as the sides that it needs were run."""
+    """The comparisons whose sides were run, by name: one value for each round."""
     speeds = {name: np.array([speed(steps) for steps in each]) for name, each in results.items()}
     starts = {name: np.array([steps.start for steps in each]) for name, each in results.items()}
     pace = {name: np.array([mean_speed(steps) for steps in each]) for name, each in results.items()}
-    compared = {
+    comparisons = {
         "ours / torchrun, 1 worker": lambda: speeds["ours 1"] / speeds["torchrun 1"],
         "ours / torchrun, 2 workers": lambda: speeds["ours 2"] / speeds["torchrun 2"],
         "of which kept memory: torchrun with it / without": lambda: (
@@ -305,11 +308,11 @@ def ratios(results: Results) -> dict[str, list[float]]:
             100 * (pace["ours 2"] / pace["ours 2, saving"] - 1)
         ),
     }
-    found = {}
-    for name, compare in compared.items():
-        with contextlib.suppress(KeyError):  # of a side that was left out
-            found[name] = compare().tolist()
-    return found
+    values = {}
+    for name, compare in comparisons.items():
+        with contextlib.suppress(KeyError):  # a side of this comparison was not run
+            values[name] = compare().tolist()
+    return values
 
 
 if __name__ == "__main__":

@@ -11,24 +11,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
 from orchestrator import __version__
 from orchestrator.errors import OrchestratorError, StoppedError, UserError
 from orchestrator.job.file import load_job
-from orchestrator.job.job import json_schema
+from orchestrator.job.schema import json_schema
 from orchestrator.progress import STAGES, StageStatus
 from orchestrator.storage import strict_json
+from orchestrator.tables import event_table, plan_table, print_outcome, print_statuses
 
 if TYPE_CHECKING:
-    from orchestrator.pipeline import Outcome
-    from orchestrator.storage.artifact import Evaluation
+    pass
 
 LAST_EVENTS = 20  # that status shows by itself
 console = Console(highlight=False)
@@ -90,12 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else ""
         errors.print(f"[bold red]error:[/] {type(error).__name__}: {escape(reason)}")
-        errors.print("this was not foreseen: run it with --debug for the traceback")
+        errors.print("unexpected error: please report it with the output of --debug")
         return 1
 
 
 def _unheard(_: "sys.UnraisableHookArgs") -> None:
-    """For what objects raise when they are freed: Ray's do where Ctrl-C met them half made."""
+    """Drop errors of `__del__`: Ray objects interrupted during construction raise in it."""
 
 
 def _exit_code(error: BaseException | None) -> int:
@@ -217,7 +216,9 @@ def run_command(options: argparse.Namespace) -> int:
         # Ray and torch take seconds to import, which no mistake above need wait for.
         from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
+        from orchestrator.forecast import forecast
         from orchestrator.pipeline import check_room, run_stages
+        from orchestrator.storage.events import read_events
 
         if (here := local_cluster()) is not None:
             check_room(job, here)
@@ -242,11 +243,14 @@ def run_command(options: argparse.Namespace) -> int:
                 console.print(f"sweep      {escape(address)}", soft_wrap=True)
 
             stack.enter_context(beside(run.folder, announce))
+        ahead = forecast(job, run.status(None), read_events(run.folder), options.until)
+        terminal.expect(ahead)
         outcome = run_stages(run, options.until, connected, display)
         if options.until != "serve":
-            print_outcome(terminal.statuses, outcome)
+            print_outcome(console, terminal.statuses, outcome)
             return 0
         from orchestrator.serve.deploy import ask, deploy
+        from orchestrator.serve.engines import engine_of
 
         cluster = connected()
         check_room(outcome.job, cluster)
@@ -258,12 +262,12 @@ def run_command(options: argparse.Namespace) -> int:
         run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
         seconds = time.monotonic() - started
         display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
-        lease.close()  # nothing is written any more: a next training may run beside the endpoint
-        print_outcome(terminal.statuses, outcome)
-        completes = job.build_task().serves == "completions"
-        between, path = ("", "completions") if completes else (" -> ", "predict")
-        console.print(f"\n[bold]{escape(job.serve.sample_prompt)}[/]{between}{escape(text)}\n")
-        console.print(f"endpoint   {escape(url)}/v1/{path}")
+        lease.close()  # the run is written: another training may start beside the endpoint
+        print_outcome(console, terminal.statuses, outcome)
+        engine = engine_of(job.build_task())
+        prompt = escape(job.serve.sample_prompt)
+        console.print(f"\n[bold]{prompt}[/]{engine.separator}{escape(text)}\n")
+        console.print(f"endpoint   {escape(url)}/v1/{engine.path}")
         console.print(f"Ray        {escape(cluster.dashboard_url)}")
         if not cluster.started_here:
             console.print("the endpoint stays deployed on the cluster")
@@ -312,30 +316,8 @@ def plan_command(options: argparse.Namespace) -> int:
     check_inputs(run)
     plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
     console.print_json(job.model_dump_json())
-    chosen = ", ".join(f"{name} = {value}" for name, value in run.derived.items())
-    about = "about " if plan.samples_are_estimated else ""
-    rows = {
-        "source": f"{plan.source_files:,} files, {plan.source_bytes / 1e6:,.1f} MB",
-        "samples": f"{about}{plan.train_samples:,} for training",
-        "parameters": f"{plan.parameters:,}",
-        "tokens a step": f"{plan.tokens_per_step:,} for any number of workers: "
-        + ", ".join(f"{count} x {n} micro-batches" for count, n in plan.accumulation.items()),
-        "steps": f"{plan.steps:,}"
-        if plan.steps
-        else f"what fits {job.train.budget_minutes:g} minutes"
-        + (f", at most {job.train.epochs:g} epochs" if job.train.epochs else ""),
-        "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
-        + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
-        "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
-        "sweep": plan.sweep,
-        "chosen for it": chosen or "nothing: the job says how large its model is",
-        "storage": run.folder.uri,
-    }
-    table = Table(title="what follows from the job", title_justify="left", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    console.print(table)
-    print_statuses(statuses)
+    console.print(plan_table(job, plan, run))
+    print_statuses(console, statuses)
     if (here := local_cluster()) is not None:
         check_room(job, here)
     return 0
@@ -343,6 +325,7 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
+    from orchestrator.forecast import forecast, time_left_of
     from orchestrator.run import Run
     from orchestrator.storage.events import read_events
 
@@ -355,9 +338,12 @@ def status_command(options: argparse.Namespace) -> int:
         report = {"job": job.name, "stages": stages, "holder": holder, "events": events}
         sys.stdout.write(strict_json.dumps(report, indent=1) + "\n")
         return 0
-    print_statuses(statuses)
+    print_statuses(console, statuses)
     if holder is not None:
         console.print(f"running: {escape(holder)}")
+        ahead = forecast(job, statuses, events, "evaluate")
+        if left := time_left_of(ahead, events, datetime.now(UTC)):
+            console.print(f"left up to evaluate: {left}")
     if events:
         console.print(event_table(events, len(events) if options.all else LAST_EVENTS))
     return 0
@@ -382,74 +368,6 @@ def dashboard_command(options: argparse.Namespace) -> int:
 def schema_command(options: argparse.Namespace) -> int:
     sys.stdout.write(json_schema())
     return 0
-
-
-def print_outcome(statuses: list[StageStatus], outcome: "Outcome") -> None:
-    """The tables at the end of a run."""
-    console.print(stage_table(statuses))
-    if outcome.evaluation is not None:
-        console.print(metric_table(outcome.evaluation))
-
-
-def stage_table(statuses: list[StageStatus]) -> Table:
-    artifact = Column("artifact", overflow="fold")
-    table = Table("stage", "seconds", artifact, title="stages", title_justify="left")
-    for status in statuses:
-        seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
-        table.add_row(status.stage, seconds, escape(_short(status.path or "")))
-    return table
-
-
-def _short(path: str) -> str:
-    """A path below the working directory without it."""
-    return path.removeprefix(f"{os.getcwd()}/")
-
-
-def print_statuses(statuses: list[StageStatus]) -> None:
-    """Where each stage stands, and what its user should know of what it left."""
-    console.print(status_table(statuses))
-    for status in statuses:
-        for notice in status.notices:
-            console.print(f"[yellow]![/] {status.stage}: {escape(notice)}", soft_wrap=True)
-
-
-def status_table(statuses: list[StageStatus]) -> Table:
-    table = Table("stage", "state", "seconds", "what", title="stages", title_justify="left")
-    for status in statuses:
-        seconds = f"{status.seconds:.1f}" if status.seconds is not None else ""
-        what = status.summary or _short(status.path or "")
-        table.add_row(status.stage, status.state, seconds, escape(what))
-    return table
-
-
-def event_table(events: list[dict[str, Any]], count: int) -> Table:
-    """The story of a run, its last `count` events."""
-    from orchestrator.storage.events import describe
-
-    shown = events[-count:]
-    title = (
-        f"events, the last {len(shown)} of {len(events)}" if len(shown) < len(events) else "events"
-    )
-    details = Column("details", overflow="fold")
-    table = Table("time", "stage", "event", details, title=title, title_justify="left")
-    for event in shown:
-        at = datetime.fromisoformat(event["time"]).astimezone()
-        cells = [
-            f"{at:%m-%d %H:%M:%S}",
-            *map(str, (event["stage"], event["event"], describe(event))),
-        ]
-        table.add_row(*map(escape, cells), style="red" if "error" in event else "")
-    return table
-
-
-def metric_table(evaluation: "Evaluation") -> Table:
-    names = list(evaluation.metrics)
-    columns = [escape(name.replace("_", " ")) for name in names]
-    table = Table("test split", *columns, title_justify="left")
-    for name, metrics in {"this model": evaluation.metrics, **evaluation.baselines}.items():
-        cells = [f"{metrics[key]:,.3f}" if key in metrics else "" for key in names]
-        table.add_row(escape(name), *cells, style="bold" if name == "this model" else "")
-    return table
 
 
 terminated = threading.Event()

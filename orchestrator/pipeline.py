@@ -1,6 +1,6 @@
-"""The stages in order: what is finished is taken up, what is not is run.
+"""Runs the stages in order. A finished stage is not run again; its artifact is used.
 
-A stage's module is imported when it is its turn: Ray's libraries and torch take seconds each.
+Each stage's module is imported when the stage begins: Ray's libraries and torch take seconds each.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage
 from orchestrator.run import Run, stage_status
+from orchestrator.serve.engines import check_engine
 from orchestrator.storage.artifact import (
     FINDINGS,
     Artifact,
@@ -28,7 +29,7 @@ from orchestrator.tasks.task import reading_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: the artifacts of its stages, as far as it went."""
+    """The artifacts of a run's stages, as far as it went."""
 
     job: Job  # with the sweep's best values
     prepared: PreparedData
@@ -40,7 +41,7 @@ A = TypeVar("A", bound=Artifact)
 
 
 def check_room(job: Job, cluster: Cluster) -> None:
-    """Raises UserError where the job's workers or its replicas do not fit the cluster."""
+    """Raises UserError if the job's workers or its replicas do not fit the cluster."""
     sizes = job.cluster
     cluster.check_room(
         "cluster.workers", sizes.fewest_workers, sizes.cpus_per_worker, sizes.gpus_per_worker
@@ -53,15 +54,18 @@ def check_room(job: Job, cluster: Cluster) -> None:
 
 
 def check_inputs(run: Run) -> None:
-    """Look at the weights that the job begins with and at the heads of its files, as far as they
-    matter still.
+    """Check what the unfinished stages need: the serving engine, `model.init_from`, the files.
+
+    Only the first rows of the files are read.
 
     Raises:
-        UserError: where the job cannot run with them.
+        UserError: if the job cannot run with them.
     """
+    task = run.job.build_task()
+    check_engine(task)
     _check_weights(run)
     if PreparedData.load(run.prepare_folder()) is None:
-        check_columns(run.files, reading_of(run.job.build_task()))
+        check_columns(run.files, reading_of(task))
 
 
 def _check_weights(run: Run) -> None:
@@ -79,10 +83,10 @@ def _check_weights(run: Run) -> None:
 
 
 def _export(job: Job, prepared: PreparedData, training: Training) -> None:
-    """Leave the model beside its checkpoints for other jobs to begin with, and for Hugging Face's
-    libraries, where it is one of theirs."""
+    """Export the model beside its checkpoints, for the `model.init_from` of other jobs and for
+    Hugging Face's libraries, if they have its architecture."""
     folder = training.exported
-    if not folder.exists("README.md"):  # which is written last
+    if not folder.exists("README.md"):  # an export writes it last
         from orchestrator.evaluate.export import export
 
         with contextlib.suppress(UserError):
@@ -92,23 +96,23 @@ def _export(job: Job, prepared: PreparedData, training: Training) -> None:
 def run_stages(
     run: Run, until: Stage, connected: Callable[[], Cluster], display: Display
 ) -> Outcome:
-    """Run what is not finished, in order, up to `until` or, where that is serve, to the one before.
+    """Run the unfinished stages in order, up to `until`. The command itself runs serve.
 
-    `connected` gives the cluster; it is not called where nothing is left to run.
+    `connected` connects to the cluster. It is not called if all stages are finished.
 
     Raises:
-        OrchestratorError: of the stage that failed; what is finished stays.
+        OrchestratorError: of the stage that failed. Artifacts of finished stages stay.
     """
     job = run.job
 
     def finish(name: Stage, kind: type[A], folder: Folder, work: Callable[[], A]) -> A:
-        found = kind.load(folder)
-        if found is None:
+        finished = kind.load(folder)
+        if finished is None:
             check_room(job, connected())
             display.stage_started(name)
-        artifact = work() if found is None else found
+        artifact = work() if finished is None else finished
         status = stage_status(name, kind, folder) if name != "prepare" else run.prepare_status()
-        display.stage_finished(status, already=found is not None)
+        display.stage_finished(status, already=finished is not None)
         return artifact
 
     def prepared_data() -> PreparedData:
@@ -138,9 +142,11 @@ def run_stages(
             from orchestrator.tune.deploy import take_best_trial
 
             return take_best_trial(chosen, prepared, swept, run.train_folder(chosen))
-        from orchestrator.train import spares
+        from orchestrator.train import preload
 
-        spares.start_for_workers(chosen.cluster.most_workers)  # while this process still imports
+        preload.start_for_workers(
+            chosen.cluster.most_workers
+        )  # while this process still imports modules
         from orchestrator.train.stage import train
 
         return train(chosen, prepared, run.train_folder(chosen), run.events, display)
@@ -153,9 +159,9 @@ def run_stages(
     def evaluated() -> Evaluation:
         from orchestrator.evaluate.stage import evaluate
 
-        found = swept.folder.read(FINDINGS).decode() if swept is not None else ""
+        findings = swept.folder.read(FINDINGS).decode() if swept is not None else ""
         into = run.evaluate_folder(chosen)
-        return evaluate(chosen, prepared, training, into, display, found)
+        return evaluate(chosen, prepared, training, into, display, findings)
 
     evaluation = finish("evaluate", Evaluation, run.evaluate_folder(chosen), evaluated)
     return Outcome(chosen, prepared, training, evaluation)

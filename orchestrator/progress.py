@@ -1,6 +1,6 @@
-"""The stages of a run, where each stands, and the interface through which a stage reports progress.
+"""The stages of a run, their status, and the interfaces through which they report progress.
 
-Stages report to a `Progress` and the pipeline to a `Display`, so that neither knows of terminals.
+A stage reports to a `Progress`, the pipeline to a `Display`. Neither knows about terminals.
 """
 
 from dataclasses import dataclass
@@ -13,34 +13,37 @@ State = Literal["finished", "running", "interrupted", "pending", "skipped"]
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Where a stage stands. `path` and `seconds` are None until it has a folder, or an end."""
+    """The status of a stage. `path` is None before it has a folder, `seconds` before it ends."""
 
     stage: Stage
     state: State
     path: str | None = None
     seconds: float | None = None
     summary: str = ""
-    notices: tuple[str, ...] = ()  # what the user should know of the artifact
+    notices: tuple[str, ...] = ()  # about the artifact, for the user
 
 
 class Progress(Protocol):
-    """One activity at a time, with a count where its end is known."""
+    """Shows one activity at a time, with a count if the total is known."""
 
     def start(self, name: str, total: float | None, unit: str) -> None:
-        """Begin an activity of `total` units; None where nobody knows how many."""
+        """Begin an activity of `total` units, or of None if the number is unknown."""
 
     def advance(self, amount: float) -> None:
-        """So many units more are done."""
+        """Count `amount` more units as done."""
 
     def show(self, values: dict[str, Any]) -> None:
-        """The latest figures: loss, lr and so on."""
+        """Show the latest figures, such as loss and lr."""
+
+    def note(self, text: str) -> None:
+        """Print a line that stays on the screen, such as a sample of the model's output."""
 
     def finish(self) -> None:
-        """The activity is over."""
+        """End the activity."""
 
 
 class Display(Progress, Protocol):
-    """Receives a run's progress: of its stages, and within each stage."""
+    """Receives a run's progress: the start and end of stages, and the progress within each."""
 
     def stage_started(self, stage: Stage) -> None: ...
 

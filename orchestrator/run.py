@@ -1,7 +1,7 @@
-"""One job's artifacts: where each stage's lies, where it stands, and who may write there.
+"""A run: the folders of a job's artifacts, the status of its stages, and the lock on writing.
 
-Every stage's folder is named by a fingerprint of its settings and of what it reads, so that a
-changed job never takes up what an older one left, and a job changed back finds its own again.
+A stage's folder is named by a fingerprint of its settings and inputs. So a changed job never reuses
+the artifact of an older one, and a job that is changed back finds its own artifacts again.
 """
 
 import contextlib
@@ -21,9 +21,11 @@ import httpx
 from pydantic import BaseModel, Field
 
 from orchestrator import __version__
-from orchestrator.data.sources import Listing, SourceFile, find_files, total_bytes
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import Listing, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.job.defaults import derive, says_all
+from orchestrator.job.fingerprint import fingerprint
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage, StageStatus
 from orchestrator.storage import lease
@@ -32,11 +34,11 @@ from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import MANIFEST, Folder
 
 ENDPOINT = "endpoint.json"
-ASKED_FOR = (KeyboardInterrupt, StoppedError)  # ends that are no errors
+ASKED_FOR = (KeyboardInterrupt, StoppedError)  # by the user: no errors
 
 
 class Served(BaseModel):
-    """Where a run's model is served, as `endpoint.json` has it."""
+    """The content of `endpoint.json`: where a run's model is served."""
 
     url: str = Field(pattern=r"^https?://\S+$")
     checkpoint: str
@@ -45,7 +47,7 @@ class Served(BaseModel):
 class Run:
     """One job's artifacts under `<storage>/<job name>/`.
 
-    `job` is the given one with values for all that it left open, `derived` those values.
+    `job` is the given job completed with the values in `derived`.
     """
 
     def __init__(self, job: Job) -> None:
@@ -53,20 +55,19 @@ class Run:
         self.events = EventLog(self.folder)
         self._found: Listing | UserError | None = None
         self._digest: str | None = None
-        self._taken: str | None = None  # what is taken in place of data that is gone
+        self._taken: str | None = None  # note: an earlier preparation replaces data that is gone
         self._data, self._storage = job.data, storage(job).uri
         self.derived = {} if says_all(job) else derive(job, self._source_bytes())
         self.job = job.override(self.derived)
 
     @property
     def files(self) -> list[SourceFile]:
-        """The data's files, listed once. Raises UserError where there are none."""
+        """The data's files, listed once. Raises UserError if there are none."""
         return self._listing().files
 
     @property
     def notes(self) -> list[str]:
-        """What its user should know of how the files were found, or what is taken in their place,
-        a line each."""
+        """Notes for the user about how the files were found, or what replaces them."""
         try:
             return self._listing().notes
         except UserError:
@@ -83,7 +84,7 @@ class Run:
         return self._found
 
     def _source_bytes(self) -> int:
-        """How much data there is; or was, where it is prepared and may have moved on since."""
+        """The size of the data, or of the data last prepared if the files are gone."""
         try:
             return total_bytes(self.files)
         except UserError:
@@ -93,12 +94,12 @@ class Run:
             return newest[0].source_bytes
 
     def prepare_folder(self) -> Folder:
-        """Where the data is prepared; of data that is gone, where it was prepared last."""
-        fingerprint = self.job.fingerprint("prepare")
+        """The folder of the prepared data. If the files are gone, of the newest preparation."""
+        digest = fingerprint(self.job, "prepare")
         try:
             files = self.files
         except UserError as error:
-            newest = self._newest_prepared(f"prepare-{fingerprint}-")
+            newest = self._newest_prepared(f"prepare-{digest}-")
             if newest is None:
                 raise
             folder, when = newest[0].folder, datetime.fromtimestamp(newest[1] / 1e9)
@@ -110,11 +111,11 @@ class Run:
             listing = [vars(file) for file in files]
             text = json.dumps(listing, default=vars)  # `beside` holds files, too
             self._digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return self.folder / f"prepare-{fingerprint}-{self._digest}"
+        return self.folder / f"prepare-{digest}-{self._digest}"
 
     def _newest_prepared(self, prefix: str) -> tuple[PreparedData, int] | None:
-        """The preparation that was finished last, and when, in nanoseconds of Unix time. The names
-        say nothing of the order: they are hashes."""
+        """The newest finished preparation and its time, in nanoseconds since 1970. Names are hashes
+        and have no order."""
         folders = [self.folder / name for name in self.folder.names() if name.startswith(prefix)]
         stamps = [(folder.stamps().get(MANIFEST), folder) for folder in folders]
         finished = [(stamp.modified, folder) for stamp, folder in stamps if stamp is not None]
@@ -125,13 +126,13 @@ class Run:
         return None if prepared is None else (prepared, modified)
 
     def prepare_status(self) -> StageStatus:
-        """Where the first stage stands, with what is to be known of its files today."""
+        """The status of the first stage, with the current notes about its files."""
         status = stage_status("prepare", PreparedData, self.prepare_folder())
         new = [note for note in self.notes if note not in status.notices]
         return replace(status, notices=(*status.notices, *new))
 
     def tune_folder(self) -> Folder:
-        return self.folder / f"tune-{self.job.fingerprint('tune', self.prepare_folder().name)}"
+        return self.folder / f"tune-{fingerprint(self.job, 'tune', self.prepare_folder().name)}"
 
     def chosen_job(self) -> Job | None:
         """The job with the sweep's best values, the job itself without a sweep, else None."""
@@ -141,14 +142,15 @@ class Run:
         return None if sweep is None else self.job.override(sweep.best)
 
     def train_folder(self, chosen: Job) -> Folder:
-        return self.folder / f"train-{chosen.fingerprint('train', self.prepare_folder().name)}"
+        return self.folder / f"train-{fingerprint(chosen, 'train', self.prepare_folder().name)}"
 
     def evaluate_folder(self, chosen: Job) -> Folder:
         name = self.train_folder(chosen).name
-        return self.folder / f"evaluate-{chosen.fingerprint('evaluate', name)}"
+        return self.folder / f"evaluate-{fingerprint(chosen, 'evaluate', name)}"
 
     def finished(self, chosen: Job) -> tuple[PreparedData, Training, Evaluation | None] | None:
-        """The data, the training and, where there is one, the evaluation; None before they are."""
+        """The prepared data, the training and the evaluation, if any; None before the training is
+        finished."""
         prepared = PreparedData.load(self.prepare_folder())
         training = Training.load(self.train_folder(chosen))
         if prepared is None or training is None:
@@ -156,11 +158,11 @@ class Run:
         return prepared, training, Evaluation.load(self.evaluate_folder(chosen))
 
     def holder(self) -> str | None:
-        """The process that runs the stages now, in words."""
+        """A description of the process that runs the stages now; None if there is none."""
         return lease.holder(self.folder)
 
     def status(self, holder: str | None) -> list[StageStatus]:
-        """Where each stage stands while `holder` has the run, without starting anything."""
+        """The status of each stage while `holder` holds the run. Starts nothing."""
         found = [self.prepare_status()]
         if self.job.tune is None:
             found.append(StageStatus("tune", "skipped", summary="the job has no tune section"))
@@ -181,7 +183,7 @@ class Run:
         return found
 
     def record_endpoint(self, url: str, checkpoint: str) -> None:
-        """Write down where the model is served, for `status`."""
+        """Record where the model is served, for `status`."""
         served = Served(url=url, checkpoint=checkpoint)
         self.folder.write(ENDPOINT, served.model_dump_json().encode())
 
@@ -194,16 +196,16 @@ class Run:
         return StageStatus("serve", "running", served.checkpoint, summary=served.url)
 
     def lease(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run, so that a second one of its name is refused. Raises: see `lease.hold`."""
+        """Hold the run, so that a second run of its name is refused. Raises: see `lease.hold`."""
         return lease.hold(self.folder, self.job.name)
 
     @contextlib.contextmanager
     def session(
         self, arguments: list[str], exit_code: Callable[[BaseException | None], int]
     ) -> Iterator[contextlib.ExitStack]:
-        """Hold the run, and write down its start and its end.
+        """Hold the run, and record its start and end.
 
-        Yields what holds the lease: closed, it gives it back early.
+        Yields the stack that holds the lease. Closing the stack releases the lease early.
         """
         held = contextlib.ExitStack()
         held.enter_context(self.lease())
@@ -214,7 +216,7 @@ class Run:
             version=__version__,
             process=os.getpid(),
             host=socket.gethostname(),
-            directory=str(Path.cwd()),  # which the command's relative paths mean
+            directory=str(Path.cwd()),  # the base of the command's relative paths
         )
         try:
             with held:
@@ -226,11 +228,11 @@ class Run:
 
 
 class RecordedDisplay:
-    """A display that also writes down which stage started, and how it ended."""
+    """A display that also records the start and end of each stage as events."""
 
     def __init__(self, display: Display, events: EventLog) -> None:
         self.start, self.advance = display.start, display.advance
-        self.show, self.finish = display.show, display.finish
+        self.show, self.note, self.finish = display.show, display.note, display.finish
         self._display = display
         self._events = events
         self._running: Stage | None = None
@@ -263,7 +265,7 @@ class RecordedDisplay:
 
 
 def _reason(error: BaseException) -> dict[str, str]:
-    """The error's text as a field of an event; none where somebody asked for the end."""
+    """The error's text as a field of an event; empty if the user stopped the run."""
     if isinstance(error, ASKED_FOR):
         return {}
     if isinstance(error, OrchestratorError):
@@ -276,10 +278,10 @@ def storage(job: Job) -> Folder:
 
 
 def find_storage(given: str, directory: Path) -> Folder:
-    """The storage of a job that is started in a directory.
+    """The storage of a job that starts in `directory`.
 
-    Inside a submitted Ray job a relative one goes to the home folder: the working directory of a
-    submitted job is a copy that Ray deletes when the job ends.
+    In a submitted Ray job a relative path starts at the home folder: the working directory of such
+    a job is a copy, which Ray deletes when the job ends.
     """
     if "://" in given or os.path.isabs(os.path.expanduser(given)):
         return Folder(given)

@@ -1,6 +1,8 @@
-"""Lightning's Trainer around the same model: python -m ... FOLDER PROCESSES.
+"""The same training with Lightning's Trainer, which starts its further processes itself.
 
-Its precision without a word is fp32. It starts its further processes itself.
+    python -m benchmarks.peers.lightning_trainer FOLDER PROCESSES
+
+The precision is Lightning's default, fp32.
 """
 
 import sys
@@ -11,44 +13,44 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.work import RowDataset, Steps, Work, mean_loss
+from benchmarks.peers.workload import RowDataset, StepTimer, Workload, mean_loss
 
 
 class Learner(lightning.LightningModule):
-    def __init__(self, work: Work, steps: Steps) -> None:
+    def __init__(self, workload: Workload, timer: StepTimer) -> None:
         super().__init__()
-        self.work = work
-        self.steps = steps
-        self.model = work.build_model()
+        self.workload = workload
+        self.timer = timer
+        self.model = workload.build_model()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         return mean_loss(self.model, batch["tokens"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.work.build_optimizer(self.model)
+        return self.workload.build_optimizer(self.model)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        self.steps.ended(outputs["loss"])
+        self.timer.ended(outputs["loss"])
 
 
 def main() -> None:
-    work, processes = Work.load(sys.argv[1]), int(sys.argv[2])
-    steps = Steps()
+    workload, processes = Workload.load(sys.argv[1]), int(sys.argv[2])
+    timer = StepTimer()
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
-        max_steps=work.steps,
-        gradient_clip_val=work.grad_clip,
+        max_steps=workload.steps,
+        gradient_clip_val=workload.grad_clip,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    rows = DataLoader(RowDataset(work), batch_size=work.batch // processes, shuffle=True)
-    trainer.fit(Learner(work, steps), rows)
+    rows = DataLoader(RowDataset(workload), batch_size=workload.batch // processes, shuffle=True)
+    trainer.fit(Learner(workload, timer), rows)
     if trainer.is_global_zero:
-        steps.print()
+        timer.print()
 
 
 if __name__ == "__main__":

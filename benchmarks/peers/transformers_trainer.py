@@ -1,7 +1,9 @@
-"""Hugging Face's Trainer around the same model: python -m ... FOLDER [bf16].
+"""The same training with Hugging Face's Trainer.
 
-Its precision without a word is fp32, its optimizer a fused AdamW, its loader has no workers.
-Started by torchrun it is data-parallel.
+    python -m benchmarks.peers.transformers_trainer FOLDER [bf16]
+
+Without `bf16`, the precision is the Trainer's default, fp32. The optimizer is fused AdamW, and the
+loader has no workers. With torchrun it is data-parallel.
 """
 
 import os
@@ -12,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.peers.work import RowDataset, Steps, Work, mean_loss
+from benchmarks.peers.workload import RowDataset, StepTimer, Workload, mean_loss
 
 
 class WithLoss(nn.Module):
-    """The Trainer wants a model that returns its loss."""
+    """A model that returns its loss, as the Trainer requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -29,19 +31,19 @@ class WithLoss(nn.Module):
 
 
 class Timer(TrainerCallback):
-    def __init__(self, steps: Steps, model: WithLoss) -> None:
-        self.steps = steps
+    def __init__(self, timer: StepTimer, model: WithLoss) -> None:
+        self.timer = timer
         self.model = model
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         assert self.model.last is not None
-        self.steps.ended(self.model.last)
+        self.timer.ended(self.model.last)
 
 
 def main() -> None:
-    work = Work.load(sys.argv[1])
-    steps = Steps()
-    model = WithLoss(work.build_model())
+    workload = Workload.load(sys.argv[1])
+    timer = StepTimer()
+    model = WithLoss(workload.build_model())
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -49,25 +51,25 @@ def main() -> None:
             use_cpu=True,
             bf16=sys.argv[2:] == ["bf16"],
             ddp_backend="gloo" if processes > 1 else None,
-            per_device_train_batch_size=work.batch // processes,
-            max_steps=work.steps,
+            per_device_train_batch_size=workload.batch // processes,
+            max_steps=workload.steps,
             optim="adamw_torch_fused",
-            learning_rate=work.lr,
+            learning_rate=workload.lr,
             lr_scheduler_type="constant",
-            adam_beta1=work.betas[0],
-            adam_beta2=work.betas[1],
-            weight_decay=work.weight_decay,
-            max_grad_norm=work.grad_clip,
-            seed=work.seed,
+            adam_beta1=workload.betas[0],
+            adam_beta2=workload.betas[1],
+            weight_decay=workload.weight_decay,
+            max_grad_norm=workload.grad_clip,
+            seed=workload.seed,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
         Trainer(
-            model, settings, train_dataset=RowDataset(work), callbacks=[Timer(steps, model)]
+            model, settings, train_dataset=RowDataset(workload), callbacks=[Timer(timer, model)]
         ).train()
     if os.environ.get("RANK", "0") == "0":
-        steps.print()
+        timer.print()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Ray Tune with a Ray Train group a trial, as its documentation has it: ... FOLDER TRIALS STEPS.
+"""The same sweep with Ray Tune, where each trial runs a `TorchTrainer`, as Ray's documentation
+recommends.
 
-The loop inside is this engine's own `fit()`, with the same job, space and number of steps.
+    python -m benchmarks.peers.tune_nested FOLDER TRIALS STEPS
+
+A trial runs this engine's `fit()`, with the same job, space and number of steps.
 """
 
 import json
@@ -17,7 +20,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from benchmarks.peers.tune_work import fit_once, load_work
+from benchmarks.peers.tune_workload import fit_once, load_workload
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -38,7 +41,7 @@ def trial(config: dict[str, Any]) -> None:
 
 
 class Ends(ray.tune.Callback):
-    """When each trial ended, and what it came to."""
+    """Records when each trial ended, and its last metric."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
@@ -52,21 +55,21 @@ class Ends(ray.tune.Callback):
 
 def main() -> None:
     folder, trials, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    work = load_work(folder)
+    workload = load_workload(folder)
     ray.init(log_to_driver=False)
-    ends = Ends(work["metric"])
+    ends = Ends(workload["metric"])
     ray.tune.Tuner(
-        ray.tune.with_resources(trial, {"memory": 1.0}),  # the cores are the workers'
+        ray.tune.with_resources(trial, {"memory": 1.0}),  # no cores: its worker takes one
         param_space={
             "folder": folder,
             "steps": steps,
             "overrides": {
                 key: ray.tune.loguniform(*domain["loguniform"])
-                for key, domain in work["space"].items()
+                for key, domain in workload["space"].items()
             },
         },
         tune_config=ray.tune.TuneConfig(
-            metric=work["metric"],
+            metric=workload["metric"],
             mode="min",
             num_samples=trials,
             max_concurrent_trials=os.cpu_count(),

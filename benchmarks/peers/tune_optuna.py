@@ -1,4 +1,9 @@
-"""Optuna alone, in one process, around this engine's own `fit()`: ... FOLDER TRIALS STEPS."""
+"""The same sweep with Optuna alone, in one process, around this engine's `fit()`.
+
+    python -m benchmarks.peers.tune_optuna FOLDER TRIALS STEPS
+
+The sampler is TPE, as in the engine's sweep.
+"""
 
 import json
 import sys
@@ -8,12 +13,12 @@ from typing import Any
 import optuna
 import torch
 
-from benchmarks.peers.tune_work import fit_once, load_work
+from benchmarks.peers.tune_workload import fit_once, load_workload
 
 
 def main() -> None:
     folder, trials, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    work = load_work(folder)
+    workload = load_workload(folder)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ends, values = [], []
@@ -21,12 +26,12 @@ def main() -> None:
     def objective(trial: optuna.Trial) -> float:
         overrides: dict[str, Any] = {
             key: trial.suggest_float(key, *domain["loguniform"], log=True)
-            for key, domain in work["space"].items()
+            for key, domain in workload["space"].items()
         }
-        reached = fit_once(folder, overrides, steps, lambda metrics: None)
+        value = fit_once(folder, overrides, steps, lambda metrics: None)
         ends.append(time.time())
-        values.append(reached)
-        return reached
+        values.append(value)
+        return value
 
     sampler = optuna.samplers.TPESampler(seed=0)
     optuna.create_study(sampler=sampler).optimize(objective, n_trials=trials)

@@ -1,4 +1,6 @@
-"""Connecting to Ray: an existing cluster where `RAY_ADDRESS` names one, else one started here."""
+"""Connects to Ray: to the cluster at `RAY_ADDRESS` if it is set, else to a new local one.
+
+A launcher of another kind would go beside this module and give `connect` an address."""
 
 import contextlib
 import logging
@@ -19,23 +21,23 @@ from orchestrator.errors import OrchestratorError, StageError, UserError
 
 logger = logging.getLogger(__name__)
 
-# Ray Train's controller looks at its workers every 2 s by default, and every start and every loss
-# of one waits for it.
+# Ray Train's controller polls its workers every 2 s by default, and every start and every loss of a
+# worker waits for the next poll.
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Of 60: so long waits an elastic group for a node that is not yet known to be dead.
+    # The default is 60. An elastic group waits this long for a dead node that Ray still counts.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `feed.py` looks for notices itself
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `follower.py` looks for preemption notices
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # it sets its logger's level itself, when it is imported
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",  # Ray Data sets its logger's level on import
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 RAY_DATA_ADVICE = "\nFailed to apply UDF"
-QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")  # their
-# failures reach the user as exceptions of the calls that failed
+# Their failures reach the user as exceptions of the calls that failed.
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Cluster:
     gpus: float
 
     def check_room(self, key: str, count: int, cpus: int, gpus: float) -> None:
-        """Raises UserError where the `count` processes of `key` could never all run at once."""
+        """Raises UserError if the `count` processes of `key` can never all run at once."""
         for kind, needed, there in (("CPU", cpus, self.cpus), ("GPU", gpus, self.gpus)):
             if count * needed > there:
                 raise UserError(
@@ -59,10 +61,10 @@ class Cluster:
 
 @contextlib.contextmanager
 def connect() -> Iterator[Cluster]:
-    """Be connected to Ray; what was started here ends with the block.
+    """Connect to Ray. A cluster that was started here ends with the block.
 
     Raises:
-        StageError: where the cluster cannot be reached or started.
+        StageError: if the cluster cannot be reached or started.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in RAY_SETTINGS.items():
@@ -97,19 +99,19 @@ def connect() -> Iterator[Cluster]:
 
 
 def local_cluster() -> Cluster | None:
-    """What `connect` would start here, as far as that is known before; None where it would not."""
+    """The cluster that `connect` would start here; None if it would connect to a running one."""
     if "RAY_ADDRESS" in os.environ:
         return None
     return Cluster(True, "", cpus=float(os.cpu_count() or 1), gpus=float("inf"))
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """Where the command runs, for an actor that belongs to it."""
+    """A scheduling strategy for actors that must run on the command's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
-    """Our own error below those that Ray wrapped it in, if there is one."""
+    """The OrchestratorError inside the errors that Ray wrapped around it, if there is one."""
     seen: set[int] = set()
     stack: list[BaseException | None] = [error]
     while stack:
@@ -119,7 +121,7 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
         seen.add(id(current))
         # Ray raises objects that are both its own error and the cause, with a traceback as text.
         if isinstance(current, OrchestratorError) and not isinstance(current, RayError):
-            # Ray Data appends advice of its own to what a function has raised.
+            # Ray Data appends advice to the message of the user's exception.
             current.args = tuple(str(part).split(RAY_DATA_ADVICE)[0] for part in current.args)
             return current
         stack += [current.__cause__, getattr(current, "cause", None)]
@@ -128,15 +130,15 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
 
 
 class _NoPaths(list[str]):
-    """Folders that Ray's workers import from, none of which can be added."""
+    """An empty list of import folders for Ray's workers, which ignores additions."""
 
     def extend(self, paths: Iterable[str]) -> None:
         pass
 
 
 def _job_config() -> JobConfig:
-    """Where this process imports nothing from its working directory (`python -P`), its workers do
-    not either: Ray would put that directory before all others."""
+    """With `python -P` this process does not import from its working directory. Ray would make its
+    workers import from there first."""
     config = JobConfig()
     if sys.flags.safe_path:
         config._py_driver_sys_path = _NoPaths()
@@ -144,15 +146,15 @@ def _job_config() -> JobConfig:
 
 
 def _require_token() -> None:
-    """Make the token that a Ray started here asks for, readable by its owner alone.
+    """Create the token of a local Ray, readable by its owner alone.
 
-    Ray turns token authentication on itself and would make the file too, but readable by everybody.
+    Ray turns on token authentication by itself. It would create the file, but readable by all.
     """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Another first start may run beside this one: whoever makes the file first has made it.
+    # Another command may start at the same time: the first one to create the file wins.
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -160,7 +162,7 @@ def _require_token() -> None:
 
 
 def _require_reachable(address: str) -> None:
-    """Ray would try an address for minutes before it gives up."""
+    """Fail at once if the address does not answer. Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # `auto` and the like
         return

@@ -1,4 +1,4 @@
-"""Who may talk to the dashboard: requests are let through, refused, or asked for the token."""
+"""Access to the dashboard: lets a request through, refuses it, or asks for the token."""
 
 import hashlib
 import secrets
@@ -10,9 +10,9 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MARK = "x-orchestrator"  # a header that no other site's page can send without being asked first
+MARK = "x-orchestrator"  # a header that pages of other sites cannot send
 SECURITY_HEADERS = {
-    # All is of this host; Plotly styles its elements one by one.
+    # All content is from this host; Plotly sets inline styles.
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -23,7 +23,7 @@ ASK = "open the address that `orchestrator dashboard` printed, or the one with y
 
 
 class Guard:
-    """In front of every route.
+    """Middleware in front of every route.
 
     `token`: asked for, where there is one. `hosts`: the names under which this server may be
     addressed, None for any. A page of another site can let its own name lead to 127.0.0.1, and
@@ -56,7 +56,7 @@ class Guard:
         await (answer or self.app)(scope, receive, send_with_headers)
 
     def _answer(self, request: HTTPConnection, method: str) -> Response | None:
-        """What is answered in place of the app; None lets the request through."""
+        """The response in place of the app's; None lets the request through."""
         host = request.headers.get("host", "")
         if self.hosts is not None and _host_name(host) not in self.hosts:
             return _refusal(403, f"this dashboard answers under {', '.join(sorted(self.hosts))}")
@@ -68,14 +68,14 @@ class Guard:
 
     def _unlock(self, request: HTTPConnection) -> Response | None:
         assert self._token is not None
-        # By port, which browsers do not keep cookies apart by.
+        # With the port in the name: browsers share cookies between ports.
         name = f"orchestrator-{(request.scope.get('server') or ('', 0))[1]}"
         given = request.query_params.get("token")
         if given is not None and request.url.path == "/":
             if not _same(given, self._token):
                 return _refusal(401, f"this is not the token: {ASK}")
             answer = RedirectResponse("/", status_code=303)
-            # Not strict: the address may be opened from a message on another site.
+            # Not strict: a link on another site may open the address.
             answer.set_cookie(name, self._pass, httponly=True, samesite="lax")
             return answer
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
@@ -94,7 +94,7 @@ def _host_name(host: str) -> str:
 
 
 def _is_own(headers: Mapping[str, str], host: str) -> bool:
-    """Whether a request that changes something was sent by the dashboard's own page."""
+    """Whether the dashboard's own page sent a request that changes something."""
     origin = headers.get("origin")
     own = origin is None or origin.partition("://")[2] == host
     return MARK in headers and headers.get("sec-fetch-site", "same-origin") == "same-origin" and own

@@ -1,4 +1,4 @@
-"""What a viewer can do to a sweep: stop it, or a trial, resume it, or copy a command."""
+"""Actions on a sweep: stop it or a trial, resume it, copy a command."""
 
 import contextlib
 import json
@@ -21,7 +21,8 @@ from orchestrator.dashboard.catalog import FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError, last_line
 from orchestrator.job.file import parse_value, read_plain
-from orchestrator.job.job import TASKS, Job
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import TASKS
 from orchestrator.progress import STAGES
 from orchestrator.run import find_storage
 from orchestrator.storage.folder import Folder
@@ -30,11 +31,11 @@ from orchestrator.tune.records import request_stop
 
 TOKEN_VARIABLE = "ORCHESTRATOR_DASHBOARD_TOKEN"  # noqa: S105 - its name
 RESUME_LOG = "resumed.log"
-LOOK_SECONDS = 3.0  # after a start, in which a command that is wrong says so
+LOOK_SECONDS = 3.0  # after a start, to catch a command that fails at once
 SLACK_SECONDS = 5.0  # between the clocks of the events and of the sweep
 
 
-FLAGS = {"--debug", "--no-dashboard"}  # of the command line, spelled out
+FLAGS = {"--debug", "--no-dashboard"}  # of the command line, in full
 FIND = "import sys; from importlib.util import find_spec; sys.exit(find_spec(sys.argv[1]) is None)"
 
 
@@ -45,7 +46,7 @@ class Start:
     It comes from the storage, and who can write there can write it: see `_check_is_safe`.
     """
 
-    arguments: list[str]  # behind `orchestrator`
+    arguments: list[str]  # after `orchestrator`
     directory: str
     host: str
 
@@ -55,14 +56,14 @@ class Start:
 
 
 def stop_sweep(run: FollowedRun, sweep: FollowedSweep) -> None:
-    """Ask the sweep to end, so that it can be resumed. Raises UserError where it is not running."""
+    """Ask the sweep to end; it can be resumed. Raises UserError if it is not running."""
     if not run.is_live(sweep):
         raise UserError(f"{sweep.run}/{sweep.name}: no process runs it: there is nothing to stop")
     request_stop(sweep.folder)
 
 
 def stop_trial(run: FollowedRun, sweep: FollowedSweep, number: int) -> None:
-    """Ask a trial to end for good. Raises UserError where it is not running."""
+    """Ask a trial to end for good. Raises UserError if it is not running."""
     seen = sweep.seen.get(number)
     if seen is None:
         raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
@@ -72,7 +73,7 @@ def stop_trial(run: FollowedRun, sweep: FollowedSweep, number: int) -> None:
 
 
 class Resumer:
-    """Starts sweeps again, as processes that outlive the dashboard."""
+    """Restarts sweeps, as processes that outlive the dashboard."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -88,7 +89,7 @@ class Resumer:
     def resume(
         self, run: FollowedRun, sweep: FollowedSweep, shown: tuple[str, str] | None = None
     ) -> tuple[Start, str]:
-        """Start the command that began the sweep; returns it, and where its output goes.
+        """Start the command that began the sweep. Returns the command and the file of its output.
 
         `shown` is the command and the directory that the viewer agreed to.
 
@@ -141,7 +142,7 @@ def _spawn(start: Start, log: Path) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, but that no Python that is started with it imports what its folder holds."""
+    """This process's environment, in which Python does not import from its working folder."""
     found = {name: v for name, v in os.environ.items() if name != TOKEN_VARIABLE}
     given = found.pop("PYTHONPATH", "").split(os.pathsep)
     if kept := [path for path in given if os.path.isabs(path)]:
@@ -150,7 +151,7 @@ def _environment() -> dict[str, str]:
 
 
 def _check_is_safe(start: Start, run: FollowedRun) -> None:
-    """Nothing of the folder that the command names is run, and it writes to this run alone.
+    """Raises UserError unless the command runs no code of its folder and writes only to this run.
 
     Raises:
         UserError: where the job is another run's, or its task's code is none of this installation.
@@ -199,14 +200,14 @@ def _check_is_here(start: Start) -> None:
 
 
 def _log_path(run: FollowedRun) -> Path:
-    """A file in the run's folder; where that is on another storage, one of this machine."""
+    """A file in the run's folder; if that is remote, a file on this machine."""
     if run.folder.local_path is None:
         return own_folder("dashboard") / f"{run.name}-{RESUME_LOG}"
     return run.folder.local_path / RESUME_LOG
 
 
 def find_start(run: FollowedRun, sweep: FollowedSweep) -> Start:
-    """How the sweep was first started, which is how it goes on.
+    """The command that first started the sweep; it also resumes it.
 
     Raises:
         UserError: where no event tells, or tells of a command that is none of ours.
@@ -226,30 +227,30 @@ def _time(event: dict[str, Any]) -> float:
 
 
 def _start(event: dict[str, Any]) -> Start | None:
-    """Who can write to the storage can write events: nothing but our own commands is started, in
-    words of which this module knows what they mean."""
+    """Anyone who can write to the storage can write events. So only this package's own commands are
+    started, with arguments that this module knows."""
     command, directory, host = (event.get(key) for key in ("command", "directory", "host"))
     if not (isinstance(command, str) and isinstance(directory, str) and isinstance(host, str)):
         return None
-    with contextlib.suppress(ValueError):  # of an unclosed quotation mark
+    with contextlib.suppress(ValueError):  # an unclosed quotation mark
         program, *arguments = shlex.split(command) or [""]
-        stages = {"run", *STAGES} - {"prepare"}  # which ends before the sweep
+        stages = {"run", *STAGES} - {"prepare"}  # prepare ends before the sweep
         known = program == "orchestrator" and arguments[:1] and arguments[0] in stages
         if known and _positionals(arguments[1:]) and os.path.isabs(directory):
             return Start(arguments, directory, host)
     return None
 
 
-# Overrides as they stand on a command line
+# Overrides on a command line
 
 
 def overrides_text(overrides: dict[str, Any]) -> str:
-    """`train.lr=0.003 model.dropout=0.1`, as a shell takes it."""
+    """`train.lr=0.003 model.dropout=0.1`, quoted for a shell."""
     return shlex.join(f"{key}={value_text(value)}" for key, value in overrides.items())
 
 
 def value_text(value: Any) -> str:
-    """A value as a job's command line reads it: plain where that says the same."""
+    """A value for the command line of a job; plain text if that has the same meaning."""
     if isinstance(value, str):
         return value if _reads_as(value, value) else _quoted(value)
     return _flow(value)
@@ -263,7 +264,7 @@ def _reads_as(text: str, value: str) -> bool:
 
 
 def _flow(value: Any) -> str:
-    """YAML on one line. JSON but for the numbers that JSON does not have."""
+    """YAML on one line: JSON, except for the numbers that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     if isinstance(value, dict):
@@ -274,13 +275,13 @@ def _flow(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As JSON has it, but for characters that YAML takes in no other way than by their number."""
+    """A JSON string, with escapes for the characters that YAML requires to be escaped."""
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in quoted)
 
 
 def training_command(start: Start, overrides: dict[str, Any]) -> str:
-    """The command that trains with these values: the job and the overrides of the sweep's own.
+    """The command that trains with these values, with the job and overrides of the sweep's command.
 
     `tune=null`, since a sweep's choice would else take the place of these values.
     """
@@ -293,7 +294,7 @@ def training_command(start: Start, overrides: dict[str, Any]) -> str:
 
 
 def _positionals(arguments: list[str]) -> list[str]:
-    """The job and its overrides, without options; nothing where one is none that is known here."""
+    """The job and its overrides, without options; empty if an option is unknown."""
     found: list[str] = []
     rest = iter(arguments)
     for text in rest:

@@ -1,4 +1,4 @@
-"""The dashboard's routes: one static page, and what it asks for, as JSON."""
+"""The dashboard's routes: one static page, and the JSON that it fetches."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ from orchestrator.storage.strict_json import finite
 
 STATIC = Path(__file__).parent / "static"
 LOG_FILE = "log.txt"
-LOG_BYTES = 100_000  # of the end of a trial's log
+LOG_BYTES = 100_000  # the end of a trial's log
 HOUR = {"Cache-Control": "max-age=3600"}
 
 
@@ -38,7 +38,7 @@ class Shown(BaseModel):
 
 
 def plotly_file() -> Path:
-    """The browser's half of plotly, in the package of its Python half, which is not imported."""
+    """plotly.js, from plotly's Python package. The package is not imported."""
     spec = importlib.util.find_spec("plotly")
     if spec is None or spec.origin is None:
         raise UserError("the dashboard needs plotly: pip install plotly")
@@ -87,7 +87,7 @@ def _add_views(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> None
 
     @app.get("/api/runs")
     def runs() -> Response:
-        end = time.monotonic() + READING  # of all together: what is not read by then comes later
+        end = time.monotonic() + READING  # for all of them; the rest comes with the next request
         found = [_run_view(run, resumer, end) for run in catalog.runs()]
         return JSONResponse(
             {
@@ -158,7 +158,7 @@ def _run_view(run: FollowedRun, resumer: actions.Resumer, end: float) -> dict[st
 
 
 def _sweep_view(run: FollowedRun, sweep: FollowedSweep, resumer: actions.Resumer) -> dict[str, Any]:
-    """The summary, with what its best configuration looks like on a command line."""
+    """The summary, with the command line of its best configuration."""
     view = summarize(sweep, run.is_live(sweep))
     if view["best"] is not None:
         view["best"] |= _as_commands(run, sweep, view["best"]["number"])
@@ -171,7 +171,7 @@ def _sweep_view(run: FollowedRun, sweep: FollowedSweep, resumer: actions.Resumer
 
 
 def _trial_view(run: FollowedRun, sweep: FollowedSweep, number: int) -> dict[str, Any]:
-    """All of one trial: every point of its curves, its log and what it failed with."""
+    """One trial in full: every point of its curves, its log and its error."""
     seen = sweep.seen.get(number)
     if seen is None:
         raise UserError(f"{sweep.run}/{sweep.name}: has no trial {number}")
@@ -203,7 +203,7 @@ def _start_view(start: actions.Start) -> dict[str, Any]:
 def _log(sweep: FollowedSweep, number: int) -> str:
     folder = sweep.folder / f"trial-{number:05d}"
     if folder.is_link or folder.size(LOG_FILE) is None:
-        return ""  # a link would show any file of this machine to whoever sees the page
+        return ""  # a link could show any file of this machine
     try:
         content = folder.tail(LOG_FILE, LOG_BYTES)
     except (FileNotFoundError, NotADirectoryError):

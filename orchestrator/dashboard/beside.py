@@ -1,7 +1,7 @@
 """The dashboard beside a sweep: `python -m orchestrator.dashboard.beside RUN`.
 
-The command of the sweep starts it as a process of its own, with a pipe as its input. It ends when
-that pipe is closed. Both processes know the folder of the run, so the sweep sends it nothing.
+A command that sweeps starts it as a process of its own, with a pipe as its input. It ends when that
+pipe is closed. Both processes know the folder of the run, so the command sends it nothing.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from orchestrator.storage.folder import Folder
 
 @contextlib.contextmanager
 def beside(where: Folder, announce: Callable[[str], None]) -> Iterator[None]:
-    """Show a run while the block lasts; `announce` gets the address once it answers, if ever."""
+    """Show a run during the block. `announce` gets the address when the dashboard answers."""
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "orchestrator.dashboard.beside", where.uri],
-        stdin=subprocess.PIPE,  # whose end it sees, however this process ends
+        stdin=subprocess.PIPE,  # closes with this process, so the dashboard ends, too
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # Ctrl-C is this process's to handle
+        start_new_session=True,  # only this process handles Ctrl-C
     )
     assert process.stdin is not None and process.stdout is not None
     threading.Thread(target=_pass_on, args=[process.stdout, announce], daemon=True).start()
@@ -46,14 +46,14 @@ def _pass_on(lines: Iterator[str], announce: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    """Serve the run named by the argument on the usual port, or on any, until input ends."""
+    """Serve the given run on the default port, or on a free one, until standard input ends."""
 
     def end_with_input() -> None:
         sys.stdin.read()
         os._exit(0)
 
     threading.Thread(target=end_with_input, daemon=True).start()
-    for port in (PORT, 0):  # another dashboard may have the usual one
+    for port in (PORT, 0):  # another dashboard may use the default port
         with contextlib.suppress(UserError):
             serve(sys.argv[1], HOST, port, None, lambda address: print(address, flush=True))  # noqa: T201
             return

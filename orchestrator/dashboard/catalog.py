@@ -1,4 +1,4 @@
-"""The runs of a storage, their stages and their sweeps, as they come and go."""
+"""The runs of a storage with their stages and sweeps, refreshed as they change."""
 
 import re
 import threading
@@ -14,12 +14,12 @@ from orchestrator.tune.records import SWEEP_FILE
 
 STAGE_FOLDER = re.compile(r"(prepare|tune|train|evaluate)-[0-9a-f]{12}(-[0-9a-f]+)?")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a job's name
-PAUSE = 2.0  # seconds between two looks at which folders there are, on a disk
-PAUSE_ELSEWHERE = 10.0  # and where each look is a request, perhaps one that is paid for
+PAUSE = 2.0  # seconds between two listings of folders on a disk
+PAUSE_ELSEWHERE = 10.0  # and elsewhere, where a listing is a request that may cost money
 
 
 class Throttle:
-    """Lets a look at the storage happen once in a while, whoever asks."""
+    """Limits how often the storage is read, however many viewers ask."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -33,14 +33,14 @@ class Throttle:
 
 
 class FollowedRun:
-    """One run's folder: its sweeps, its stages, who holds it, and how it was started."""
+    """One run's folder: its sweeps, stages, holder and start."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.name = folder.name
         self.sweeps: dict[str, FollowedSweep] = {}
-        self.stages: dict[str, str] = {}  # by name: finished, or begun
-        self._whole: set[str] = set()  # folders whose manifest was seen
+        self.stages: dict[str, str] = {}  # state by name: finished or begun
+        self._whole: set[str] = set()  # folders with a manifest
         local = folder.local_path is not None
         self._listing = Throttle(PAUSE if local else PAUSE_ELSEWHERE)
         self._asking = Throttle(PAUSE / 4 if local else PAUSE_ELSEWHERE)
@@ -51,7 +51,7 @@ class FollowedRun:
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """See which stages and sweeps there are."""
+        """List the stages and sweeps."""
         with self._lock:
             if not self._listing.due():
                 return
@@ -74,7 +74,7 @@ class FollowedRun:
                         self.sweeps[name] = FollowedSweep(self.name, folder)
 
     def holder(self, now: bool = False) -> str | None:
-        """Who holds the run, in words; None where nobody does. `now`: as of this moment."""
+        """A description of the run's holder; None if there is none. `now`: do not use the cache."""
         with self._lock:
             if self._asking.due() or now:
                 try:
@@ -84,7 +84,7 @@ class FollowedRun:
             return self._holder
 
     def is_live(self, sweep: FollowedSweep) -> bool:
-        """Whether a process runs this sweep now: the holder is at the one written last."""
+        """Whether a process runs this sweep now: the holder works on the newest sweep."""
         if sweep.record is None or sweep.record.state != "running" or self.holder() is None:
             return False
         others = [s for s in [*self.sweeps.values()] if s.record and s.record.state == "running"]
@@ -103,13 +103,13 @@ class FollowedRun:
             return self._starts
 
     def _has_new_events(self) -> bool:
-        """Elsewhere than on a disk the events are many objects, which are read to know."""
+        """On remote storage the events are many objects, which must all be read."""
         before, self._events_size = self._events_size, self.folder.size(FILE)
         return self.folder.local_path is None or before != self._events_size
 
 
 class Catalog:
-    """A storage, or one run alone."""
+    """A storage, or a single run."""
 
     def __init__(self, where: Folder) -> None:
         self.where = where
@@ -138,7 +138,7 @@ class Catalog:
         return runs
 
     def run(self, name: str) -> FollowedRun:
-        """Raises UserError where there is none. No name leads out of the storage."""
+        """A run by name. Raises UserError if there is none. No name leads out of the storage."""
         if name not in self._runs:
             self.runs()
         try:
@@ -149,7 +149,7 @@ class Catalog:
         return run
 
     def sweep(self, run_name: str, name: str) -> tuple[FollowedRun, FollowedSweep]:
-        """Raises UserError where there is none, or where its record cannot be read."""
+        """A sweep by name. Raises UserError if there is none, or its record cannot be read."""
         run = self.run(run_name)
         try:
             sweep = run.sweeps[name]
@@ -162,7 +162,7 @@ class Catalog:
 
 
 def _names(where: Folder) -> list[str]:
-    """What is in the storage. Raises UserError where there is none."""
+    """The names in the storage. Raises UserError if there is no such storage."""
     if where.local_path is not None and not where.local_path.is_dir():
         kind = "is a file" if where.local_path.exists() else "there is no such folder"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Learning curves as columns, and thinned to what a screen can show."""
+"""Learning curves as columns, reduced to the points that a screen can show."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from orchestrator.tune.records import Point
 
-Curve = dict[str, NDArray[np.float64]]  # by metric, also step and seconds; NaN where it has none
+Curve = dict[str, NDArray[np.float64]]  # by metric, also step and seconds; NaN for missing values
 
-DIGITS = 6  # of a value: more than a screen has pixels
+DIGITS = 6  # significant digits of a value: more than a screen's pixels
 
 
 def columns(points: Sequence[Point]) -> Curve:
@@ -37,7 +37,7 @@ def thinned(curve: Curve, metric: str, most: int) -> dict[str, list[float | None
 
 
 def _extremes(values: NDArray[np.float64], stretches: int) -> NDArray[np.int64]:
-    """The places of the first and last value, and of each stretch's lowest and highest."""
+    """The indices of the first and last value, and of each section's minimum and maximum."""
     width = -(-len(values) // stretches)
     padded = np.full(stretches * width, np.nan)
     padded[: len(values)] = values
@@ -51,7 +51,7 @@ def _extremes(values: NDArray[np.float64], stretches: int) -> NDArray[np.int64]:
 
 
 def plain_list(values: NDArray[np.float64], digits: int | None = None) -> list[float | None]:
-    """Numbers for JSON, which has no NaN and no infinity: null; whole ones without a fraction."""
+    """Numbers for JSON: null for NaN and infinities, whole numbers without a fraction."""
     if digits is None:
         plain = [int(v) if v == int(v) else v for v in np.nan_to_num(values).tolist()]
     else:

@@ -1,4 +1,4 @@
-"""How much each parameter mattered, told once for as many trials as have ended."""
+"""The importance of each parameter, computed once per number of ended trials."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Importances:
-    """Of all sweeps that are looked at."""
+    """The importances of all sweeps that are shown."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, dict[str, float]]] = {}
@@ -33,14 +33,14 @@ class Importances:
 
 
 def importance(record: SweepRecord, trials: list[Trial]) -> dict[str, float]:
-    """As the report of a finished sweep tells it; empty where nothing can be told."""
+    """The same as in a finished sweep's report; empty if there are too few trials."""
     from orchestrator.tune.findings import importances  # Optuna takes a second to import
 
     known = [trial for trial in trials if trial_value(trial, record.metric) is not None]
     try:
         space = {key: Domain.model_validate(domain) for key, domain in record.space.items()}
         shares = importances(space, Metric(record.metric, record.mode), known)
-    except Exception as error:  # a chart less, and no reason to show nothing
+    except Exception as error:  # the page then lacks this chart only
         log.warning("the importance of parameters cannot be told: %s", error)
         return {}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))

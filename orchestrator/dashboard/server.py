@@ -1,4 +1,4 @@
-"""The dashboard as a process: `orchestrator dashboard`, on this machine alone if not told else."""
+"""The dashboard's server: `orchestrator dashboard`, by default on the loopback address."""
 
 import ipaddress
 import secrets
@@ -43,23 +43,23 @@ def serve(
         address = _address(host, listening.getsockname()[1], token)
         threading.Thread(target=_read_ahead, args=[catalog], daemon=True).start()
         announce(address)
-        # No log of requests: the first one's address has the token in it.
+        # No log of requests: the first address has the token in it.
         config = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False)
         uvicorn.Server(config).run(sockets=[listening])
 
 
 def _read_ahead(catalog: Catalog) -> None:
-    """Read all sweeps while the browser is still opened."""
+    """Read all sweeps while the browser opens."""
     try:
         for run in catalog.runs():
             for sweep in run.sweeps.values():
                 while not sweep.complete:
                     sweep.refresh()
-                    time.sleep(0.01)  # a view that waits for its turn gets it
+                    time.sleep(0.01)  # let waiting requests run
                 if sweep.record is not None:
-                    sweep.changes(0, sweep.record.metric)  # which also thins its curves
+                    sweep.changes(0, sweep.record.metric)  # this also reduces its curves
     except (OSError, OrchestratorError):
-        return  # the first view tells
+        return  # the first request reports the error
 
 
 def _is_loopback(host: str) -> bool:
@@ -80,7 +80,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _address(host: str, port: int, token: str | None) -> str:
-    """The address to open. One that means all of this machine's is named by its host name."""
+    """The address to open. For a wildcard address it has this machine's host name."""
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host  # noqa: S104
     shown = f"[{name}]" if ":" in name else name
     query = "" if token is None else f"?token={quote(token, safe='')}"

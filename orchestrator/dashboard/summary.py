@@ -1,4 +1,4 @@
-"""How a sweep stands: its state, progress, time left, best configuration and what it uses."""
+"""The summary of a sweep: state, progress, time left, best configuration and resources."""
 
 import time
 from collections import Counter, defaultdict
@@ -13,16 +13,16 @@ from orchestrator.tune.records import SweepRecord, Trial
 
 @dataclass(frozen=True)
 class Best:
-    """The best configuration so far, by the trial that stands for it."""
+    """The best configuration so far, with the trial that represents it."""
 
     trial: Trial
-    numbers: list[int]  # of all its trials
-    value: float  # the mean over them
-    complete: bool  # all of them went all the way
+    numbers: list[int]  # its trials
+    value: float  # the mean over its trials
+    complete: bool  # all of its trials ran to the end
 
 
 def summarize(sweep: FollowedSweep, live: bool) -> dict[str, Any]:
-    """What the page shows above the trials. `live`: a process runs this sweep now."""
+    """The figures above the trials. `live`: a process runs this sweep now."""
     record, trials = sweep.record, sweep.trials
     assert record is not None
     state = "interrupted" if record.state == "running" and not live else record.state
@@ -66,7 +66,7 @@ def _stopping(requests: set[str]) -> list[int]:
 
 
 def trial_value(trial: Trial, metric: str) -> float | None:
-    """What a trial is judged by; None where it has no finite one."""
+    """The value of a trial's metric; None if it has no finite one."""
     value = trial.metrics.get(metric)
     return None if value is None else finite(float(value))
 
@@ -100,7 +100,7 @@ def _mean(group: list[tuple[float, Trial]]) -> Best:
 
 
 def progress(record: SweepRecord, trials: list[Trial]) -> float:
-    """The share of the sweep that is done, the begun trials by their steps."""
+    """The finished share of the sweep. Begun trials count by their steps."""
     if record.state == "finished":
         return 1.0
     total = max(1, record.trials * record.repeats)
@@ -112,7 +112,7 @@ def _done(trial: Trial, record: SweepRecord) -> float:
 
 
 def time_left(record: SweepRecord, trials: list[Trial], elapsed: float) -> float | None:
-    """Seconds to the end, as long as trials have taken so far; None before anything is known."""
+    """The estimated seconds to the end, by the pace so far; None before the first trial ends."""
     ended = [trial.seconds for trial in trials if trial.state != "running" and trial.seconds > 0]
     begun = [
         trial.seconds * record.steps / trial.step

@@ -1,4 +1,4 @@
-"""One sweep as it is followed: what of it changed since a viewer last asked.
+"""Follows one sweep: returns the changes since a viewer last asked.
 
 A viewer gives the cursor of its last answer and gets the trials that changed after it. Only files
 that were written since are read again, and no more of them at once than fit a moment: a viewer of a
@@ -20,34 +20,34 @@ from orchestrator.storage.folder import MANIFEST, Folder, Stamp
 from orchestrator.storage.strict_json import finite
 from orchestrator.tune.records import REQUESTS, SWEEP_FILE, TRIAL_NAME, SweepRecord, Trial
 
-PAUSE = 0.25  # seconds in which several viewers get the same look at a folder
-READING = 0.4  # seconds after which an answer goes out with what there is
-AT_ONCE = 16  # files asked for together where each takes its time
+PAUSE = 0.25  # seconds in which several viewers share one listing of a folder
+READING = 0.4  # seconds after which an incomplete answer is sent
+AT_ONCE = 16  # parallel reads on remote storage
 POINTS = 120_000  # of all curves together, in a first answer
-FEWEST_POINTS = 50  # of a curve, however many there are
+FEWEST_POINTS = 50  # of a curve, however many curves there are
 
 
 @dataclass
 class Seen:
-    """A trial as it was last read. Its curve is kept in columns, `trial.curve` is empty."""
+    """The last read state of a trial. Its curve is stored in columns; `trial.curve` is empty."""
 
     trial: Trial
     curve: Curve
     version: int
-    texts: dict[str, str] = field(default_factory=dict)  # for the page, by metric
+    texts: dict[str, str] = field(default_factory=dict)  # JSON for the page, by metric
 
 
 class Changes(NamedTuple):
-    """What changed after a viewer's last look."""
+    """The changes since a viewer's last request."""
 
     cursor: int
-    whole: bool  # the viewer must forget what it has
-    complete: bool  # else there is more to come at once
+    whole: bool  # the viewer must drop its state
+    complete: bool  # if not, the rest can be requested at once
     trials: list[str]  # as JSON
 
 
 class FollowedSweep:
-    """The folder of a sweep, looked at again and again. May be asked from several threads."""
+    """The folder of a sweep, read repeatedly. Thread-safe."""
 
     def __init__(self, run: str, folder: Folder) -> None:
         self.run = run
@@ -59,8 +59,8 @@ class FollowedSweep:
         self.requests: set[str] = set()
         self.seen: dict[int, Seen] = {}
         self.unreadable: set[str] = set()
-        self.complete = False  # nothing that was there at the last look is left to be read
-        # Cursors go on from the clock, so that one of a server before this is older than all here.
+        self.complete = False  # all files of the last listing are read
+        # Cursors start at the clock, so that cursors of an earlier server are older than all here.
         self.version = self._began = time.time_ns() // 1_000_000
         self._stamps: dict[str, Stamp] = {}
         self._looked = float("-inf")
@@ -72,7 +72,7 @@ class FollowedSweep:
             return [self.seen[number].trial for number in sorted(self.seen)]
 
     def refresh(self, reading: float = READING) -> None:
-        """Read what changed, for some seconds. Raises OSError where the storage does not answer."""
+        """Read the changes, for a limited time. Raises OSError if the storage does not answer."""
         with self._lock:
             if self.complete and time.monotonic() - self._looked < PAUSE:
                 return
@@ -86,7 +86,7 @@ class FollowedSweep:
             self.complete = self._read_trials(trials, reading)
 
     def changes(self, since: int, metric: str) -> Changes:
-        """What changed after the cursor `since`; 0 asks for everything."""
+        """The changes after the cursor `since`; 0 returns everything."""
         with self._lock:
             whole = since < self._began
             most = max(FEWEST_POINTS, POINTS // max(1, len(self.seen)))
@@ -95,7 +95,7 @@ class FollowedSweep:
             return Changes(self.version, whole, self.complete, texts)
 
     def metrics(self) -> list[str]:
-        """The names of all that was measured."""
+        """The names of all metrics."""
         with self._lock:
             names = {n for seen in self.seen.values() for n in (*seen.curve, *seen.trial.metrics)}
         return sorted(names - {"step", "seconds"})
@@ -125,7 +125,7 @@ class FollowedSweep:
             self.unreadable.add(MANIFEST)
 
     def _forget(self) -> None:
-        """Trials are gone: whoever knows them is to begin anew."""
+        """Reset: trials are gone, so all viewers must start again."""
         self.version += 1
         self._began = self.version
         self._stamps = {n: s for n, s in self._stamps.items() if not TRIAL_NAME.fullmatch(n)}
@@ -133,7 +133,7 @@ class FollowedSweep:
         self.unreadable.clear()
 
     def _read_trials(self, stamps: dict[str, Stamp], reading: float) -> bool:
-        """Read the trials that changed, as many as fit the time; whether those are all."""
+        """Read the changed trials until the time is up. Returns whether all were read."""
         changed = [name for name in sorted(stamps) if stamps[name] != self._stamps.get(name)]
         end = time.monotonic() + reading
         for name, content in self._contents(changed):
@@ -145,7 +145,7 @@ class FollowedSweep:
         return all(self._stamps.get(name) == stamps[name] for name in changed)
 
     def _contents(self, names: list[str]) -> Iterator[tuple[str, bytes | None]]:
-        """The files, one after the other from a disk, several at once from elsewhere."""
+        """The files' contents: one by one from a disk, in parallel from remote storage."""
         if self.folder.local_path is not None or len(names) < 2:
             for name in names:
                 yield name, self._content(name)
@@ -164,7 +164,7 @@ class FollowedSweep:
     def _take(self, name: str, content: bytes) -> None:
         try:
             trial = Trial.model_validate_json(content)
-        except ValueError:  # of another program, or damaged: told, and the others are shown
+        except ValueError:  # a foreign or damaged file: it is reported, and the others are shown
             self.unreadable.add(name)
             return
         self.unreadable.discard(name)
@@ -179,7 +179,7 @@ def _trial_names(names: dict[str, Stamp]) -> set[str]:
 
 
 def _text(seen: Seen, metric: str, most: int) -> str:
-    """A trial as the page gets it, its curve thinned. Encoded once for all viewers."""
+    """A trial's JSON for the page, with its curve reduced. Encoded once for all viewers."""
     if metric not in seen.texts:
         whole = finite(seen.trial.model_dump(exclude={"curve", "traceback"}))
         whole["curve"] = thinned(seen.curve, metric, most)

@@ -1,9 +1,18 @@
 """The `data:` section of a job: which files, and how their rows become the task's columns."""
 
 import contextlib
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from orchestrator.data.formats.registry import offered
+from orchestrator.data.reading import Reading
+
+FORMATS = offered()  # by name
+if TYPE_CHECKING:
+    FormatName = str  # a type checker does not see what the registry holds
+else:
+    FormatName = Literal[*FORMATS]
 
 Path = Annotated[str, Field(min_length=1)]
 Sources = (
@@ -20,8 +29,8 @@ class DataConfig(BaseModel):
 
     source: Sources = Field(
         description="python-stdlib, or paths, folders, globs or URIs (file://, s3://, gs://) of "
-        "txt, jsonl, json, csv, tsv or parquet files, each optionally .gz or .zst; or of text "
-        "files that belong together line by line, by column: {source: a.en, target: a.de}"
+        f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} files, each optionally .gz or .zst; or of "
+        "text files that belong together line by line, by column: {source: a.en, target: a.de}"
     )
     validation_source: Sources | None = Field(
         None, description="rows to validate on, in place of a share of the source"
@@ -29,7 +38,7 @@ class DataConfig(BaseModel):
     test_source: Sources | None = Field(
         None, description="rows to test on, in place of a share of the source"
     )
-    format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
+    format: FormatName | None = Field(
         None, description="of all files; without it, their names tell"
     )
     header: bool = Field(True, description="csv and tsv begin with names; else columns are 0, 1, …")
@@ -72,3 +81,21 @@ class DataConfig(BaseModel):
                     known = "utf-8, latin-1, cp1252, utf-16"
                     raise ValueError(f"{name!r} is no encoding; some are {known}") from None
         return name
+
+    def reading(
+        self, columns: dict[str, str], optional: tuple[str, ...] = (), lines: bool = False
+    ) -> Reading:
+        """What is read of each row of these files, for a task with such columns.
+
+        `lines` says whether a row of a txt file is a line where `data.lines` does not say.
+        """
+        return Reading(
+            columns=columns,
+            optional=optional,
+            names=self.columns,
+            lines=lines if self.lines is None else self.lines,
+            header=self.header,
+            encoding=self.encoding,
+            quoted=self.quoted,
+            max_document_bytes=self.max_document_bytes,
+        )

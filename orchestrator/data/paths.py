@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs
 
-from orchestrator.storage.folder import locate
+from orchestrator.storage.files import locate
 
 WILDCARDS = "*?["
 PREPARED = re.compile(r"prepare-[0-9a-f]{12}-[0-9a-f]{8}")  # a folder that makes its parent a run

@@ -1,17 +1,13 @@
 """What is read of a file's rows, and what comes out beside rows: bad ones, and notes."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
-from orchestrator.data.config import DataConfig
+from orchestrator.data.kinds.registry import check_kinds
 
 # One raw sample: a value for each of the task's columns. A request to the endpoint has None in
 # place of what it does not bring: the label, say.
 Row = dict[str, Any]
-# What a column holds: text only; a number or truth value too; the answers to a question, one text
-# or several; the places where they start, one whole number or several.
-Kind = Literal["text", "value", "answers", "starts"]
-
 PLACES = ("$file", "$folder")  # columns that every file has: its name and its folder's
 
 
@@ -38,16 +34,23 @@ class Note:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of each row, and how."""
+    """What is read of each row, and how: the task's columns, and what the job says of its files."""
 
-    data: DataConfig
-    columns: dict[str, Kind]  # the task's, and what they hold
-    lines: bool = False  # a row of a txt file is a line, not a document
+    columns: dict[str, str]  # the task's, and their kinds, keys of `kinds.registry.KINDS`
     optional: tuple[str, ...] = ()  # of the columns
+    names: dict[str, str | int] = field(default_factory=dict)  # in the files, where they differ
+    lines: bool = False  # a row of a txt file is a line, not a document
+    header: bool = True  # csv and tsv files begin with names
+    encoding: str | None = None  # of text; None: UTF-8, or as a byte-order mark says
+    quoted: bool | None = None  # fields may stand in quotes; None: as the file looks
+    max_document_bytes: int = 16_384  # longer txt files are cut into documents
+
+    def __post_init__(self) -> None:
+        check_kinds(self.columns)
 
     def name(self, column: str) -> str:
         """What the files call a column of the task's."""
-        return str(self.data.columns.get(column, column))
+        return str(self.names.get(column, column))
 
     @property
     def text_column(self) -> str:
@@ -60,6 +63,6 @@ class Reading:
         return [
             column
             for column in self.columns
-            if (column not in self.optional or column in self.data.columns)
+            if (column not in self.optional or column in self.names)
             and self.name(column) not in PLACES
         ]

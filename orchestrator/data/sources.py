@@ -1,26 +1,28 @@
 """Where raw rows come from: the files of `data.source`, on any storage."""
 
-import io
 import os
 import re
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from orchestrator.data import paths
 from orchestrator.data.config import DataConfig, Sources
+from orchestrator.data.formats.python_files import PYTHON
+from orchestrator.data.formats.registry import FORMATS, format_of, offered
+from orchestrator.data.formats.texts import TXT
 from orchestrator.data.paths import Entry
-from orchestrator.data.streams import COMPRESSIONS, open_file, open_stream
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.streams import COMPRESSIONS
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage.artifact import Split
 
 PYTHON_STDLIB = "python-stdlib"
-FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 
 # What stands beside data without being meant as data: nobody need be told of it.
 DEBRIS = re.compile(
@@ -48,28 +50,6 @@ SPLIT_NAMES: dict[re.Pattern[str], Split] = {
     re.compile(rf"(?<![^\W\d_])(?:{words})(?:set|data)?(?![^\W\d_])", re.I): split
     for words, split in SPLIT_WORDS.items()
 }
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One input file. `uri` opens it; the size and time tell whether it has changed."""
-
-    uri: str
-    kind: str  # one of FORMATS, or "py"
-    bytes: int
-    modified: str
-    split: Split | None = None  # which one all of its rows are for; None: as their keys fall
-    column: str = ""  # of parallel text files: what its lines are
-    beside: tuple["SourceFile", ...] = ()  # further columns, line by line
-    by_name: bool = False  # whether the names of the files say `split`, not the job
-
-    def open(self) -> "io.BufferedReader[Any]":
-        """A stream of its content, decompressed where its name says so. Raises: `open_stream`."""
-        return open_stream(self.uri, self.kind, self.bytes)
-
-    def open_whole(self) -> "io.BufferedReader[Any]":
-        """A file to jump about in; a compressed one is read whole."""
-        return open_file(self.uri, self.kind, self.bytes)
 
 
 class Listing(NamedTuple):
@@ -148,7 +128,7 @@ def _side_by_side(key: str, sources: dict[str, str], storage: str) -> SourceFile
     """Parallel text files, one a column."""
     files = []
     for column, source in sources.items():
-        _, several, _ = _find(f"{key}.{column}", source, "txt", storage)
+        _, several, _ = _find(f"{key}.{column}", source, TXT.name, storage)
         if len(several) > 1:
             raise UserError(f"{key}.{column} = {source}: are {len(several)} files, not one")
         files.append(replace(several[0], column=column))
@@ -161,7 +141,7 @@ def _stdlib_files() -> list[SourceFile]:
         if "site-packages" in inside:
             inside.remove("site-packages")  # not entered
         found += [Path(folder, file) for file in files if file.endswith(".py")]
-    return [_local_file(path, "py") for path in found if path.is_file()]
+    return [_local_file(path, PYTHON.name) for path in found if path.is_file()]
 
 
 def _local_file(path: Path, kind: str) -> SourceFile:
@@ -179,15 +159,13 @@ def _find(
     except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{refused}: {_reason(error)}") from error
     kinds = {entry: kind_of_all or kind_of(entry.path) for entry in found.files}
-    # Where other data is in a folder, json may be anything: settings, a list of the files.
-    others = any(kind not in (None, "json") for kind in kinds.values())
-    if not (found.is_file or found.is_glob or kind_of_all) and others:
-        kinds = {entry: None if kind == "json" else kind for entry, kind in kinds.items()}
+    if not (found.is_file or found.is_glob or kind_of_all):
+        kinds = _without_settings(kinds)
     known = [entry for entry, kind in kinds.items() if kind is not None]
     unread = [entry for entry, kind in kinds.items() if kind is None]
     if found.is_file and not known:
         raise UserError(
-            f"{refused}: is no {', '.join(FORMATS)} file, nor one of these .gz/.zst: "
+            f"{refused}: is no {', '.join(offered())} file, nor one of these .gz/.zst: "
             f"{_mend(found.root)}"
         )
     hidden = [entry for entry in found.hidden if kind_of_all or kind_of(entry.path)]
@@ -208,6 +186,15 @@ def _find(
     ]
     names = {scheme + entry.path: _name(entry, found.root) for entry in unread}
     return found, files, _Unread(source, names)
+
+
+def _without_settings(kinds: dict[Entry, str | None]) -> dict[Entry, str | None]:
+    """The formats of the files in a folder. Where other data is in it, json may be anything:
+    settings, a list of the files."""
+    doubtful = {name for name, each in FORMATS.items() if each.may_be_settings}
+    if not {*kinds.values()} - {None, *doubtful}:
+        return kinds
+    return {entry: None if kind in doubtful else kind for entry, kind in kinds.items()}
 
 
 def _is_remote(source: str) -> bool:
@@ -249,10 +236,10 @@ def _name(entry: Entry, root: str) -> str:
 def _why_nothing(found: paths.Found, source: str, unread: list[Entry]) -> str:
     if not found.is_glob:
         names = [_name(entry, found.root) for entry in unread]
-        return f"holds no {', '.join(FORMATS)} file" + (f", but {_some(names)}" if names else "")
+        return f"holds no {', '.join(offered())} file" + (f", but {_some(names)}" if names else "")
     if unread or found.files:
         names = [_name(entry, found.root) for entry in unread or found.files]
-        return f"matches no {', '.join(FORMATS)} file, but {_some(names)}"
+        return f"matches no {', '.join(offered())} file, but {_some(names)}"
     if found.folders:
         return f"matches folders alone: {source.rstrip('/')}/* takes the files in them"
     return "matches no file"
@@ -324,5 +311,5 @@ def kind_of(path: str) -> str | None:
     suffixes = path.rpartition("/")[2].lower().split(".")[1:]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    kind = {"ndjson": "jsonl", "text": "txt"}.get(suffixes[-1], suffixes[-1]) if suffixes else None
-    return kind if kind in FORMATS else None
+    found = format_of(suffixes[-1]) if suffixes else None
+    return None if found is None else found.name

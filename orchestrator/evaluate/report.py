@@ -1,4 +1,4 @@
-"""What a run came to, for people (report.md) and for programs (report.json)."""
+"""The report of a run, for people (report.md) and for programs (report.json)."""
 
 import io
 import json
@@ -14,11 +14,15 @@ from orchestrator.storage.artifact import Evaluation, PreparedData, Training
 
 
 def write_report(
-    job: Job, prepared: PreparedData, training: Training, evaluation: Evaluation, found: str = ""
+    job: Job,
+    prepared: PreparedData,
+    training: Training,
+    evaluation: Evaluation,
+    sweep_report: str = "",
 ) -> None:
     """Write report.json, report.md and learning_curve.png into the evaluation's folder.
 
-    `found` is what a sweep has found, a section of its own.
+    `sweep_report` is a section of report.md: what a sweep has found.
     """
     content = {
         "job": job.name,
@@ -37,7 +41,7 @@ def write_report(
     folder = evaluation.folder
     folder.write("report.json", strict_json.dumps(content, indent=1).encode())
     folder.write("learning_curve.png", learning_curve(job, training))
-    folder.write("report.md", markdown(job, prepared, training, evaluation, found).encode())
+    folder.write("report.md", markdown(job, prepared, training, evaluation, sweep_report).encode())
 
 
 def learning_curve(job: Job, training: Training) -> bytes:
@@ -47,7 +51,8 @@ def learning_curve(job: Job, training: Training) -> bytes:
     for name, label in (("loss", "training loss"), ("validation", "validation metric")):
         points = [(point["step"], point[name]) for point in training.history if name in point]
         style = {"marker": "o", "linewidth": 2} if name == "validation" else {"alpha": 0.6}
-        axes.plot(*zip(*points, strict=True), label=label, **style) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set(xlabel="step", title=f"{job.name}: learning curve")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -57,7 +62,11 @@ def learning_curve(job: Job, training: Training) -> bytes:
 
 
 def markdown(
-    job: Job, prepared: PreparedData, training: Training, evaluation: Evaluation, found: str = ""
+    job: Job,
+    prepared: PreparedData,
+    training: Training,
+    evaluation: Evaluation,
+    sweep_report: str = "",
 ) -> str:
     names = list(evaluation.metrics)
     rows = [f"| **this model** | {_cells(evaluation.metrics, names)} |"]
@@ -83,8 +92,8 @@ def markdown(
         f"- samples: {samples}",
         f"- checkpoint: `{training.folder}/{training.best_checkpoint}`, the best by validation",
         "",
-        *_section("What to know of it", _notices(prepared, training)),
-        *([found] if found else []),
+        *_section("Notices", _notices(prepared, training)),
+        *([sweep_report] if sweep_report else []),
         "## The job",
         "",
         "```json",
@@ -100,7 +109,7 @@ def _notices(prepared: PreparedData, training: Training) -> dict[str, list[str]]
 
 
 def _section(title: str, notices: dict[str, list[str]]) -> list[str]:
-    lines = [f"- {stage}: {notice}" for stage, told in notices.items() for notice in told]
+    lines = [f"- {stage}: {notice}" for stage, texts in notices.items() for notice in texts]
     return [f"## {title}", "", *lines, ""] if lines else []
 
 

@@ -1,4 +1,4 @@
-"""The best checkpoint on the test split, with Ray Data and a pool of models, and the report."""
+"""Scores the best checkpoint on the test split, with Ray Data and a pool of models, and reports."""
 
 import itertools
 import logging
@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import ray
@@ -15,26 +14,22 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
-from orchestrator.data.arrays import Arrays
+from orchestrator.data.arrays import Arrays, join
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import StageError
 from orchestrator.evaluate.report import write_report
+from orchestrator.infer.trained_model import TrainedModel, load_processor
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import kept, to_device
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
-from orchestrator.learn.precision import autocast, keep
-from orchestrator.learn.world import World, join
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import Evaluation, PreparedData, Split, Training
 from orchestrator.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 16  # samples a model sees at once
-TASKS_PER_WORKER = 16  # so that the progress moves
+BATCH_ROWS = 16  # samples in a forward pass
+TASKS_PER_WORKER = 16  # Ray Data's tasks: enough of them for the progress to move
 MAX_TASK_ROWS = 4096
-BASELINE_ROWS = 100_000  # training samples that baselines are counted on, the first of the shards
+BASELINE_ROWS = 100_000  # training samples for the baselines: the first of the shards
 
 
 def evaluate(
@@ -43,21 +38,26 @@ def evaluate(
     training: Training,
     folder: Folder,
     progress: Progress,
-    found: str = "",
+    sweep_report: str = "",
 ) -> Evaluation:
     """Score the test split and write report.json, report.md and the learning curve.
 
-    `found` is what a sweep has found before, in Markdown.
+    Args:
+        sweep_report: what a sweep before the training has found, in Markdown.
+
+    Raises:
+        StageError: if a metric is not a finite number.
+        OrchestratorError: of the task, as it raised it.
     """
     started = time.monotonic()
     task = job.build_task()
-    # The baselines are counted beside the models, on a core of their own where there is one.
-    baselines = _baselines.remote(job, prepared.folder.uri)
+    # The baselines are computed while the models predict, on a free core if there is one.
+    baselines_ref = _baselines.remote(job, prepared.folder.uri)
     try:
         predictions = _predict(job, prepared, training, progress)
         scores = task.score(predictions)
         _check_finite(scores, training)
-        beside: dict[str, dict[str, float]] = ray.get(baselines)
+        baselines: dict[str, dict[str, float]] = ray.get(baselines_ref)
     except RayError as error:
         raise raised_by_user_code(error) or error from error
     finally:
@@ -67,10 +67,10 @@ def evaluate(
         seconds=time.monotonic() - started,
         summary=f"test {task.metric.name} {scores[task.metric.name]:.3f}",
         metrics=scores,
-        baselines=beside,
+        baselines=baselines,
         counted=task.explain(predictions),
     )
-    write_report(job, prepared, training, evaluation, found)
+    write_report(job, prepared, training, evaluation, sweep_report)
     return evaluation.commit()
 
 
@@ -78,13 +78,18 @@ def _check_finite(scores: dict[str, float], training: Training) -> None:
     for name, value in scores.items():
         if not math.isfinite(value):
             raise StageError(
-                f"test {name} is {value}: {training.folder}/{training.best_checkpoint} predicts "
-                f"what is no number; look at the test rows, or lower train.lr"
+                f"test {name} is {value}: the predictions of "
+                f"{training.folder}/{training.best_checkpoint} are not finite numbers; look at the "
+                f"test rows, or lower train.lr"
             )
 
 
 def _predict(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> Arrays:
-    """The predictions of all test rows, begun anew where a model's process was lost."""
+    """The predictions of all test rows. Starts again if a model's process is lost.
+
+    Raises:
+        RayActorError: if more than `cluster.max_failures` processes are lost.
+    """
     for failures in itertools.count(1):
         progress.start("evaluating", total=prepared.rows("test"), unit="samples")
         parts = []
@@ -96,7 +101,7 @@ def _predict(job: Job, prepared: PreparedData, training: Training, progress: Pro
         except RayActorError:
             if failures > job.cluster.max_failures:
                 raise
-            logger.warning("lost a process of the evaluation, starting it anew")
+            logger.warning("a process of the evaluation was lost; starting again")
     raise AssertionError("unreachable")
 
 
@@ -107,7 +112,8 @@ def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterab
         [{"row": row} for row in range(rows)], override_num_blocks=min(tasks, rows)
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray 2.60 deprecates `ray_remote_args_fn` for nothing else
+        # Ray 2.60 deprecates `ray_remote_args_fn` without a replacement.
+        warnings.simplefilter("ignore")
         predicted = numbers.materialize().map_batches(
             _Predictor,
             fn_constructor_args=(job, prepared.folder.uri, training.folder.uri),
@@ -115,7 +121,7 @@ def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterab
             num_cpus=job.cluster.cpus_per_worker,
             num_gpus=job.cluster.gpus_per_worker or None,
             compute=ray.data.ActorPoolStrategy(size=job.cluster.fewest_workers),
-            # With restarts Ray prints an error about them at every start; `_predict` starts anew.
+            # With restarts Ray prints an error at every start; `_predict` starts again instead.
             ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
         )
     batches: Iterable[Arrays] = predicted.iter_batches(batch_size=None)
@@ -123,38 +129,25 @@ def _predictions(job: Job, prepared: PreparedData, training: Training) -> Iterab
 
 
 class _Predictor:
-    """A model in an actor of the pool."""
+    """One model of the pool, in an actor of Ray Data's: predicts for test rows by number."""
 
     def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
         torch.set_num_threads(job.cluster.cpus_per_worker)
-        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
-        self.world = World(device=device)
-        self.task = job.build_task()
-        prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
-        training = _loaded(Training.load(Folder(training_uri)), training_uri)
+        prepared = PreparedData.load_required(Folder(prepared_uri))
+        training = Training.load_required(Folder(training_uri))
         self.reader = ShardReader(prepared, "test")
-        self.processor = load_processor(self.task, prepared)
-        self.model = (
-            self.task.build_model(self.processor.vocab_size, self.processor.num_outputs)
-            .to(device)
-            .eval()
+        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
+        self.trained = TrainedModel.load(
+            job.build_task(), prepared, training.checkpoint(), device, training.precision
         )
-        load_weights(self.model, training.checkpoint())
-        self.precision = training.precision
-        keep(self.model, self.precision)
 
     def __call__(self, batch: Arrays) -> Arrays:
-        arrays = self.reader.read(batch["row"].astype(np.int64))
-        inputs = to_device(arrays, self.world.device)
-        with torch.inference_mode(), autocast(self.world.device, self.precision):
-            found = self.task.predict(self.model, inputs, self.processor)
-            found |= self.task.answer(self.model, inputs, self.processor)
-        return {**found, **kept(arrays)}
+        return self.trained.predict(self.reader.read(batch["row"].astype(np.int64)))
 
 
 @ray.remote(num_cpus=0)
 def _baselines(job: Job, prepared_uri: str) -> dict[str, dict[str, float]]:
-    prepared = _loaded(PreparedData.load(Folder(prepared_uri)), prepared_uri)
+    prepared = PreparedData.load_required(Folder(prepared_uri))
     task = job.build_task()
 
     def head(split: Split, limit: int) -> Arrays:
@@ -163,9 +156,3 @@ def _baselines(job: Job, prepared_uri: str) -> dict[str, dict[str, float]]:
 
     test = head("test", prepared.rows("test"))
     return task.baselines(head("train", BASELINE_ROWS), test, load_processor(task, prepared))
-
-
-def _loaded(artifact: Any, uri: str) -> Any:
-    if artifact is None:
-        raise StageError(f"{uri}: is gone, or on no storage that all machines share")
-    return artifact

@@ -1,17 +1,18 @@
-"""What a training will cost, as far as the job tells, and what pays for itself in it."""
+"""Estimates of a training's cost from the job alone, and whether compiling pays off."""
 
 import shutil
 
-from orchestrator.job.job import Job, find_task
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import find_task
 
-# What torch.compile gains of a step's time, and the seconds that it takes before the first one.
+# The share of a step's time that torch.compile saves, and the seconds before the first step.
 COMPILE_ON_GPU = (0.17, 40.0)  # torchtitan's and nanoGPT's ladders
 COMPILE_ON_CPU = (0.04, 25.0)  # measured at 14M parameters: 1.03 to 1.07 times as fast
-FLOPS_A_SECOND = {"cpu": 6e10, "cuda": 1.5e14}  # of a core, of a GPU: what training reaches, about
+FLOPS_A_SECOND = {"cpu": 6e10, "cuda": 1.5e14}  # reached in training, roughly, by a core or a GPU
 
 
 def train_seconds(job: Job) -> float:
-    """About how long the steps of a training take, were no row shorter than the context."""
+    """The estimated seconds of a training's steps, if all rows fill the context."""
     config = job.train
     if config.steps is None:
         return 60.0 * config.budget_minutes
@@ -20,12 +21,12 @@ def train_seconds(job: Job) -> float:
 
 
 def tokens_seen(job: Job) -> float:
-    """About how many tokens a training learns from."""
+    """The estimated number of tokens that a training reads."""
     return train_seconds(job) * tokens_a_second(job)
 
 
 def tokens_a_second(job: Job) -> float:
-    """6 N + 12 L D T operations a token, on the fewest workers that the job may have."""
+    """The estimated tokens per second of the fewest workers, at 6 N + 12 L D T operations each."""
     model = job.model
     a_token = 6 * num_parameters(job) + 12 * model.num_layers * model.d_model * model.max_seq_len
     units = job.cluster.gpus_per_worker or job.cluster.cpus_per_worker
@@ -34,7 +35,7 @@ def tokens_a_second(job: Job) -> float:
 
 
 def num_parameters(job: Job) -> int:
-    """About how many numbers the model of a job has, a tied embedding once."""
+    """The estimated number of parameters; a tied embedding counts once."""
     model = job.model
     block = 4 * model.d_model**2 + 2 * model.d_model * model.feed_forward_width
     layers = model.num_layers + (model.layers_to_decode if model.family == "encoder_decoder" else 0)
@@ -42,7 +43,7 @@ def num_parameters(job: Job) -> int:
 
 
 def compiles(job: Job) -> bool:
-    """Whether the training is to be compiled: it gains more than it waits for.
+    """Whether the training is compiled: when that saves more time than it takes.
 
     A function of the job alone: compiled kernels round otherwise, and a resumed run does the same.
     Where samples differ in length, each length would be compiled anew, for minutes.

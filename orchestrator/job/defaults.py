@@ -1,4 +1,4 @@
-"""What a job leaves open, chosen by the size of its data and the time that it has.
+"""Defaults for keys that a job leaves open, chosen by its data's size and its time budget.
 
 A job that says how large its model is, by `num_layers`, `d_model` or `num_heads`, has the fixed
 defaults of the schema. Any other gets all that it does not say from here; one that begins with
@@ -9,19 +9,20 @@ import math
 from typing import Any
 
 from orchestrator.job.cost import num_parameters, tokens_seen
-from orchestrator.job.job import Job, find_task
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import find_task
 from orchestrator.model.config import SIZES
 
-BYTES_PER_TOKEN = 3.0  # of prose and code under a small byte-pair vocabulary: an estimate
-# What a training should see of each parameter's size in tokens. Hoffmann et al. 2022 find 20 at the
+BYTES_PER_TOKEN = 3.0  # an estimate for prose and code under a small byte-pair vocabulary
+# The tokens that a training should read per parameter. Hoffmann et al. 2022 find 20 at the
 # optimum of large models; small ones, trained by Muon for minutes, are best at 2 (docs/log.md).
 TOKENS_A_PARAMETER = 2.0
-PARAMETERS_A_TOKEN = 10.0  # of the training split, at most: more learn it by heart
-UPDATES = 2_000  # that a training should come to, if its batches are not too small then
+PARAMETERS_A_TOKEN = 10.0  # of the training split, at most: larger models memorise it
+UPDATES = 2_000  # steps of a training, unless its batches become too small
 WIDTH, MUON_LR, ADAMW_LR = 128, 1e-2, 2e-3  # rates at this width; wider models take smaller ones
 VOCABULARIES = [(2 << 20, 1024), (32 << 20, 2048), (1 << 30, 8192)]  # up to so many bytes
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 1024, 32_768
-# An encoder pays little for a large one, and words that are one token tell more than their pieces:
+# A large vocabulary costs an encoder little, and whole words tell it more than their pieces:
 # SST-2, of 0.7 MB, 0.749 with 1,024 tokens and 0.811 with 8,192 (docs/log.md).
 BYTES_TO_LEARN_A_WORD = 80
 DROPOUTS = [(3.0, 0.0), (10.0, 0.1)]  # up to so many epochs
@@ -29,22 +30,22 @@ MOST_DROPOUT = 0.2
 MOST_ROWS = 512  # of a global batch
 SHORT = 128  # tokens of a row
 
-# Of trained weights (docs/log.md). Devlin et al. 2019 take 2e-5 to 5e-5 at widths of 768 and 1,024,
-# GPT-2 and Llama are trained further with as much, and narrower models bear more.
+# For trained weights (docs/log.md). Devlin et al. 2019 take 2e-5 to 5e-5 at widths of 768 and
+# 1,024. The same rates fit GPT-2 and Llama; narrower models take larger ones.
 PRETRAINED_WIDTH, PRETRAINED_LR = 384, 1e-4
-T5_LR = 4.0  # times as much: Raffel et al. 2020 take 1e-3 with Adafactor, 3e-4 is AdamW's
+T5_LR = 4.0  # times the rate: Raffel et al. 2020 take 1e-3 with Adafactor, 3e-4 is AdamW's
 LEAST_LR, MOST_LR = 1e-5, 5e-4
 PRETRAINED_DECAY = 0.01
-WARMUP = 0.06  # of the steps, where these are given
+WARMUP = 0.06  # share of the steps, if the job gives steps
 MINUTES = 5.0
-# More passes over a small data set know it by heart; where it is tiny, fewer are too few steps for
-# a new head (Mosbach et al. 2021).
+# More passes over a small data set memorise it. A tiny data set needs many passes, since a new head
+# needs a number of steps (Mosbach et al. 2021).
 EPOCHS, MOST_EPOCHS, TINY = 3.0, 20.0, 400_000  # TINY in bytes
 PRETRAINED_EVAL_ROWS = 512
 
 
 def derive(job: Job, source_bytes: int) -> dict[str, Any]:
-    """Values for what the job does not say, by dotted key; none where it says the model's size."""
+    """Values for the keys that the job leaves open; none if the job gives the model's size."""
     if says_all(job):
         return {}
     if job.model.init_from is not None:
@@ -68,15 +69,15 @@ def derive(job: Job, source_bytes: int) -> dict[str, Any]:
 
 
 def says_all(job: Job) -> bool:
-    """Whether the job says how large its model is, so that nothing is to be chosen."""
+    """Whether the job gives the size of its model, so that nothing is chosen."""
     said = job.model.model_fields_set
-    if job.model.init_from is not None:  # whose sizes are not the job's words
+    if job.model.init_from is not None:  # its sizes come from the weights
         return False
     return "size" not in said and bool(said & set(SIZES["tiny"]))
 
 
 def _further(job: Job, source_bytes: int) -> dict[str, Any]:
-    """How trained weights are trained further: gently, and not for long."""
+    """Values for training from trained weights: a low learning rate and few epochs."""
     model, train = job.model, job.train
     is_t5 = model.family == "encoder_decoder" and model.positions == "relative"
     lr = PRETRAINED_LR * PRETRAINED_WIDTH / model.d_model * (T5_LR if is_t5 else 1.0)
@@ -106,7 +107,7 @@ def _vocabulary(job: Job, source_bytes: int) -> int:
 
 
 def _size(job: Job, data_tokens: float) -> str:
-    """The largest model that the time can train and the data can teach."""
+    """The largest model that fits the time budget and the size of the data."""
     chosen, *_ = SIZES
     for size in SIZES:
         sized = job.override({"model.size": size})
@@ -118,11 +119,11 @@ def _size(job: Job, data_tokens: float) -> str:
 
 
 def _training(job: Job, seen: float) -> dict[str, Any]:
-    """The batch and the learning rate that go with a model and its number of tokens."""
+    """The global batch and the learning rate for a model and its number of tokens."""
     width = WIDTH / job.model.d_model
     lr = (MUON_LR if job.train.optimizer == "muon" else ADAMW_LR) * math.sqrt(width)
     found: dict[str, Any] = {"train.lr": float(f"{lr:.1g}")}
-    if job.model.max_seq_len <= SHORT:  # such rows are quickly validated on, and few say little
+    if job.model.max_seq_len <= SHORT:  # short rows validate fast, and few of them are noisy
         found["train.eval_rows"] = 512
     if job.train.steps is None:
         rows = seen / UPDATES / job.model.max_seq_len
@@ -133,5 +134,5 @@ def _training(job: Job, seen: float) -> dict[str, Any]:
 
 
 def _step(steps: list[tuple[Any, Any]], value: float, beyond: Any) -> Any:
-    """What belongs to the first limit that the value does not exceed."""
+    """The entry of the first limit that is not below the value."""
     return next((chosen for limit, chosen in steps if value <= limit), beyond)

@@ -1,4 +1,4 @@
-"""Reading a job: YAML with positions, base files, overrides, and every error of a file at once."""
+"""Reads a job file: YAML with positions, base files, overrides; reports all errors at once."""
 
 import functools
 import re
@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import JobError, did_you_mean
-from orchestrator.job.job import Job, override
-from orchestrator.job.section import Key
+from orchestrator.job.job import Job
+from orchestrator.job.keys import Key, set_key
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 32
@@ -23,21 +23,21 @@ MAX_SHOWN = 80  # characters of a value in a message
 
 @dataclass
 class Source:
-    """Plain data and where each of its keys stands, as `file:line:column`."""
+    """Plain data, and the position of each key as `file:line:column`."""
 
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def place(self, key: Key) -> str:
-        """The place of a key, or of the nearest section around it."""
+        """The position of a key, or of the nearest section around it."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, "")
 
 
 def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
-    """The job of a file, its base files and `a.b=value` overrides, checked whole.
+    """The validated job of a file, its base files and `a.b=value` overrides.
 
     A job that none of them names has the name of its file.
 
@@ -57,7 +57,7 @@ def load_job(path: str, overrides: Sequence[str] = ()) -> Job:
 
 
 def read_plain(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `load_job` would check, unchecked: nothing that it names is imported or opened.
+    """The same data unvalidated. Nothing that the job names is imported or opened.
 
     Raises:
         JobError: where a file cannot be read, or an override is none.
@@ -71,7 +71,7 @@ def read_plain(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _read_with(path: str, overrides: Sequence[str]) -> Source:
     source = _read(Path(path), seen=())
     for text in overrides:
-        _override(source, text)
+        _apply_override(source, text)
     if "name" not in source.data and (name := _name_of(Path(path))):
         source.data["name"] = name
         source.places["name",] = path
@@ -79,7 +79,7 @@ def _read_with(path: str, overrides: Sequence[str]) -> Source:
 
 
 def _name_of(path: Path) -> str:
-    """The name of a job whose file says none: the file's own, as far as a name may have it."""
+    """The default name of a job: the file's name without characters that names cannot have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100]
 
 
@@ -105,7 +105,7 @@ for _name, _pattern, _first in (
 
 
 def _construct_int(loader: CoreLoader, node: yaml.ScalarNode) -> int:
-    """As YAML 1.2 has it: a leading zero is no octal number."""
+    """An integer of YAML 1.2: a leading zero does not make it octal."""
     text = str(node.value)
     if len(text) > MAX_DIGITS:
         problem = f"a number of {len(text)} digits"
@@ -117,13 +117,13 @@ CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_value(text: str) -> Any:
-    """A YAML value as it stands on the command line, after `key=`. Raises yaml.YAMLError."""
+    """The value of `key=value` on the command line, as YAML. Raises yaml.YAMLError."""
     _check_events(text)
     return yaml.load(text, CoreLoader)  # noqa: S506 - a SafeLoader
 
 
 def _check_events(text: str) -> None:
-    """Refuse what can make a small text huge or is no plain value, before anything is built."""
+    """Refuse anchors and tags: they can expand a small text, or are no plain values."""
     depth = 0
     for event in yaml.parse(text, CoreLoader):
         problem = ""
@@ -143,7 +143,7 @@ def _check_events(text: str) -> None:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Source:
-    """One file upon its base, which may have a base of its own."""
+    """One file merged over its base, which may have a base, too."""
     if path.resolve() in seen:
         raise JobError([f"{path}: is its own base file"])
     source = _parse(path)
@@ -188,7 +188,7 @@ def _parse(path: Path) -> Source:
 
 
 def _build(node: yaml.Node, key: Key, path: Path, source: Source) -> Any:
-    """Plain data of a node; places and problems go to `source`."""
+    """The plain data of a node. Positions and problems go to `source`."""
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*key, str(i)), path, source) for i, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -206,7 +206,7 @@ def _build(node: yaml.Node, key: Key, path: Path, source: Source) -> Any:
     return mapping
 
 
-def _override(source: Source, text: str) -> None:
+def _apply_override(source: Source, text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not name:
         shown = _shown(repr(text))
@@ -222,14 +222,14 @@ def _override(source: Source, text: str) -> None:
         source.problems.append(f"command line: {_shown(repr(text))}: {_shown(str(problem))}")
         return
     replaced = _first_that_is_no_section(source.data, name)
-    key = override(source.data, name, parsed)
+    key = set_key(source.data, name, parsed)
     source.places = {k: v for k, v in source.places.items() if k[: len(replaced)] != replaced}
     for length in range(1, len(key) + 1):
         source.places.setdefault(key[:length], "command line")
 
 
 def _first_that_is_no_section(data: dict[str, Any], name: str) -> Key:
-    """The part of a dotted key that an override replaces: the whole, or a value in its way."""
+    """The part of a dotted key that an override replaces: the key, or a value above it."""
     parts = name.split(".")
     if parts[:2] == ["tune", "space"] and len(parts) > 2:
         parts = ["tune", "space", ".".join(parts[2:])]
@@ -241,7 +241,7 @@ def _first_that_is_no_section(data: dict[str, Any], name: str) -> Key:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key; everything else is replaced."""
+    """Merge sections key by key; replace everything else."""
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
@@ -252,7 +252,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(error: ValidationError, source: Source) -> list[str]:
-    """One line for each key that is wrong, in the order of the file."""
+    """One line per wrong key, in the order of the file."""
     lines: dict[Key, str] = {}
     for details in error.errors():
         key = _key(details, source.data)
@@ -297,14 +297,14 @@ def _explain(details: ErrorDetails, key: Key, data: dict[str, Any]) -> str:
 
 
 def _shown(text: str) -> str:
-    """A value in a message: one line, and not a long one."""
+    """A value for a message, on one line and shortened."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}…"
 
 
 @functools.cache
 def _known_keys(section: Key) -> list[str]:
-    """The keys that a section of a job may hold."""
+    """The known keys of a section of a job."""
     schema = Job.model_json_schema()
     node: dict[str, Any] = schema
     for name in section:

@@ -1,4 +1,4 @@
-"""What a job reads besides its data, as its fingerprints have it: weights, the code of a task."""
+"""The inputs of a job besides its data, for fingerprints: weights, and the code of a task."""
 
 import contextlib
 import hashlib
@@ -21,15 +21,15 @@ Stamps = dict[str, Stamp]
 
 
 def model_files(init_from: str) -> Stamps:
-    """The files that a model begins with: their names, sizes and when they were written."""
+    """The files of `model.init_from`: names, sizes and modification times."""
     found = Folder(init_from).stamps()
     names = [name for name in found if name in TOKENIZER_FILES or name.endswith(OF_WEIGHTS)]
     return {name: found[name] for name in sorted(names)}
 
 
 def source_files(task: type) -> dict[str, str]:
-    """Digests of the files that define a task of the user's, by class. A file that is not there,
-    as of a class that was made in a console, has none."""
+    """Digests of the files that define a user's own task, by class. A class without a file, such
+    as one from a console, has none."""
     known = {"orchestrator", *sys.stdlib_module_names}
     found: dict[str, str] = {}
     for each in task.__mro__:

@@ -1,11 +1,12 @@
-"""What a job will do and need, before anything is started or spent."""
+"""The plan of a job: what it will do and need, before it starts anything."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 
-from orchestrator.data.sources import SourceFile, total_bytes
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import total_bytes
 from orchestrator.job.cost import compiles, train_seconds
 from orchestrator.job.defaults import BYTES_PER_TOKEN
 from orchestrator.job.job import Job
@@ -15,7 +16,7 @@ from orchestrator.storage.artifact import PreparedData
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a job. Counts of samples are estimates until the data is prepared."""
+    """The plan of a job. Sample counts are estimates until the data is prepared."""
 
     parameters: int
     source_files: int
@@ -27,7 +28,7 @@ class Plan:
     epochs: float | None
     accumulation: dict[int, int]  # micro-batches a step, by the number of workers
     sweep: str
-    train_seconds: float  # an estimate, from the time budget where the job has one
+    train_seconds: float  # an estimate, or the time budget if there is one
     compiles: bool
 
 

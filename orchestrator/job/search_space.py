@@ -1,24 +1,36 @@
-"""What a sweep tries: the `tune:` section of a job, its space, and which choices go together."""
+"""The `tune:` section of a job: the space of a sweep, and which settings exclude each other."""
 
 import math
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.job.section import Section
+from orchestrator.job.strict_section import StrictSection
 
 NOT_SWEPT = ("train.steps", "train.minutes", "train.epochs", "train.seed", "model.max_seq_len")
 MAX_EXAMPLES = 100
-FEW_TRIALS = 8  # for fewer, a model of what is good has nothing to learn from
+FEW_TRIALS = 8  # with fewer, TPE has too little to learn from
 
 Search = Literal["grid", "random", "tpe"]
 
-# Keys that may change while a trial goes on: they are neither in the weights' shapes nor in what
-# the data looks like.
+# Keys that population based training may change in a running trial: they change neither the shapes
+# of weights nor the data.
 CHANGED_ON_THE_WAY = ("train.lr", "train.weight_decay", "train.grad_clip", "train.min_lr_ratio")
 
+# The default space: the keys that change most results, and their ranges.
+DEFAULT_SPACE: dict[str, dict[str, Any]] = {
+    "train.lr": {"loguniform": [5e-4, 2e-2]},
+    "train.weight_decay": {"loguniform": [0.01, 0.5]},
+    "model.dropout": {"uniform": [0.0, 0.3]},
+}
+DEFAULT_SPACE_OF_PRETRAINED: dict[str, dict[str, Any]] = {
+    "train.lr": {"loguniform": [1e-5, 5e-4]},
+    "train.weight_decay": {"loguniform": [1e-3, 0.1]},
+    "model.dropout": {"uniform": [0.0, 0.2]},
+}
 
-class Domain(Section):
+
+class Domain(StrictSection):
     """The values of one key that a sweep tries."""
 
     choice: list[Any] | None = Field(None, min_length=1, description="one of these")
@@ -46,17 +58,17 @@ class Domain(Section):
         return self
 
     def examples(self) -> list[Any]:
-        """Values that must all be valid for the whole domain to be."""
+        """Example values. The domain is valid if all of them are."""
         if self.randint is not None:
             low, high = self.randint
             return [*range(low, high)[:MAX_EXAMPLES], high - 1]
         if (ends := self.uniform or self.loguniform) is not None:
-            # One between the ends, which may be whole numbers where what is sampled is none.
+            # One value between the ends: the ends may be whole numbers, the samples are not.
             return [*ends, ends[0] + (ends[1] - ends[0]) / math.e]
         return list(self.choice or ())
 
     def applies(self, values: dict[str, Any]) -> bool:
-        """Whether it is tried beside these values of other keys."""
+        """Whether the key is tried together with these values of other keys."""
         return all(
             key in values
             and (values[key] in wanted if isinstance(wanted, list) else values[key] == wanted)
@@ -64,7 +76,7 @@ class Domain(Section):
         )
 
 
-class TuneConfig(Section):
+class TuneConfig(StrictSection):
     """The `tune:` section of a job. Without one, nothing is swept."""
 
     trials: int = Field(16, ge=1, le=10_000, description="configurations that are tried")
@@ -97,7 +109,7 @@ class TuneConfig(Section):
 
     @property
     def searched_by(self) -> Search:
-        """The search, decided where the job leaves it open."""
+        """The search, resolved if it is `auto`."""
         if self.search != "auto":
             return self.search
         if self.scheduler == "pbt":
@@ -108,18 +120,18 @@ class TuneConfig(Section):
 
     @property
     def configurations(self) -> int:
-        """How many are tried: with a grid, no more than it has."""
+        """The number of configurations that are tried; a grid may have fewer than `trials`."""
         size = self.grid_size() if self.searched_by == "grid" else None
         return self.trials if size is None else min(size, self.trials)
 
     def grid_size(self) -> int | None:
-        """How many configurations there are; None where a key has no list of values."""
+        """The size of the grid; None if a key has no list of values."""
         if any(domain.choice is None for domain in self.space.values()):
             return None
         return len(grid(self.space))
 
     def problems(self) -> list[tuple[str, str]]:
-        """What does not go together: the key, and the rest of the sentence."""
+        """Settings that exclude each other: the key, and the rest of the sentence."""
         found = []
         for name, domain in self.space.items():
             for key in domain.when or {}:
@@ -156,7 +168,7 @@ class TuneConfig(Section):
 
 
 def in_order(space: dict[str, Domain]) -> list[str]:
-    """The keys of a space, by name, each behind those that its condition looks at."""
+    """The keys of a space by name, each after the keys in its condition."""
     found: dict[str, None] = {}
 
     def add(name: str, seen: tuple[str, ...]) -> None:
@@ -171,7 +183,7 @@ def in_order(space: dict[str, Domain]) -> list[str]:
 
 
 def grid(space: dict[str, Domain]) -> list[dict[str, Any]]:
-    """All configurations of a space of choices, those that a condition makes equal once."""
+    """All configurations of a space of choices, without duplicates caused by conditions."""
     found: list[dict[str, Any]] = [{}]
     for name in in_order(space):
         domain = space[name]
@@ -186,8 +198,20 @@ def grid(space: dict[str, Domain]) -> list[dict[str, Any]]:
 
 
 def _needs(space: dict[str, Domain], name: str, seen: tuple[str, ...] = ()) -> set[str]:
-    """The keys that a key's condition looks at, and theirs."""
+    """The keys in a key's condition, and the keys in their conditions."""
     found = set((space[name].when or {}) if name in space else {})
     for key in found - set(seen):
         found |= _needs(space, key, (*seen, key))
     return found
+
+
+def with_default_space(data: dict[str, Any]) -> dict[str, Any]:
+    """Plain job data with a space to sweep, if the job asks for a sweep and names no space."""
+    tune, model = data.get("tune"), data.get("model")
+    if not isinstance(tune, dict) or tune.get("space"):
+        return data
+    pretrained = isinstance(model, dict) and model.get("init_from") is not None
+    return {
+        **data,
+        "tune": {**tune, "space": DEFAULT_SPACE_OF_PRETRAINED if pretrained else DEFAULT_SPACE},
+    }

@@ -1,35 +1,36 @@
-"""What the workers agree on about once a second: to go on, to stop, or to go back."""
+"""About once a second the workers agree on a directive: to go on, to stop, or to go back."""
 
-import enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orchestrator.errors import DivergedError
 from orchestrator.learn.batches import Batches
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.pace import Pace
 from orchestrator.learn.state import State
 from orchestrator.learn.world import World
 
 
-class Directive(enum.IntEnum):
-    """What is to be done; of several, the highest."""
-
-    GO_ON = 0
-    STOP = 1  # save, and leave the rest for another time: a machine is about to be taken away, say
-    GO_BACK = 2  # to the newest checkpoint
-
-
 class Signals(Protocol):
-    """What reaches a worker from outside, and what it tells of."""
+    """What a worker hears from outside its training, and reports there."""
 
     def directive(self) -> Directive:
-        """What this worker was asked for; heard once a pulse."""
+        """What this worker was asked to do. Called once per agreement."""
 
     def event(self, kind: str, **fields: object) -> None:
-        """Something that belongs into the story of the run."""
+        """Report something for the run's `events.jsonl`."""
 
 
-class Pulse:
-    """Finds what went wrong with the weights, on all workers at the same step."""
+class _Report(NamedTuple):
+    """What each worker sends to the others."""
+
+    checksum: int  # of its weights and optimizers
+    asked: int  # the directive it was asked for
+    interval: int  # steps until the next agreement
+    repeated: int  # see `GuardState`
+
+
+class Agreement:
+    """Compares the workers: all of them find a fault in the weights at the same step."""
 
     def __init__(
         self, state: State, batches: Batches, pace: Pace, world: World, signals: Signals
@@ -39,41 +40,50 @@ class Pulse:
         self.pace = pace
         self.world = world
         self.signals = signals
-        self.skipped, _ = state.guard.look()
-        self.error = DivergedError("nothing failed")  # what going back is to mend
+        self.skipped = state.guard.look().total
+        self.error = DivergedError("nothing failed")  # the reason to go back
         self.went_back_at = -1
 
-    def take(self) -> Directive:
-        """To be called by all workers, which all get the same answer.
+    def reach(self) -> Directive:
+        """All workers call this at the same step, and all get the same directive.
 
         Raises:
-            DivergedError: where going back has not helped: steps had to be skipped again, whose
-                rows it names, or the workers' weights differ again.
+            DivergedError: where going back has not helped: steps were skipped again, whose rows the
+                error names, or the workers' weights differ again.
         """
         step = self.state.step
-        asked, interval = self.signals.directive(), self.pace.pulse_interval(step)
+        asked, interval = self.signals.directive(), self.pace.agreement_interval(step)
         skipped, repeated = self.state.guard.look()
-        every = self.world.exchange(self.state.checksum(), int(asked), interval, repeated)
-        self.pace.next_pulse = step + every[0][2]
+        report = _Report(self.state.checksum(), int(asked), interval, repeated)
+        reports = [_Report(*numbers) for numbers in self.world.exchange(*report)]
+        self.pace.next_agreement = step + reports[0].interval
         if skipped > self.skipped and self.world.rank == 0:
             self.signals.event("step skipped", step=step, skipped=skipped - self.skipped)
         self.skipped = skipped
-        if (repeated := max(row[3] for row in every)) >= 0:
+        if (repeated := max(report.repeated for report in reports)) >= 0:
             self.error = DivergedError(
-                "the training diverged: the loss or its gradient is no number, or leaps, from "
-                f"{self.batches.named(repeated)} on; look at these rows, or lower "
+                "the training diverged: the loss or its gradient is NaN or infinite, or jumps, "
+                f"from {self.batches.named(repeated)} on; look at these rows, or lower "
                 f"train.lr = {self.pace.config.lr}"
             )
             return self._go_back(repeated)
-        if len({checksum for checksum, *_ in every}) > 1:
+        # The first worker with each checksum.
+        ranks = {report.checksum: rank for rank, report in reversed([*enumerate(reports)])}
+        if len(ranks) > 1:
+            workers = " and ".join(map(str, sorted(ranks.values())))
             self.error = DivergedError(
-                f"the workers' weights differ at step {step}: a machine of theirs is faulty"
+                f"weights differ between workers {workers} at step {step}: one machine computes "
+                "differently; check its memory, or use machines of one kind"
             )
             return self._go_back(step)
-        return Directive(max(asked for _, asked, *_ in every))
+        return Directive(max(report.asked for report in reports))
 
     def _go_back(self, step: int) -> Directive:
-        """What comes back before the training got any further is no accident."""
+        """A fault that comes back before the training got any further is no accident.
+
+        Raises:
+            DivergedError: in that case.
+        """
         if step <= self.went_back_at:
             raise self.error
         self.went_back_at = step

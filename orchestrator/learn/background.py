@@ -1,4 +1,4 @@
-"""A thread beside the training that commits its snapshots, and keeps at it where it is refused."""
+"""Commits snapshots in a thread beside the training, and retries where storage refuses them."""
 
 import threading
 import time
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from orchestrator.errors import StageError
 from orchestrator.learn.snapshot import Snapshot
 
-LIMIT = 3  # commits that fail in a row before the training is told
+LIMIT = 3  # commits that fail in a row before the training gets the error
 RETRY_SECONDS = 0.5
 
 
 class Background:
-    """A thread that commits snapshots in their order: one is written while one more may wait."""
+    """A thread that commits snapshots in order: one is being written, and one more may wait."""
 
     def __init__(
         self,
@@ -31,12 +31,17 @@ class Background:
         self._error = StageError("nothing failed")
 
     def put(self, snapshot: Snapshot) -> None:
+        """Queue a snapshot. It replaces snapshots that wait, except those with a validation.
+
+        Raises:
+            StageError: where the last `LIMIT` commits failed, or no place in the queue came free.
+        """
         with self._changed:
             if self._failures >= LIMIT:
                 self._failures = 0
                 raise self._error
             written = int(self._running)
-            waiting = [one for one in self._queue[written:] if one.metrics]
+            waiting = [other for other in self._queue[written:] if other.metrics]
             self._queue = self._queue[:written] + waiting
         self._wait_until_fewer_than(2)
         with self._changed:
@@ -44,15 +49,20 @@ class Background:
             self._start()
 
     def drain(self) -> None:
+        """Return when all snapshots are committed.
+
+        Raises:
+            StageError: where storage refused one for `patience` seconds.
+        """
         self._wait_until_fewer_than(1)
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
             thread = self._thread
         if thread.ident is not None:
-            thread.join()  # one that frees tensors while Python ends would abort the process
+            thread.join()  # a thread that frees tensors while Python exits aborts the process
 
     def _wait_until_fewer_than(self, limit: int) -> None:
-        """Storage may be as slow as it is; where it refuses, it is asked again for a while."""
+        """Wait as long as it takes for slow storage, and for `patience` where storage fails."""
         deadline: float | None = None
         while True:
             with self._changed:
@@ -68,7 +78,7 @@ class Background:
             time.sleep(min(RETRY_SECONDS, self._patience))
 
     def _start(self) -> None:
-        """The thread lives as long as there is something to commit."""
+        """Start the thread, which ends when there is nothing to commit."""
         if not self._running:
             self._running = True
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
@@ -83,7 +93,7 @@ class Background:
                 snapshot = self._queue[0]
             try:
                 self._commit(snapshot)
-            except BaseException as error:  # whatever it is, someone may wait for this thread
+            except BaseException as error:  # of any kind: the training may be waiting
                 failure = self._failed(snapshot, error)
                 failure.__cause__ = error
                 with self._changed:

@@ -1,4 +1,4 @@
-"""What a worker learns from at each step: a function of the seed and the step alone."""
+"""The samples of each step and worker: a function of the seed and the step alone."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,26 +6,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.shards import Rows, SampleOrder, ShardReader
-from orchestrator.job.job import TrainConfig
+from orchestrator.data.sample_order import Rows, SampleOrder
+from orchestrator.data.shards import ShardReader
+from orchestrator.infer.batch import to_device
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.tasks.task import Batch
 
-ENOUGH_ROWS = 32  # of a worker, to be cut by their lengths in two; in four where there are 128
-ROW_TOKENS = 4  # that a row costs besides its own
+ENOUGH_ROWS = 32  # of a worker: with so many, rows are cut by length in two; with 128, in four
+ROW_TOKENS = 4  # what a row costs besides its tokens, in tokens
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples that are in memory at once. `seed` is for its dropout, wherever it is computed."""
+    """Samples that go through the model at once."""
 
     batch: Batch
-    seed: int
-    last: bool  # of this worker's in this step
+    seed: int  # of its dropout, the same on whichever worker computes it
+    last: bool  # whether it is the last one of this worker in the step
 
 
 class Batches:
@@ -38,7 +39,7 @@ class Batches:
         self.validation = ShardReader(prepared, "validation")
         self.order = SampleOrder(self.train.shard_rows, config.seed)
         count = min(config.eval_rows, self.validation.num_rows)
-        # Spread evenly, so that they come from every shard.
+        # Spread evenly over all shards.
         self.validation_rows = np.linspace(0, self.validation.num_rows, count, False).astype(
             np.int64
         )
@@ -46,7 +47,7 @@ class Batches:
         self._ahead: tuple[int, Future[list[tuple[int, Arrays]]]] | None = None
 
     def rows(self, step: int) -> Rows:
-        """The rows of a step's global batch, whoever computes them."""
+        """The rows of a step's global batch, over all workers."""
         size = self.config.global_batch_size
         return self.order.rows(step * size, (step + 1) * size)
 
@@ -58,7 +59,7 @@ class Batches:
         return to_device(pieces[0], self.world.device) if pieces else None
 
     def step(self, step: int) -> Iterator[MicroBatch]:
-        """This worker's micro-batches of a step; those of the next one are read meanwhile."""
+        """This worker's micro-batches of a step. A thread reads those of the next."""
         if self._ahead is not None and self._ahead[0] == step:
             arrays = self._ahead[1].result()
         else:
@@ -71,18 +72,17 @@ class Batches:
                 last=i + 1 == len(arrays),
             )
 
-    def validate(self) -> Iterator[tuple[Batch, Arrays]]:
-        """This worker's batches of the validation rows, and what is kept beside them."""
+    def validate(self) -> Iterator[Arrays]:
+        """This worker's batches of the validation rows, with the columns that `Task.keep` kept."""
         for _, rows in self._dealt(self.validation_rows, self.validation):
-            arrays = self.validation.read(rows)
-            yield to_device(arrays, self.world.device), kept(arrays)
+            yield self.validation.read(rows)
 
     def chain(self, digest: str, step: int) -> str:
-        """The digest of all rows in their order, one step further: two runs have seen the same."""
+        """The digest of all rows so far, extended by a step's rows."""
         return hashlib.sha256(bytes.fromhex(digest) + self.rows(step).tobytes()).hexdigest()
 
     def named(self, step: int) -> str:
-        """Where a step's rows lie, for a person to look at them."""
+        """A step and its rows, for an error message."""
         rows = self.rows(step).tolist()
         shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         return f"step {step} (rows {shown} of the training split)"
@@ -94,8 +94,8 @@ class Batches:
     def _dealt(self, rows: Rows, reader: ShardReader) -> list[tuple[int, Rows]]:
         """This worker's micro-batches of the rows of all workers, each with a number of its own.
 
-        Rows of about one length come together, since the longest of a micro-batch says how much of
-        it is padding, and every worker gets about as much to do. With `deterministic` they are cut
+        Rows of similar length come together, since all are padded to the longest of their
+        micro-batch, and every worker gets about as many tokens. With `deterministic` rows are cut
         in the same places for every number of workers.
         """
         size, count = self.config.micro_batch_size, len(rows)
@@ -105,7 +105,7 @@ class Batches:
             rows, lengths = rows[order], lengths[order]
         if self.config.deterministic:
             pieces = np.split(rows, np.arange(size, count, size))
-            mine = self.world.share(np.arange(len(pieces))).tolist()
+            own = self.world.share(np.arange(len(pieces))).tolist()
         elif lengths is not None:
             starts = self._starts(lengths)
             pieces = np.split(rows, starts[1:])
@@ -114,13 +114,13 @@ class Batches:
                 len(piece) * (int(most) + ROW_TOKENS)
                 for piece, most in zip(pieces, longest, strict=True)
             ]
-            mine = deal(costs, self.world.size)[self.world.rank]
+            own = deal(costs, self.world.size)[self.world.rank]
         else:
             return self._side_by_side(rows)
-        return [(i, pieces[i]) for i in mine if len(pieces[i])]
+        return [(i, pieces[i]) for i in own if len(pieces[i])]
 
     def _starts(self, lengths: Rows) -> Rows:
-        """Where to cut rows, sorted by their lengths, into pieces of about as many tokens each."""
+        """Where to cut rows, sorted by length, into pieces of about as many tokens each."""
         workers, size = self.world.size, self.config.micro_batch_size
         enough = len(lengths) // (workers * ENOUGH_ROWS)
         pieces = workers * (min(max(enough, 2), 4) if enough else 1)
@@ -133,28 +133,14 @@ class Batches:
         return np.concatenate(further)
 
     def _side_by_side(self, rows: Rows) -> list[tuple[int, Rows]]:
-        size, mine = self.config.micro_batch_size, self.world.share(np.arange(len(rows)))
-        return [(int(mine[i]), rows[mine[i : i + size]]) for i in range(0, len(mine), size)]
+        """This worker's micro-batches of rows that all have one length."""
+        size, own = self.config.micro_batch_size, self.world.share(np.arange(len(rows)))
+        return [(int(own[i]), rows[own[i : i + size]]) for i in range(0, len(own), size)]
 
 
 def _lengths(rows: Rows, reader: ShardReader) -> Rows | None:
-    """How much there is to each row, or None where all are alike: see `TextProcessor.padded`."""
+    """The tokens of each row; None where all rows have one length: see `TextProcessor.padded`."""
     names = [name for name in reader.columns if name.endswith("_length")]
     if not names:
         return None
     return np.sum([reader.read(rows, names)[name] for name in names], axis=0, dtype=np.int64)
-
-
-def to_device(arrays: Arrays, device: torch.device) -> Batch:
-    """The arrays of numbers as tensors there; the copy to a GPU runs beside what it computes."""
-    tensors = {n: torch.from_numpy(array) for n, array in arrays.items() if array.dtype != object}
-    if device.type == "cpu":
-        return tensors
-    return {
-        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()
-    }
-
-
-def kept(arrays: Arrays) -> Arrays:
-    """What is no number: see `Task.keep`."""
-    return {name: array for name, array in arrays.items() if array.dtype == object}

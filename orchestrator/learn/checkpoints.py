@@ -1,7 +1,8 @@
 """Saving and restoring a training: tensors as safetensors, the rest as JSON, nothing pickled.
 
-A checkpoint is whole or it is not there, and it is proved whole before anything is deleted for it
-or restored from it. Damaged ones are put aside as `damaged-step-00000120-1`, never opened again.
+A checkpoint appears as a whole or not at all. Its files are checked before older checkpoints are
+deleted and before a training is restored from it. A damaged one is renamed to
+`damaged-step-00000120-1` and never opened again.
 """
 
 import contextlib
@@ -15,25 +16,26 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import safetensors
-import safetensors.torch
-from torch import nn
-
 from orchestrator.errors import StageError, UserError
 from orchestrator.learn.background import Background
-from orchestrator.learn.snapshot import Saved, Snapshot, Tensors
+from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
+from orchestrator.storage.checkpoint_files import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    DamagedError,
+    check_size,
+    read_tensors,
+)
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 MARKER = "damaged"  # this file marks a damaged checkpoint where storage cannot rename it
-KEPT = 2  # newest ones, beside the best
+KEPT = 2  # newest checkpoints, besides the best
 KEPT_DAMAGED = 3
-PATIENCE = 30.0  # seconds for which a commit that fails is tried again
+PATIENCE = 30.0  # seconds for which a failed commit is tried again
 
 STEP_NAME = re.compile(r"step-(\d{8,})")
 DAMAGED_NAME = re.compile(r"damaged-step-\d+-(\d+)")
@@ -47,15 +49,11 @@ CURES = {
     errno.EPERM: "allow writing there",
 }
 
-Tell = Callable[..., None]  # takes the kind of an event and its fields as keywords
-
-
-class DamagedError(StageError):
-    """A checkpoint is not what was written."""
+Listener = Callable[..., None]  # takes the kind of an event and its fields as keywords
 
 
 class SupersededError(StageError):
-    """Another start of this training writes now."""
+    """Another start of this training has taken over writing its checkpoints."""
 
 
 def log_event(kind: str, **fields: Any) -> None:
@@ -68,9 +66,9 @@ def log_event(kind: str, **fields: Any) -> None:
 class Checkpoints:
     """The checkpoints of one training, `step-00000120` and so on, in one folder.
 
-    `made_by` is what a training depends on, such as `{"model.d_model": 64}`: what was made by
-    something else is not continued. `attempt` is this start of the training: it stops writing where
-    the file `attempt` names another one.
+    `made_by` holds what a training depends on, such as `{"model.d_model": 64}`: a checkpoint with
+    other values is not continued. `attempt` identifies this start of the training, which stops
+    writing once the file `attempt` names another start.
     """
 
     def __init__(
@@ -79,58 +77,58 @@ class Checkpoints:
         metric: Metric,
         made_by: dict[str, Any] | None = None,
         attempt: str = "",
-        tell: Tell = log_event,
+        listener: Listener = log_event,
         patience: float = PATIENCE,
     ) -> None:
         self.folder = folder
         self.metric = metric
         self.made_by: dict[str, Any] = json.loads(json.dumps(made_by or {}))  # as it is read back
         self.attempt = attempt
-        self.listener = tell
+        self.listener = listener
         self._newest: int | None = None  # the step from which another start would continue
         self._background = Background(self._commit, self._failed, patience)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Have a snapshot committed in the background, and older checkpoints deleted after it.
+        """Commit a snapshot in the background, then delete older checkpoints.
 
-        Of snapshots that wait only the newest is kept, and those that were validated: where there
-        is no room for one more of these, this waits.
+        Of the waiting snapshots, only the newest and the validated ones are kept. If there is no
+        room for another validated one, this waits.
 
         Raises:
-            StageError: where the last `LIMIT` commits failed.
+            StageError: if the last `LIMIT` commits failed.
         """
         self._background.put(snapshot)
 
     def finish(self) -> None:
-        """Wait until all that was saved is committed.
+        """Wait until all saved snapshots are committed.
 
         Raises:
-            StageError: where storage refused it for `patience` seconds, naming file and reason.
+            StageError: if storage failed for `patience` seconds, naming the file and the reason.
         """
         self._background.drain()
 
     def all(self) -> list[Checkpoint]:
-        """The committed checkpoints, oldest first, as far as their sizes tell."""
-        found = []
+        """The committed checkpoints, oldest first, whose files have their sizes."""
+        checkpoints = []
         for name in self._names():
             try:
-                found.append(self._manifest(name))
+                checkpoints.append(self._manifest(name))
             except DamagedError as error:
-                logger.warning("%s; it is passed over", error)
-        return found
+                logger.warning("%s; it is skipped", error)
+        return checkpoints
 
     def best(self) -> Checkpoint | None:
-        """The one with the best validation metric, the later one of equals."""
+        """The checkpoint with the best validation metric; of equals, the later one."""
         return self._best(self.all())
 
     def restore(self, step: int | None = None) -> Saved | None:
-        """Read the newest whole checkpoint, putting damaged ones aside; None where there is none.
+        """Read the newest whole checkpoint, and put damaged ones aside; None if there is none.
 
-        With a `step`, read that one and put nothing aside: for all workers but the first.
+        All workers but the first give the `step` that the first has read; they put nothing aside.
 
         Raises:
-            UserError: where it was made by something else than this job, naming what.
-            StageError: where the checkpoint of `step` is not whole, or storage cannot be read.
+            UserError: if the checkpoint was made with other settings, naming them.
+            StageError: if the checkpoint of `step` is damaged, or storage cannot be read.
         """
         names = self._names() if step is None else [step_name(step)]
         for name in reversed(names):
@@ -155,7 +153,12 @@ class Checkpoints:
         return sorted(names, key=step_of)
 
     def _manifest(self, name: str) -> Checkpoint:
-        """A checkpoint whose files are there in their sizes; cheap."""
+        """A checkpoint's manifest, after comparing the sizes of its files; cheap.
+
+        Raises:
+            DamagedError: if the manifest or a file is missing or has another content or size.
+            StageError: if storage cannot be read.
+        """
         folder = self.folder / name
         try:
             if folder.is_link:
@@ -167,18 +170,20 @@ class Checkpoints:
             if step_name(checkpoint.step) != name:
                 raise DamagedError(f"{folder}/{MANIFEST} is of step {checkpoint.step}")
             for file in (MODEL_FILE, OPTIMIZER_FILE):
-                _check_size(checkpoint, file)
+                check_size(checkpoint, file)
         except DamagedError:
             raise
         except StageError as error:  # its manifest does not parse
             raise DamagedError(str(error)) from error
-        except OSError as error:  # storage that does not answer now says nothing of its files
+        except OSError as error:  # the files may be whole: storage does not answer now
             raise StageError(f"{folder} cannot be read: {error}") from error
         return checkpoint
 
     def _read(self, name: str) -> Saved:
         checkpoint = self._manifest(name)
-        return Saved(checkpoint, *(_tensors(checkpoint, f) for f in (MODEL_FILE, OPTIMIZER_FILE)))
+        return Saved(
+            checkpoint, *(read_tensors(checkpoint, f) for f in (MODEL_FILE, OPTIMIZER_FILE))
+        )
 
     def _check_made_by(self, checkpoint: Checkpoint) -> None:
         then, now = checkpoint.made_by, self.made_by
@@ -196,7 +201,7 @@ class Checkpoints:
             )
 
     def _commit(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, prove it, then delete what it makes superfluous."""
+        """Write a snapshot, check its files' sizes, then delete the checkpoints it replaces."""
         started = time.monotonic()
         name = step_name(snapshot.step)
         try:
@@ -204,34 +209,36 @@ class Checkpoints:
             if not self._has(name):
                 (self.folder / name).write_whole(self._contents(snapshot, started))
         except SupersededError as error:
-            self._tell("checkpoint dropped", step=snapshot.step, reason=str(error))
+            self._report("checkpoint dropped", step=snapshot.step, reason=str(error))
             return
         proved = self._manifest(name)
         self._newest = snapshot.step
         seconds = time.monotonic() - started
-        self._tell(
+        self._report(
             "checkpoint", step=proved.step, seconds=seconds, bytes=sum(proved.sizes.values())
         )
         try:
             self._prune()
         except Exception as error:
-            self._tell("prune failed", error=str(error))
+            self._report("prune failed", error=str(error))
 
     def _has(self, name: str) -> bool:
-        """Whether an earlier group of workers committed this step; else its place is free now."""
+        """Whether this step is committed already. If it is not, its folder is cleared."""
         if name in self._names():
             try:
                 self._manifest(name)
                 return True
             except DamagedError as error:
                 self._put_aside(name, str(error))
-        if self.folder.local_path is None:  # what a killed worker left, or could not be renamed
+        if self.folder.local_path is None:  # remains of a killed worker, or damaged
             (self.folder / name).delete()
         return False
 
     def _check_attempt(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if self.attempt and (now := self.folder.read(ATTEMPT).decode()) != self.attempt:
+            # The saving itself is tried again, so that its reads are not.
+            now = self.folder.read(ATTEMPT, retry=False).decode() if self.attempt else ""
+            if now != self.attempt:
                 raise SupersededError(f"{self.folder} is written by attempt {now}")
 
     def _contents(self, snapshot: Snapshot, started: float) -> Iterator[tuple[str, Parts]]:
@@ -239,7 +246,7 @@ class Checkpoints:
         files, sizes = {}, {}
         for name, packed in ((MODEL_FILE, snapshot.model), (OPTIMIZER_FILE, snapshot.optimizer)):
             files[name], sizes[name] = _digest(packed.parts), sum(map(len, packed.parts))
-            self._check_attempt()  # as late as can be: writing takes its time
+            self._check_attempt()  # as late as possible: digests of large files take seconds
             yield name, packed.parts
         checkpoint = Checkpoint(
             folder=self.folder / step_name(snapshot.step),
@@ -260,22 +267,22 @@ class Checkpoints:
         yield MANIFEST, [checkpoint.model_dump_json(indent=1).encode()]
 
     def _failed(self, snapshot: Snapshot, error: BaseException) -> StageError:
-        """Tell that a commit failed; returns what to raise where it keeps failing."""
+        """Report a failed commit; returns the error to raise if it keeps failing."""
         folder = self.folder / step_name(snapshot.step)
         reason = " ".join(str(error).split())
         if not isinstance(error, StageError):
             reason = f"cannot write {folder}: {type(error).__name__}: {reason}"
-        self._tell("checkpoint failed", step=snapshot.step, error=reason)
+        self._report("checkpoint failed", step=snapshot.step, error=reason)
         cause = error if isinstance(error, OSError) else error.__cause__
-        cure = CURES.get(getattr(cause, "errno", None) or 0, "mend the storage")
+        cure = CURES.get(getattr(cause, "errno", None) or 0, "repair the storage")
         start = "starts anew" if self._newest is None else f"continues from step {self._newest}"
         return StageError(f"{reason}; {cure} and run it again: it {start}")
 
-    def _tell(self, kind: str, **fields: Any) -> None:
+    def _report(self, kind: str, **fields: Any) -> None:
         try:
             self.listener(kind, **fields)
-        except Exception:  # a checkpoint is as good where nobody hears of it
-            logger.exception("could not tell of %s: %s", kind, fields)
+        except Exception:  # an event that cannot be reported harms no checkpoint
+            logger.exception("could not report %s: %s", kind, fields)
 
     def _put_aside(self, name: str, reason: str) -> None:
         numbers = [int(m[1]) for n in self.folder.names() if (m := DAMAGED_NAME.fullmatch(n))]
@@ -285,7 +292,7 @@ class Checkpoints:
             if self.folder.local_path is not None:
                 raise
             (self.folder / name).write(MARKER, reason.encode())
-        self._tell("quarantined", checkpoint=name, reason=reason)
+        self._report("quarantined", checkpoint=name, reason=reason)
 
     def _best(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
         best: tuple[float, Checkpoint] | None = None
@@ -296,7 +303,7 @@ class Checkpoints:
         return best[1] if best else None
 
     def _prune(self) -> None:
-        """Delete all but the newest and the best; what is newer than these is not judged here."""
+        """Delete all checkpoints but the newest and the best; none that is newer than these."""
         good = self.all()
         newest, best = good[-KEPT:], self._best(good)
         kept = {checkpoint.folder.name for checkpoint in (*newest, best) if checkpoint}
@@ -311,7 +318,7 @@ class Checkpoints:
         for name in (name for name in (*old, *damaged, *killed) if name not in kept):
             folder = self.folder / name
             if folder.local_path is not None:
-                folder = folder.rename(folder.temporary_name())  # so that no half of it is taken
+                folder = folder.rename(folder.temporary_name())  # never read in part
             folder.delete()
 
 
@@ -323,59 +330,8 @@ def step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Raises StageError where the file is not the one that was saved, or is of another model."""
-    tensors = _tensors(checkpoint, MODEL_FILE)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise StageError(f"{checkpoint.folder} is of another model: {reason}") from error
-
-
-def read_verified(checkpoint: Checkpoint, name: str) -> bytes:
-    """A checkpoint's file, proved to be what was written.
-
-    Raises:
-        StageError: where it is missing or differs.
-    """
-    try:
-        _check_size(checkpoint, name)
-        content = checkpoint.folder.read(name)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{checkpoint.folder}/{name} is missing") from error
-    except OSError as error:
-        raise StageError(f"{checkpoint.folder}/{name} cannot be read: {error}") from error
-    if hashlib.sha256(content).hexdigest() != checkpoint.files[name]:
-        raise DamagedError(
-            f"{checkpoint.folder}/{name} is damaged: its SHA-256 is not the manifest's"
-        )
-    return content
-
-
 def _digest(parts: Parts) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _check_size(checkpoint: Checkpoint, name: str) -> None:
-    if name not in checkpoint.files or name not in checkpoint.sizes:
-        raise DamagedError(f"{checkpoint.folder}/{MANIFEST} knows of no {name}")
-    size = checkpoint.folder.size(name)
-    if size is None:
-        raise DamagedError(f"{checkpoint.folder}/{name} is missing or no plain file")
-    if size != checkpoint.sizes[name]:
-        raise DamagedError(
-            f"{checkpoint.folder}/{name} is damaged: it has {size} bytes, not the manifest's "
-            f"{checkpoint.sizes[name]}"
-        )
-
-
-def _tensors(checkpoint: Checkpoint, name: str) -> Tensors:
-    content = read_verified(checkpoint, name)
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{checkpoint.folder}/{name} holds no tensors: {error}") from error

@@ -1,7 +1,7 @@
-"""The training loop: pure torch plus a reporter. Workers of `train` run it, and trials of `tune`.
+"""The training loop, in pure torch. Workers of `train` run it, and trials of `tune`.
 
-The samples of step k are a function of the seed and k alone, so a resumed run sees what an
-undisturbed one would have seen, and so does a run with another number of workers.
+The samples of step k are a function of the seed and k alone. So a resumed run sees the samples of
+an undisturbed one, and so does a run with another number of workers.
 """
 
 import math
@@ -10,49 +10,56 @@ from typing import Any, Protocol
 
 import torch
 
+from orchestrator.data.arrays import join
 from orchestrator.errors import DivergedError
-from orchestrator.job.job import TrainConfig
+from orchestrator.infer.precision import autocast
+from orchestrator.infer.trained_model import TrainedModel, load_processor
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import precision
-from orchestrator.learn.agreement import Directive, Pulse, Signals
+from orchestrator.learn.agreement import Agreement, Signals
 from orchestrator.learn.batches import Batches
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.gradients import Gradients
 from orchestrator.learn.optimizer import build_optimizers, learning_rate
 from orchestrator.learn.pace import Pace
+from orchestrator.learn.samples import Sampler
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.learn.state import State
-from orchestrator.learn.world import World, join
+from orchestrator.learn.world import World
 from orchestrator.model.hf import Outputs
 from orchestrator.pretrained import model as pretrained
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.tasks.task import Processor, Task
+from orchestrator.tasks.task import Task
 
 
 class Reporter(Signals, Protocol):
-    """Who hears how a training goes."""
+    """Receives a training's progress."""
+
+    wants_samples: bool  # whether to report what the model makes of a validation row
 
     def stepped(self, step: int, seconds: float) -> None:
-        """On every worker after each step: the seconds that it computed, waiting for nobody."""
+        """On every worker, after each step. `seconds` exclude waiting for other workers."""
 
     def progress(self, step: int, total_steps: int | None, values: dict[str, float]) -> None:
-        """On the first, twice a second: loss, lr, and the throughput in terms of the loss."""
+        """On the first worker, twice a second: loss, lr and throughput (loss terms a second)."""
 
     def validated(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
         """On the first worker, after each validation."""
 
 
 class Keeper(Protocol):
-    """Where a training is kept: `checkpoint.Checkpoints`, or what stands before them."""
+    """Where a training's checkpoints go: `checkpoints.Checkpoints`, or a filter before them."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Keep it, in the background."""
+        """Keep a snapshot, in the background."""
 
     def finish(self) -> None:
-        """Wait until all is kept that was saved."""
+        """Wait until every saved snapshot is kept."""
 
     def restore(self, step: int | None = None) -> Saved | None:
-        """The newest that is kept, or the one of a step."""
+        """The newest checkpoint, or the one of `step`; None where there is none."""
 
 
 def fit(
@@ -65,10 +72,11 @@ def fit(
 ) -> dict[str, float] | None:
     """Train from the newest checkpoint, or from the start, to the last step.
 
-    Returns the metrics of the last validation, or None where it was asked to stop before.
+    Returns:
+        The metrics of the last validation, or None where the training was asked to stop before it.
 
     Raises:
-        DivergedError: where the loss is no longer a number, and going back does not help.
+        DivergedError: where the loss is NaN or infinite, and going back does not help.
         StageError: where no checkpoint can be saved or read.
     """
     torch.manual_seed(config.seed)
@@ -91,24 +99,27 @@ def fit(
             reporter.event("began with", source=source, new=new)
         begin(state, pace, task, batches, reporter)
         if checkpoints is not None and world.rank == 0:
-            # That storage takes none is better known now than in an hour.
+            # If storage refuses checkpoints, the user learns it now and not in an hour.
             checkpoints.save(state.snapshot(pace.total_steps, validated=False))
-    pulse = Pulse(state, batches, pace, world, reporter)
+    agreement = Agreement(state, batches, pace, world, reporter)
     forward: Any = torch.compile(model) if config.compile is True else model
-    autocast = precision.autocast(world.device, state.precision)
+    assert state.precision != "auto"
+    trained = TrainedModel(task, processor, model, world.device, state.precision)
+    in_precision = autocast(world.device, state.precision)
+    sampler = Sampler(trained, batches)
 
     while not pace.ended(state.step):
         started = time.perf_counter()
         lr = learning_rate(config, state.step, pace.total_steps)
         for micro in batches.step(state.step):
-            torch.manual_seed(micro.seed)  # so that dropout, too, resumes by position
-            with autocast:
+            torch.manual_seed(micro.seed)  # dropout, too, is a function of the step
+            with in_precision:
                 loss, count = task.loss(forward, micro.batch)
             gradients.add(loss, count, micro.last)
         seconds = time.perf_counter() - started
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
-        with autocast:  # of what products Muon has
+        with in_precision:  # for the matrix products of Muon
             for optimizer in optimizers:
                 optimizer.step(lr, taken)
         gradients.zero()
@@ -121,16 +132,17 @@ def fit(
             values["lr"] = lr
             reporter.progress(state.step, pace.total_steps, values)
             state.record(pace.total_steps, values)
-        directive = pulse.take() if pace.pulse_due(state.step) else Directive.GO_ON
+        directive = agreement.reach() if pace.agreement_due(state.step) else Directive.GO_ON
         if directive is Directive.GO_BACK:
             if checkpoints is None:
-                raise pulse.error
+                raise agreement.error
             resume(state, pace, checkpoints, world)
             continue
         saving = directive is Directive.STOP or pace.checkpoint_due(state.step)
         if validating := pace.validation_due(state.step):
-            with autocast:
-                state.metrics = validate(task, model, processor, batches, config)
+            state.metrics = validate(trained, batches, config)
+            if world.rank == 0 and reporter.wants_samples:
+                sampler.report(state.step, pace.ended(state.step), reporter)
             pace.validated()
             total_steps = pace.fix_total_steps(state.step)
             if world.rank == 0:
@@ -140,7 +152,7 @@ def fit(
         if saving and checkpoints is not None:
             if world.rank == 0:
                 checkpoints.save(state.snapshot(pace.total_steps, validating))
-            world.exchange(0, patient=True)  # it waits where storage is slower than the training
+            world.exchange(0, patient=True)  # the first worker waits here for slow storage
         if directive is Directive.STOP:
             break
     if checkpoints is not None and world.rank == 0:
@@ -149,7 +161,7 @@ def fit(
 
 
 def begin(state: State, pace: Pace, task: Task[Any], batches: Batches, reporter: Reporter) -> None:
-    """Choose what a training keeps from here on: its precision, where the job leaves that open."""
+    """Choose the precision, where the job leaves it open. The training keeps it from here on."""
     if state.precision != "auto":
         return
     world = batches.world
@@ -161,12 +173,12 @@ def begin(state: State, pace: Pace, task: Task[Any], batches: Batches, reporter:
 
 
 def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> bool:
-    """Take up the newest checkpoint on all workers; False where there is none."""
+    """Restore the newest checkpoint on all workers; False where there is none."""
     if checkpoints is None:
         return False
     saved = None
     if world.rank == 0:
-        checkpoints.finish()  # what is still being written is the newest
+        checkpoints.finish()  # the newest one may still be being written
         saved = checkpoints.restore()
     (step, *_), *_ = world.exchange(-1 if saved is None else saved.checkpoint.step, patient=True)
     if step < 0:
@@ -179,33 +191,24 @@ def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -
     return True
 
 
-@torch.no_grad()
-def validate(
-    task: Task[Any],
-    model: torch.nn.Module,
-    processor: Processor,
-    batches: Batches,
-    config: TrainConfig,
-) -> dict[str, float]:
-    """The task's metrics of the validation rows, the same on every worker."""
-    model.eval()
-    parts = [
-        {**task.predict(model, batch, processor), **kept} for batch, kept in batches.validate()
-    ]
-    model.train()
-    metrics = task.score(batches.world.gather(join(parts)))
-    if not math.isfinite(metrics[task.metric.name]):
+def validate(model: TrainedModel, batches: Batches, config: TrainConfig) -> dict[str, float]:
+    """The task's metrics of the validation rows, the same on every worker.
+
+    Raises:
+        DivergedError: if the task's own metric is not a finite number.
+    """
+    model.model.eval()
+    with autocast(model.device, model.precision):  # converts the weights once for all batches
+        parts = [model.predict(arrays, generate=False) for arrays in batches.validate()]
+    model.model.train()
+    metric = model.task.metric.name
+    metrics = model.task.score(batches.world.gather(join(parts)))
+    if not math.isfinite(metrics[metric]):
         raise DivergedError(
-            f"validation {task.metric.name} is {metrics[task.metric.name]}: the training diverged; "
+            f"validation {metric} is {metrics[metric]}: the training diverged; "
             f"lower train.lr = {config.lr} or raise train.warmup_steps = {config.warmup_steps}"
         )
     return metrics
-
-
-def load_processor(task: Task[Any], prepared: PreparedData) -> Processor:
-    """The processor that was fitted to the prepared data."""
-    found: Processor = task.load_processor(prepared.folder.read(prepared.processor))
-    return found
 
 
 def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:

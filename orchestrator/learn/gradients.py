@@ -1,8 +1,8 @@
 """Gradients in one flat buffer, summed over the workers in an order that never changes.
 
-PyTorch's DistributedDataParallel lays its buckets out anew after the first step, so that with three
-workers or more a resumed run adds the same numbers in another order, and ends in other bits. Here
-the layout is fixed, and what is sent still overlaps with the backward pass.
+PyTorch's DistributedDataParallel changes its buckets after the first step. With three workers or
+more, a resumed run then adds the same numbers in another order and ends in other bits. Here the
+layout is fixed, and communication still overlaps with the backward pass.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel's
 class Gradients:
     """The gradients of a model's parameters; each `parameter.grad` is a view of the buffer.
 
-    With `deterministic` the gradient of each micro-batch is kept apart, and they are added one by
-    one in the order of the global batch: the same bits for any number of workers. That takes a
-    buffer for each of this worker's micro-batches, and sends each of them over the network.
+    With `deterministic` the gradients of the micro-batches are kept apart, and added one by one in
+    the order of the global batch: the same bits for any number of workers. That takes a buffer for
+    each of this worker's micro-batches, and sends each buffer over the network.
     """
 
     def __init__(self, model: nn.Module, world: World, deterministic: bool = False) -> None:
         self.world = world
         self.deterministic = deterministic
-        # In the order in which the backward pass finishes them, more or less.
+        # Roughly the order in which the backward pass finishes them.
         parameters = [p for p in model.parameters() if p.requires_grad][::-1]
         size = sum(p.numel() for p in parameters)
         self._buffer = torch.zeros(size + 2, device=world.device)  # loss and count come last
@@ -35,7 +35,7 @@ class Gradients:
         self._parts: list[Tensor] = []
         self._work: list[dist.Work] = []
         self._buckets: list[Tensor] = []
-        self._missing: list[int] = []  # parameters of each bucket without their gradient
+        self._missing: list[int] = []  # gradients not computed yet, in each bucket
         self._members: list[int] = []
         self._sending = False
         start = stop = 0
@@ -55,7 +55,7 @@ class Gradients:
     def add(self, loss: Tensor, count: Tensor, last: bool) -> None:
         """Run the backward pass of a micro-batch: a loss that sums `count` terms.
 
-        With the last one of this worker's step, sending begins as soon as gradients are there.
+        With `last`, a bucket is sent as soon as its gradients are computed.
         """
         self._totals += torch.stack((loss.detach(), count))
         self._sending = last and self.world.size > 1 and not self.deterministic
@@ -67,11 +67,11 @@ class Gradients:
             self._buffer.zero_()
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """Sum over all workers; the loss and the count of terms are returned, float32 scalars."""
+        """Sum over all workers. Returns the loss and the count of its terms, float32 scalars."""
         if self.deterministic:
             self._buffer.copy_(self._sum_in_order())
         elif self.world.size > 1:
-            while len(self._work) < len(self._buckets):  # of parameters that took no part, say
+            while len(self._work) < len(self._buckets):  # those whose parameters got no gradient
                 self._send()
             for work in self._work:
                 work.wait()
@@ -79,7 +79,7 @@ class Gradients:
         return self._totals[0].clone(), self._totals[1].clone()
 
     def clip(self, count: Tensor, limit: float) -> Tensor:
-        """Make them gradients of the mean, no longer than `limit`; returns their length before."""
+        """Divide by `count`, and scale the norm down to `limit`. Returns the norm before."""
         norm = torch.linalg.vector_norm(self.flat) / count
         self.flat *= torch.clamp(limit / (norm + 1e-6), max=1.0) / count
         return norm
@@ -91,7 +91,7 @@ class Gradients:
         def arrived(parameter: Tensor) -> None:
             if self._sending:
                 self._missing[bucket] -= 1
-                # In order on every worker, or they would wait for one another's.
+                # All workers send in one order, or they would wait for one another.
                 while (
                     len(self._work) < len(self._buckets) - 1 and not self._missing[len(self._work)]
                 ):
@@ -107,23 +107,23 @@ class Gradients:
         self._work.append(work)
 
     def _sum_in_order(self) -> Tensor:
-        """The parts of all workers, added from the first to the last.
+        """The sum of all workers' parts, added from the first to the last.
 
-        Each worker adds up its share of the elements, of all parts, and then gives it to the rest.
+        Each worker adds up its share of the elements over all parts, and sends it to the others.
         """
         parts, self._parts = self._parts, []
         size = self.world.size
         if size == 1:
             return _add_up(parts)
         share = -(-self._buffer.numel() // size)
-        mine = self._buffer.new_zeros(len(parts), size * share)
-        for row, part in zip(mine, parts, strict=True):
+        padded = self._buffer.new_zeros(len(parts), size * share)
+        for row, part in zip(padded, parts, strict=True):
             row[: part.numel()] = part
         counts = [row[0] for row in self.world.exchange(len(parts))]
         received = self._buffer.new_empty(sum(counts), share)
         dist.all_to_all_single(
             received.view(-1),
-            mine.view(len(parts), size, share).transpose(0, 1).reshape(-1),
+            padded.view(len(parts), size, share).transpose(0, 1).reshape(-1),
             output_split_sizes=[count * share for count in counts],
             input_split_sizes=[len(parts) * share] * size,
             group=self.world.group,

@@ -8,22 +8,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from orchestrator.job.job import TrainConfig
-from orchestrator.learn.snapshot import Tensors
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.world import World, deal
+from orchestrator.storage.checkpoint_files import Tensors
 
-ITERATION = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: quick, and good enough within 0.7 .. 1.2
+ITERATION = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: converges fast, to within 0.7 .. 1.2
 
 
 class Optimizer(Protocol):
-    """Updates its parameters in place. Making one of `torch.optim` imports PyTorch's compiler, more
-    than a second of each start, which these do without."""
+    """Updates its parameters in place.
+
+    An optimizer of `torch.optim` imports PyTorch's compiler, more than a second of each start.
+    """
 
     parameters: list[nn.Parameter]
     state: dict[nn.Parameter, Tensors]  # made with the first step
 
     def step(self, lr: float, taken: Tensor) -> None:
-        """One update; none at all where `taken`, a bool scalar on the device, is false."""
+        """One update, or none where `taken`, a bool scalar on the device, is false."""
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig, world: World) -> list[Optimizer]:
@@ -51,7 +53,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig, world: World) -> lis
 
 
 def optimizer_tensors(optimizers: list[Optimizer]) -> Tensors:
-    """Their states, not copied; the rest of them comes from the job again."""
+    """Their states, not copied. Everything else about them follows from the job."""
     return {
         f"optimizer.{i}.{j}.{name}": tensor
         for i, optimizer in enumerate(optimizers)
@@ -61,7 +63,7 @@ def optimizer_tensors(optimizers: list[Optimizer]) -> Tensors:
 
 
 def restore_optimizers(optimizers: list[Optimizer], tensors: Tensors) -> None:
-    """Set the states that `optimizer_tensors` took; tensors of other names are left alone."""
+    """Set the states that `optimizer_tensors` returned. Tensors of other names are ignored."""
     for i, optimizer in enumerate(optimizers):
         optimizer.state.clear()
         for key, tensor in tensors.items():
@@ -99,7 +101,7 @@ class AdamW:
                 [],
                 [state["step"] for state in states],
                 fused=True,
-                found_inf=(~taken).float(),  # then the kernel leaves all as it is
+                found_inf=(~taken).float(),  # with 1 the kernel changes nothing
                 amsgrad=False,
                 maximize=False,
                 beta1=self.betas[0],
@@ -122,7 +124,7 @@ class AdamW:
 class Muon:
     """Momentum, orthogonalised. Jordan 2024; scaled as in Moonshot AI, arXiv 2502.16982.
 
-    The workers share the work: each orthogonalises some of the matrices and gives them to the rest.
+    The workers share the work: each orthogonalises some of the matrices and sends the results.
     """
 
     def __init__(
@@ -148,43 +150,43 @@ class Muon:
             if matrix not in self.state:
                 self.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix)}
             average = self.state[matrix]["momentum_buffer"]
-            # What is skipped may be no number, and 0 times that is none either.
+            # A skipped gradient may be NaN, and 0 times NaN is NaN.
             matrix.grad.copy_(torch.where(taken, matrix.grad, average))
             average.lerp_(matrix.grad, 1 - momentum)
-        mine = []
+        directions = []
         for i in self._owned[self.world.rank]:
             gradient, average = matrices[i].grad, self.state[matrices[i]]["momentum_buffer"]
             assert gradient is not None
-            mine.append(orthogonalised(gradient.lerp(average, momentum)))
-        updates = self._exchange(matrices, mine)
+            directions.append(orthogonalised(gradient.lerp(average, momentum)))
+        updates = self._exchange(matrices, directions)
         for matrix, direction in zip(matrices, updates, strict=True):
             matrix.mul_(1 - take * (lr * self.weight_decay))
             size = 0.2 * math.sqrt(max(matrix.shape))  # the root mean square of AdamW's updates
             matrix.sub_(direction.float() * take * (lr * size))
 
-    def _exchange(self, matrices: list[nn.Parameter], mine: list[Tensor]) -> list[Tensor]:
-        """The updates of all matrices, in their order, from those of each worker."""
+    def _exchange(self, matrices: list[nn.Parameter], own: list[Tensor]) -> list[Tensor]:
+        """The directions of all matrices, in order, from this worker's own and the others'."""
         if self.world.size == 1:
-            return mine
+            return own
         sizes = [[matrices[i].numel() for i in owned] for owned in self._owned]
-        box = torch.zeros(max(map(sum, sizes)), dtype=torch.bfloat16, device=self.world.device)
-        if mine:
-            box[: sum(sizes[self.world.rank])] = torch.cat([part.flatten() for part in mine])
-        boxes = box.new_empty(self.world.size, len(box))
-        # Sent as bytes, which every backend knows.
-        dist.all_gather(list(boxes.view(torch.uint8)), box.view(torch.uint8), self.world.group)
-        found: dict[int, Tensor] = {}
-        for owned, counts, content in zip(self._owned, sizes, boxes, strict=True):
+        sent = torch.zeros(max(map(sum, sizes)), dtype=torch.bfloat16, device=self.world.device)
+        if own:
+            sent[: sum(sizes[self.world.rank])] = torch.cat([part.flatten() for part in own])
+        received = sent.new_empty(self.world.size, len(sent))
+        # As bytes, which every backend supports.
+        dist.all_gather(list(received.view(torch.uint8)), sent.view(torch.uint8), self.world.group)
+        by_matrix: dict[int, Tensor] = {}
+        for owned, counts, content in zip(self._owned, sizes, received, strict=True):
             for i, piece in zip(owned, content[: sum(counts)].split(counts), strict=True):
-                found[i] = piece.view_as(matrices[i])
-        return [found[i] for i in range(len(matrices))]
+                by_matrix[i] = piece.view_as(matrices[i])
+        return [by_matrix[i] for i in range(len(matrices))]
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, about, in bf16: singular values within 0.7 .. 1.2.
+    """Approximately the nearest semi-orthogonal matrix, in bf16: singular values in 0.7 .. 1.2.
 
-    An autocast around it says what the products are computed in: without AMX, bf16 takes 1.6 times
-    as long as fp32, with it a quarter.
+    The autocast around it sets the precision of the products: on a CPU without AMX, bf16 takes 1.6
+    times as long as fp32; with AMX, a quarter.
     """
     a, b, c = ITERATION
     x = matrix / (matrix.norm() + 1e-7)
@@ -198,7 +200,7 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int | None) -> float:
-    """Linear warm-up, then a cosine down to `min_lr_ratio`; flat while the end is not yet known."""
+    """Linear warm-up, then a cosine down to `min_lr_ratio`; flat until `total_steps` is known."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if total_steps is None or total_steps <= config.warmup_steps:

@@ -1,7 +1,7 @@
-"""Whether a training computes in fp32 or in bf16: its own step is timed in both, once.
+"""Whether a training computes in fp32 or in bf16: one of its own steps is timed in both.
 
-That a processor lists bf16 says little: some multiply it four times as fast as fp32 (Intel's AMX),
-some at half the speed (the same family without it).
+A processor's list of features says little: some that list bf16 multiply it four times as fast as
+fp32 (Intel with AMX), others at half the speed (Intel without AMX).
 """
 
 import math
@@ -11,59 +11,60 @@ from typing import Any
 
 import torch
 
+from orchestrator.infer.precision import autocast
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import Precision
 from orchestrator.tasks.task import Batch, Task
 
-# Of a timed step: longer ones are cut down to fewer rows, but not to so few that converting the
-# weights is most of it. One short row of MiniLM told 0.033 s from 0.043 s, the wrong way round.
+# Of a timed step. A longer step is timed with fewer rows, but not with so few that converting the
+# weights to bf16 takes most of it: with one short row of MiniLM the slower one won.
 STEP_SECONDS = 0.2
-SECONDS = 0.5  # of all timed steps
-FEWEST_ROUNDS = 3  # with one step of each precision; the quickest counts
-TIE = 0.03  # bf16 has to be so much faster, for the digits that it loses
+SECONDS = 0.5  # of all timed steps, at least
+FEWEST_ROUNDS = 3  # of one step in each precision; the fastest counts
+TIE = 0.03  # by so much bf16 has to be faster, since it has fewer digits
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why."""
+    """The chosen precision, and why."""
 
     precision: Precision
-    reason: str = ""  # empty: the job says so
+    reason: str = ""  # empty where the job names the precision
     seconds: dict[str, float] | None = None  # of a step, where that was timed
 
     @property
     def notices(self) -> list[str]:
-        """For the user, where the job left it open."""
+        """For the user, where the job left the precision open."""
         return [f"precision: {self.precision}: {self.reason}"] if self.reason else []
 
     @property
     def event(self) -> dict[str, Any]:
-        """For the story of the run."""
+        """For the run's `events.jsonl`."""
         seconds = {f"{name}_seconds": value for name, value in (self.seconds or {}).items()}
-        return {"precision": self.precision, **(seconds or {"reason": self.reason})}
+        return {"precision": self.precision, "reason": self.reason, **seconds}
 
 
 def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world: World) -> Choice:
-    """The faster precision for a step of this model, the same on all workers, which all time it.
+    """The faster precision for a step of this model. All workers time it and agree.
 
-    Weights, gradients and random numbers stay as they are.
+    Weights, gradients and random numbers do not change.
 
     Args:
-        batch: one of this worker's micro-batches; None where it has none.
+        batch: one of this worker's micro-batches; None for a worker without samples.
     """
     if not all(able for (able,) in world.exchange(int(_can_bf16(world.device)))):
         on_gpu = world.device.type == "cuda"
         return Choice("fp32", f"no {'GPU with bf16' if on_gpu else 'avx512_bf16 in the processor'}")
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        mine = _rows(task, model, batch, world.device) if batch is not None else 2**31
-        rows = min(count for (count,) in world.exchange(mine, patient=True))
-        taken = {"fp32": 0.0, "bf16": 0.0}
+        most = _rows(task, model, batch, world.device) if batch is not None else 2**31
+        rows = min(count for (count,) in world.exchange(most, patient=True))
+        timed = {"fp32": 0.0, "bf16": 0.0}
         if batch is not None:
-            taken = _timed(task, model, _cut(batch, rows), world.device)
-    every = world.exchange(*(int(1e9 * seconds) for seconds in taken.values()), patient=True)
-    timing = sum(any(each) for each in every)  # workers
-    fp32, bf16 = (sum(each) / timing / 1e9 for each in zip(*every, strict=True))
+            timed = _timed(task, model, _cut(batch, rows), world.device)
+    by_worker = world.exchange(*(int(1e9 * seconds) for seconds in timed.values()), patient=True)
+    workers = sum(any(each) for each in by_worker)  # those with samples
+    fp32, bf16 = (sum(each) / workers / 1e9 for each in zip(*by_worker, strict=True))
     precision: Precision = "bf16" if bf16 < (1 - TIE) * fp32 else "fp32"
     seconds = {"fp32": fp32, "bf16": bf16}
     other = "fp32" if precision == "bf16" else "bf16"
@@ -73,22 +74,6 @@ def choose(task: Task[Any], model: torch.nn.Module, batch: "Batch | None", world
     return Choice(precision, reason, seconds)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within it a model computes in this precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def keep(model: torch.nn.Module, precision: Precision) -> None:
-    """Hold the weights of linear maps, which no longer change, as `autocast` has them.
-
-    It would convert them anew in each pass: half the time of a token that is generated.
-    """
-    if precision == "bf16":
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.to(torch.bfloat16)
-
-
 def _can_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -96,9 +81,9 @@ def _can_bf16(device: torch.device) -> bool:
 
 
 def _rows(task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device) -> int:
-    """How many rows of a batch a step of STEP_SECONDS has, at least one."""
+    """How many rows of a batch a step of STEP_SECONDS can have, at least one."""
     most, rows = _length(batch), 1
-    _step(task, model, _cut(batch, 1), device, "fp32")  # the first one also starts things up
+    _step(task, model, _cut(batch, 1), device, "fp32")  # the first step takes longer than others
     while rows < most and _step(task, model, _cut(batch, rows), device, "fp32") < STEP_SECONDS / 2:
         rows = min(2 * rows, most)
     return rows
@@ -107,22 +92,22 @@ def _rows(task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.d
 def _timed(
     task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device
 ) -> dict[str, float]:
-    """The seconds of a step in each precision: the quickest, since others only disturb it."""
-    found = dict.fromkeys(("fp32", "bf16"), math.inf)
-    for precision in found:
-        _step(task, model, batch, device, precision)  # kernels are made for each shape
+    """The seconds of a step in each precision: the minimum, since disturbances only add to it."""
+    fastest = dict.fromkeys(("fp32", "bf16"), math.inf)
+    for precision in fastest:
+        _step(task, model, batch, device, precision)  # some kernels are compiled for each shape
     started, rounds = time.perf_counter(), 0
     while rounds < FEWEST_ROUNDS or time.perf_counter() - started < SECONDS:
-        for precision, best in found.items():
-            found[precision] = min(best, _step(task, model, batch, device, precision))
+        for precision, seconds in fastest.items():
+            fastest[precision] = min(seconds, _step(task, model, batch, device, precision))
         rounds += 1
-    return found
+    return fastest
 
 
 def _step(
     task: Task[Any], model: torch.nn.Module, batch: Batch, device: torch.device, precision: str
 ) -> float:
-    """The seconds of a forward and a backward pass, whose gradients are thrown away."""
+    """The seconds of a forward and a backward pass. Its gradients are discarded."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     _wait(device)
     started = time.perf_counter()
@@ -143,7 +128,7 @@ def _length(batch: Batch) -> int:
 
 
 def _cut(batch: Batch, rows: int) -> Batch:
-    """So many of its rows, spread evenly, since they are sorted by their lengths."""
+    """So many rows of a batch, spread evenly, since they may be sorted by length."""
     count = _length(batch)
     if rows >= count:
         return batch

@@ -1,49 +1,88 @@
-"""Which steps are taken: not those whose gradient is no number, or whose loss leaps."""
+"""Skips a step whose loss or gradient is NaN or infinite, or whose loss jumps."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-WARM_STEPS = 50  # before the usual spread of the loss is known
-DECAY = 0.98  # of its mean and variance: the last 50 steps or so
-REPEATED = 3  # skipped steps in a row are no accident
+WARM_STEPS = 50  # until then the usual spread of the loss is not known
+DECAY = 0.98  # of the mean and variance of the loss: they cover about the last 50 steps
+REPEATED = 3  # so many steps skipped in a row are no accident
+
+
+class GuardState(NamedTuple):
+    """What the guard remembers, scalars. Checkpoints hold them as one tensor, in this order."""
+
+    mean: Tensor  # of the loss
+    variance: Tensor
+    taken: Tensor  # steps
+    skipped: Tensor  # steps
+    in_row: Tensor  # steps skipped since the last one that was taken
+    row_start: Tensor  # the first step of the latest row of skipped steps; -1: there is none
+    repeated: Tensor  # the first step of the first row of REPEATED skipped steps; -1: there is none
+
+
+class SkippedSteps(NamedTuple):
+    """The counts that the host needs."""
+
+    total: int
+    repeated: int  # see `GuardState`
 
 
 class Guard:
-    """Judges each step on the device, so that no step waits for the host to look at a number.
+    """Judges each step on the device, so the host never waits for a number.
 
-    A leap is a loss above its usual one by `spike_sigmas` standard deviations, and by half of it.
+    A loss jumps where it exceeds its usual mean by `spike_sigmas` standard deviations, and by half
+    of the mean.
     """
 
     def __init__(self, device: torch.device, spike_sigmas: float) -> None:
         self.spike_sigmas = spike_sigmas
-        # mean, variance, steps seen; steps skipped, in a row, since when; since when too many
-        self.state = torch.tensor([0.0, 0, 0, 0, 0, -1, -1], dtype=torch.float64, device=device)
+        self.tensor = torch.tensor([0.0, 0, 0, 0, 0, -1, -1], dtype=torch.float64, device=device)
+
+    @property
+    def state(self) -> GuardState:
+        return GuardState(*self.tensor.unbind())
 
     def judge(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
-        """Whether to take the step: a bool scalar, the same on all workers."""
-        mean, variance, seen, skipped, in_row, since, repeated = self.state.unbind()
-        loss = loss.double()
-        rise = loss - mean
-        taken = loss.isfinite() & norm.isfinite()
-        if self.spike_sigmas > 0:
-            spike = (rise > self.spike_sigmas * variance.sqrt()) & (rise > 0.5 * mean.abs())
-            taken = taken & ~(spike & (seen >= WARM_STEPS))
-        weight = torch.maximum(1 / (seen + 1), torch.full_like(seen, 1 - DECAY))
-        known = torch.stack(
-            (mean + weight * rise, (1 - weight) * (variance + weight * rise * rise), seen + 1)
-        )
-        in_row = torch.where(taken, 0.0, in_row + 1)
-        since = torch.where(in_row == 1, float(step), since)
-        repeated = torch.where((in_row >= REPEATED) & (repeated < 0), since, repeated)
-        self.state = torch.cat(
-            (
-                torch.where(taken, known, torch.stack((mean, variance, seen))),
-                torch.stack((skipped + ~taken, in_row, since, repeated)),
-            )
-        )
-        return taken
+        """Whether to take a step: a bool scalar, the same on all workers.
 
-    def look(self) -> tuple[int, int]:
-        """Steps skipped so far, and the first of too many in a row or -1; the host waits here."""
-        *_, skipped, _, _, repeated = self.state.tolist()
-        return int(skipped), int(repeated)
+        Args:
+            step: its number.
+            loss: of this step, a scalar.
+            norm: of its gradient, a scalar.
+        """
+        state = self.state
+        loss = loss.double()
+        rise = loss - state.mean
+        take = loss.isfinite() & norm.isfinite()
+        if self.spike_sigmas > 0:
+            jump = (rise > self.spike_sigmas * state.variance.sqrt()) & (
+                rise > 0.5 * state.mean.abs()
+            )
+            take = take & ~(jump & (state.taken >= WARM_STEPS))
+        weight = torch.maximum(1 / (state.taken + 1), torch.full_like(state.taken, 1 - DECAY))
+        in_row = torch.where(take, 0.0, state.in_row + 1)
+        row_start = torch.where(in_row == 1, float(step), state.row_start)
+        if_taken = state._replace(
+            mean=state.mean + weight * rise,
+            variance=(1 - weight) * (state.variance + weight * rise * rise),
+            taken=state.taken + 1,
+            in_row=in_row,
+            row_start=row_start,
+        )
+        if_skipped = state._replace(
+            skipped=state.skipped + 1,
+            in_row=in_row,
+            row_start=row_start,
+            repeated=torch.where(
+                (in_row >= REPEATED) & (state.repeated < 0), row_start, state.repeated
+            ),
+        )
+        self.tensor = torch.where(take, torch.stack(if_taken), torch.stack(if_skipped))
+        return take
+
+    def look(self) -> SkippedSteps:
+        """Copy the counts to the host, which waits for the device here."""
+        state = dict(zip(GuardState._fields, self.tensor.tolist(), strict=True))
+        return SkippedSteps(int(state["skipped"]), int(state["repeated"]))

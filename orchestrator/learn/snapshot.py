@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training, copied from it and set again."""
+"""What a checkpoint holds of a training: a copy of its state."""
 
 import json
 import struct
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.storage.artifact import Checkpoint, Precision
+from orchestrator.storage.checkpoint_files import Tensors
 
-Tensors = dict[str, Tensor]
-
-DTYPES = {  # in the words of safetensors
+DTYPES = {  # the names in a safetensors file
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -28,9 +27,9 @@ DTYPES = {  # in the words of safetensors
 
 @dataclass(frozen=True)
 class Packed:
-    """Copies of tensors, side by side in one block of the CPU's memory: a safetensors file.
+    """Copies of tensors in one block of the CPU's memory, laid out as a safetensors file.
 
-    So they are copied once between the training and the disk.
+    So each tensor is copied once between the training and the disk.
     """
 
     header: bytes
@@ -38,28 +37,28 @@ class Packed:
 
     @property
     def parts(self) -> tuple[bytes, memoryview]:
-        """The file's content, in two pieces."""
+        """The content of the file."""
         return self.header, self.body.numpy().data
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a training is after `step` steps: copies on the CPU that nobody else changes."""
+    """The state of a training after `step` steps, copied to the CPU. Nothing changes it later."""
 
     step: int
-    total_steps: int | None  # None: a time budget that is not yet turned into steps
+    total_steps: int | None  # None: the time budget is not turned into steps yet
     model: Packed
-    optimizer: Packed  # and whatever else must come back to the bit
-    metrics: dict[str, float]  # of the validation at this very step, else empty
+    optimizer: Packed  # and the skipped-step guard
+    metrics: dict[str, float]  # of the validation at this step; empty without one
     history: list[dict[str, float]]
     precision: Precision
-    notices: list[str]  # why this precision, say
-    samples: str  # hex digest that chains the row numbers of all steps so far
+    notices: list[str]  # for the user, such as why this precision
+    samples: str  # hex digest over the row numbers of all steps so far
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint gives back."""
+    """A checkpoint that was read."""
 
     checkpoint: Checkpoint
     model: Tensors
@@ -69,7 +68,7 @@ class Saved:
 def pack(tensors: Mapping[str, Tensor]) -> Packed:
     """Copy tensors into a safetensors file: https://github.com/huggingface/safetensors#format.
 
-    The widest numbers come first, so that each tensor lies where its numbers may.
+    The widest types come first, so that each tensor is aligned to its type.
     """
     body = torch.empty(sum(tensor.nbytes for tensor in tensors.values()), dtype=torch.uint8)
     entries, end = {}, 0

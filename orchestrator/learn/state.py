@@ -1,4 +1,4 @@
-"""All that a training is at one step: what a checkpoint holds, and brings back to the bit."""
+"""The whole state of a training at one step: a checkpoint holds it and restores it to the bit."""
 
 from typing import Literal
 
@@ -10,12 +10,12 @@ from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot, pack
 from orchestrator.storage.artifact import Precision
 
-NOTHING_SEEN = "00" * 32
-GUARD = "guard"  # its key among the optimizers' tensors, which begin with a number
+NO_SAMPLES = "00" * 32  # the digest of no samples
+GUARD = "guard"  # the key of its state in the optimizer file
 
 
 class State:
-    """The step, and everything that the steps before it have made."""
+    """The number of steps so far, and everything that they have changed."""
 
     def __init__(
         self,
@@ -27,21 +27,21 @@ class State:
         self.model = model
         self.optimizers = optimizers
         self.guard = guard
-        self.precision = precision  # auto until it is chosen, or found in a checkpoint
+        self.precision = precision  # auto until it is chosen or restored
         self.notices: list[str] = []
         self.step = 0
-        self.samples = NOTHING_SEEN
+        self.samples = NO_SAMPLES
         self.metrics: dict[str, float] = {}  # of the last validation
         self.history: list[dict[str, float]] = []
 
     def snapshot(self, total_steps: int | None, validated: bool) -> Snapshot:
-        """A copy, which the training does not wait for any longer."""
+        """A copy. The training may go on as soon as this returns."""
         assert self.precision != "auto"
         return Snapshot(
             step=self.step,
             total_steps=total_steps,
             model=pack(self.model.state_dict()),
-            optimizer=pack(optimizer_tensors(self.optimizers) | {GUARD: self.guard.state}),
+            optimizer=pack(optimizer_tensors(self.optimizers) | {GUARD: self.guard.tensor}),
             metrics=dict(self.metrics) if validated else {},
             history=list(self.history),
             precision=self.precision,
@@ -50,9 +50,10 @@ class State:
         )
 
     def restore(self, saved: Saved) -> None:
+        """Take over a checkpoint. A precision that the job names stays."""
         self.model.load_state_dict(saved.model)
         tensors = dict(saved.optimizer)
-        self.guard.state.copy_(tensors.pop(GUARD))
+        self.guard.tensor.copy_(tensors.pop(GUARD))
         restore_optimizers(self.optimizers, tensors)
         checkpoint = saved.checkpoint
         if self.precision == "auto":
@@ -61,13 +62,13 @@ class State:
         self.metrics, self.history = dict(checkpoint.metrics), list(checkpoint.history)
 
     def record(self, total_steps: int | None, values: dict[str, float]) -> None:
-        """Keep some two hundred points of the learning curve, however long the training."""
+        """Add a point to the learning curve, which keeps about two hundred of them."""
         last = max((point["step"] for point in self.history if "loss" in point), default=0)
         if self.step - last >= (total_steps or 0) / 200:
             self.history.append({"step": self.step, **values})
 
     def checksum(self) -> int:
-        """A sum of all bits of weights and optimizers: one that flips on one worker changes it."""
+        """A sum over all bits of weights and optimizers, which a flipped bit changes."""
         tensors = list[Tensor](self.model.parameters())
         for optimizer in self.optimizers:
             tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
@@ -75,7 +76,7 @@ class State:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """Its bytes as integers, the largest that fit: they are summed eight times as fast."""
+    """A tensor's bytes as the widest integers that fit, which sum up to eight times as fast."""
     flat = tensor.detach().reshape(-1)
     kinds = (torch.int64, torch.int32, torch.uint8)
     return flat.view(next(kind for kind in kinds if flat.nbytes % kind.itemsize == 0))

@@ -1,4 +1,4 @@
-"""One Transformer block: attention and feed-forward, each normalised and added back."""
+"""One Transformer block: attention and feed-forward, each with a norm and a residual connection."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orchestrator.model.attention import Attention, LayerCache, Sight
+from orchestrator.model.attention import Attention, AttentionMask, LayerCache
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import Rotation
 
@@ -17,20 +17,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, Primer
     "silu": F.silu,
-    "swiglu": F.silu,  # Shazeer 2020: these two are multiplied with a second map
+    # With a gate, Shazeer 2020: the activation of one linear map multiplies another.
+    "swiglu": F.silu,
     "geglu": F.gelu,
     "geglu_tanh": _gelu_tanh,
 }
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
+    """A norm over d_model, of the configured kind."""
     if config.norm == "layernorm":
         return nn.LayerNorm(config.d_model, eps=config.norm_eps)
     return nn.RMSNorm(config.d_model, eps=config.norm_eps)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a nonlinearity between, or with a gate in place of it."""
+    """Two linear maps with an activation or a gate between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -50,9 +52,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); or norm(x + ...), the older order.
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); or norm(x + ...), the original order
+    (Xiong et al. 2020 compare both).
 
-    A decoder beside an encoder attends to what that made in between.
+    In the decoder of an encoder_decoder, cross-attention to the encoder's output comes between.
     """
 
     def __init__(self, config: ModelConfig, crosses: bool = False) -> None:
@@ -69,16 +72,16 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        sight: Sight,
+        mask: AttentionMask,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-        memory: tuple[Tensor, Sight] | None = None,
+        memory: tuple[Tensor, AttentionMask] | None = None,
     ) -> Tensor:
         x_BTD = self._add(
-            x_BTD, self.attention_norm, lambda x: self.attention(x, sight, rotation, cache)
+            x_BTD, self.attention_norm, lambda x: self.attention(x, mask, rotation, cache)
         )
         if (cross := self.cross) is not None and self.cross_norm is not None:
-            assert memory is not None, "a decoder beside an encoder needs a source"
+            assert memory is not None, "the decoder of an encoder_decoder needs a source"
             x_BTD = self._add(x_BTD, self.cross_norm, lambda x: cross.across(x, *memory, cache))
         return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
 

@@ -1,4 +1,4 @@
-"""Tokens, patches and positions into vectors."""
+"""Embeddings of image patches and of positions."""
 
 import math
 
@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from orchestrator.model.config import ModelConfig, Patches
 
-BUCKETS, FAR = 32, 128  # T5's
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, (..., T, K/2), to turn queries and keys by
+# Relative positions have the buckets of T5, Raffel et al. 2020.
+NUM_BUCKETS, MAX_DISTANCE = 32, 128
+Rotation = tuple[Tensor, Tensor]  # cosines and sines of rotary positions, (..., T, K/2) each
 
 
 class PatchEmbedding(nn.Module):
-    """Images (B, channels, side, side) into a class vector and one vector a patch, (B, T, D)."""
+    """Embed images (B, channels, side, side) as a class vector and one vector for each patch:
+    (B, T, D)."""
 
     def __init__(self, patches: Patches, d_model: int) -> None:
         super().__init__()
@@ -26,8 +28,8 @@ class PatchEmbedding(nn.Module):
 
 
 class Positions(nn.Module):
-    """What a stack knows of positions: vectors that are added, a rotation of its attention, or what
-    its attention prefers by distance."""
+    """The positions of a stack: vectors that are added to its input, a rotation of queries and
+    keys, or a bias of the attention scores by distance."""
 
     def __init__(self, config: ModelConfig, causal: bool) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class Positions(nn.Module):
         length, width = config.max_seq_len, config.d_model
         self.learned = nn.Embedding(length, width) if self.kind == "learned" else None
         relative = self.kind == "relative"
-        self.relative = nn.Embedding(BUCKETS, config.num_heads) if relative else None
+        self.relative = nn.Embedding(NUM_BUCKETS, config.num_heads) if relative else None
         tables: dict[str, Tensor] = {}
         if self.kind == "sinusoidal":
             tables["table_TD"] = sinusoids(length, width)
@@ -47,47 +49,55 @@ class Positions(nn.Module):
         self.table_TD: Tensor | None
         self.cos: Tensor | None
         self.sin: Tensor | None
-        self.buckets: Tensor | None  # of a key's distances, from 1 - length to length - 1
+        self.buckets: Tensor | None  # for the distances from 1 - length to length - 1
         for name in ("table_TD", "cos", "sin", "buckets"):
             self.register_buffer(name, tables.get(name), persistent=False)
 
-    def forward(self, x_BTD: Tensor, where: slice | Tensor) -> tuple[Tensor, Rotation | None]:
-        """Vectors with their positions, and the rotation; `where` indexes the tables: a slice, or
-        int64 (B, T)."""
+    def forward(self, x_BTD: Tensor, positions: slice | Tensor) -> tuple[Tensor, Rotation | None]:
+        """Add position vectors to `x_BTD`, or return the rotation for attention.
+
+        `positions` are a slice, or int64 (B, T).
+        """
         if self.learned is not None:
-            return x_BTD + self.learned.weight[where], None
+            return x_BTD + self.learned.weight[positions], None
         if self.table_TD is not None:
-            return x_BTD * math.sqrt(x_BTD.shape[-1]) + self.table_TD[where], None
+            return x_BTD * math.sqrt(x_BTD.shape[-1]) + self.table_TD[positions], None
         if self.relative is not None:
             return x_BTD, None
         assert self.cos is not None and self.sin is not None
-        cos, sin = self.cos[where], self.sin[where]
-        if isinstance(where, Tensor):  # of each sequence, the same for all heads
+        cos, sin = self.cos[positions], self.sin[positions]
+        if isinstance(positions, Tensor):  # (B, T): add the axis of the heads
             cos, sin = cos[:, None], sin[:, None]
         return x_BTD, (cos, sin)
 
-    def preference(self, start: int, length: int) -> Tensor | None:
-        """What each head adds to the scores of queries start .. start + length - 1 for the keys up
-        to the last of them, (H, T, S), by their distance. Raffel et al. 2020, section 2.1."""
+    def attention_bias(self, start: int, length: int) -> Tensor | None:
+        """The bias by distance for the scores of the queries at start .. start + length - 1 and all
+        keys up to the last of them, (H, T, S); None for other kinds of positions.
+
+        Raffel et al. 2020, section 2.1.
+        """
         if self.relative is None or self.buckets is None:
             return None
         key_S = torch.arange(start + length, device=self.buckets.device)
         distance_TS = key_S - key_S[start:, None]
         bucket_TS = self.buckets[distance_TS + len(self.buckets) // 2]
-        preference_TSH: Tensor = self.relative(bucket_TS)
-        return preference_TSH.permute(2, 0, 1)
+        bias_TSH: Tensor = self.relative(bucket_TS)
+        return bias_TSH.permute(2, 0, 1)
 
 
 def distance_buckets(distances: Tensor, causal: bool) -> Tensor:
-    """A number below BUCKETS for each distance of a key from its query, int64: near ones have one
-    each, farther ones share, all from FAR on the same. Raffel et al. 2020, T5."""
-    count = BUCKETS if causal else BUCKETS // 2  # for either direction
-    ahead = torch.zeros_like(distances) if causal else (distances > 0).long() * count
-    far = -distances.clamp(max=0) if causal else distances.abs()
+    """The bucket, int64, of each distance from a query to a key.
+
+    Small distances have a bucket each, larger ones share buckets of logarithmic width, and all from
+    MAX_DISTANCE on share the last. Raffel et al. 2020, T5.
+    """
+    count = NUM_BUCKETS if causal else NUM_BUCKETS // 2  # for each direction
+    later = torch.zeros_like(distances) if causal else (distances > 0).long() * count
+    size = -distances.clamp(max=0) if causal else distances.abs()
     exact = count // 2
-    grown = torch.log(far.clamp(min=1) / exact) / math.log(FAR / exact) * (count - exact)
-    shared = (exact + grown.long()).clamp(max=count - 1)
-    return ahead + torch.where(far < exact, far, shared)
+    log_scale = torch.log(size.clamp(min=1) / exact) / math.log(MAX_DISTANCE / exact)
+    shared = (exact + (log_scale * (count - exact)).long()).clamp(max=count - 1)
+    return later + torch.where(size < exact, size, shared)
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -101,14 +111,16 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 def rotary_table(length: int, head_width: int, theta: float = 10_000.0) -> Rotation:
-    """Cosine and sine of each position's angles, float32 (length, head_width / 2)."""
+    """Cosines and sines of each position's angles, float32 (length, head_width / 2) each. Su et al.
+    2021, RoFormer."""
     rates = torch.exp(torch.arange(0, head_width, 2) * (-math.log(theta) / head_width))
     angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
     return angles.cos(), angles.sin()
 
 
 def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (k, k + K/2) by its position's angle. Su et al. 2021, RoFormer."""
+    """Rotate each pair of elements (k, k + K/2) by its position's angle. Su et al. 2021,
+    RoFormer."""
     first, second = x_BHTK.chunk(2, dim=-1)
     cos, sin = rotation[0].to(x_BHTK.dtype), rotation[1].to(x_BHTK.dtype)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)

@@ -1,4 +1,4 @@
-"""The Transformer: embeddings, a stack of blocks or two, and a head."""
+"""The Transformer (Vaswani et al. 2017): embeddings, one or two stacks of blocks, and a head."""
 
 import math
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orchestrator.model.attention import LayerCache, Sight
+from orchestrator.model.attention import AttentionMask, LayerCache
 from orchestrator.model.block import Block, make_norm
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import PatchEmbedding, Positions
@@ -16,7 +16,7 @@ HeadKind = Literal["tokens", "label", "each_token"]
 
 
 class Cache:
-    """What a decoder remembers of `length` tokens of each sequence, one LayerCache a block."""
+    """A decoder's cache of the first `length` tokens of each sequence: a LayerCache per block."""
 
     def __init__(
         self,
@@ -28,12 +28,13 @@ class Cache:
         self.layers = layers
         self.capacity = layers[0].key_BHSK.shape[2]
         self.length = 0
-        self.real_BT = real_BT  # of the tokens: (B, capacity)
-        self.memory_BSD = memory_BSD  # what the encoder made of the source
+        self.real_BT = real_BT  # bool (B, capacity), False for padding; None: no padding
+        self.memory_BSD = memory_BSD  # the encoder's output for the source
         self.memory_real_BS = memory_real_BS
 
     def reorder(self, rows_B: Tensor) -> None:
-        """Go on with these sequences, int64 (B,), some perhaps twice."""
+        """Keep the sequences of these rows, int64 (B,), in this order. Beam search may repeat a
+        row."""
         for layer in self.layers:
             layer.reorder(rows_B)
         for name in ("real_BT", "memory_BSD", "memory_real_BS"):
@@ -42,7 +43,7 @@ class Cache:
 
 
 class Stack(nn.Module):
-    """Positions, blocks in a row, and a last norm: an encoder or, if causal, a decoder."""
+    """Positions, a sequence of blocks, and a last norm: an encoder or, if causal, a decoder."""
 
     def __init__(self, config: ModelConfig, layers: int, causal: bool, crosses: bool) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Stack(nn.Module):
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, crosses) for _ in range(layers))
-        # With norms after the branches, the last block has normalised already.
+        # With post-norm, the last block ends with a norm.
         self.norm = make_norm(config) if config.norm_position == "pre" else None
 
     def forward(
@@ -64,26 +65,26 @@ class Stack(nn.Module):
         memory_real_BS: Tensor | None = None,
     ) -> Tensor:
         start = cache.length if cache is not None else 0
-        where = slice(start, start + x_BTD.shape[1]) if positions_BT is None else positions_BT
-        x_BTD, rotation = self.positions(x_BTD, where)
+        positions = slice(start, start + x_BTD.shape[1]) if positions_BT is None else positions_BT
+        x_BTD, rotation = self.positions(x_BTD, positions)
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD)
-        preference_HTS = self.positions.preference(start, x_BTD.shape[1])
-        sight = Sight(self.causal, start, real_BT, preference_HTS)
-        memory = None if memory_BSD is None else (memory_BSD, Sight(real_BS=memory_real_BS))
+        bias_HTS = self.positions.attention_bias(start, x_BTD.shape[1])
+        mask = AttentionMask(self.causal, start, real_BT, bias_HTS)
+        memory = None if memory_BSD is None else (memory_BSD, AttentionMask(real_BS=memory_real_BS))
         for i, block in enumerate(self.blocks):
             layer = cache.layers[i] if cache is not None else None
-            x_BTD = block(x_BTD, sight, rotation, layer, memory)
+            x_BTD = block(x_BTD, mask, rotation, layer, memory)
         return self.norm(x_BTD) if self.norm is not None else x_BTD
 
 
 class TokenHead(nn.Module):
-    """A logit for each word of the vocabulary, (B, T, V)."""
+    """A logit for each token of the vocabulary, (B, T, V)."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        # BERT, whose blocks end in a norm, has one more map before the vocabulary.
+        # BERT has one more linear map before the vocabulary's.
         self.dense, self.norm = None, None
         if config.family == "encoder" and config.norm_position == "post":
             self.dense, self.norm = nn.Linear(config.d_model, config.d_model), make_norm(config)
@@ -101,14 +102,14 @@ class TokenHead(nn.Module):
 
 
 class LabelHead(nn.Module):
-    """A logit for each label of a whole sequence, or its one number: (B, labels).
+    """A logit for each label of a whole sequence, or one number for it: (B, labels).
 
-    BERT and ViT look at the first vector, whose token stands for the sequence; others at the mean.
+    BERT and ViT pool the sequence by its first vector, the class token's. Others take the mean.
     """
 
     def __init__(self, config: ModelConfig, num_labels: int) -> None:
         super().__init__()
-        self.takes_first = config.norm_position == "post" or config.patches is not None
+        self.pools_first = config.norm_position == "post" or config.patches is not None
         has_dense = config.patches is None
         self.dense = nn.Linear(config.d_model, config.d_model) if has_dense else None
         self.activation = torch.tanh if config.norm_position == "post" else F.gelu
@@ -116,7 +117,7 @@ class LabelHead(nn.Module):
         self.logits = nn.Linear(config.d_model, num_labels)
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
-        if self.takes_first:
+        if self.pools_first:
             pooled_BD = x_BTD[:, 0]
         elif real_BT is None:
             pooled_BD = x_BTD.mean(1)
@@ -130,11 +131,13 @@ class LabelHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An encoder, a decoder or both, over one embedding, with a head.
+    """An encoder, a decoder or both, that share one embedding, and a head.
 
-    - `tokens`: logits over the vocabulary, (B, T, V): of the next token from a decoder, of each
-      token itself from an encoder.
-    - `label`: (B, outputs), from an encoder. `each_token`: (B, T, outputs), likewise.
+    The head is one of:
+    - `tokens`: logits over the vocabulary, (B, T, V). A decoder predicts the next token, an encoder
+      the token itself.
+    - `label`: one output vector for the sequence, (B, outputs). Encoders only.
+    - `each_token`: one output vector for each token, (B, T, outputs). Encoders only.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         if head != "tokens" and config.family != "encoder":
-            raise ValueError(f"a head for {head} needs model.family = encoder, not {config.family}")
+            raise ValueError(f"the head {head} needs model.family = encoder, not {config.family}")
         self.config = config
         self.vocab_size = vocab_size
         self.head_kind = head
@@ -185,26 +188,26 @@ class Transformer(nn.Module):
         types_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         cache: Cache | None = None,
-        asked_BT: Tensor | None = None,
+        selected_BT: Tensor | None = None,
     ) -> Tensor:
         """The head's output for int64 tokens (B, T), or for images (B, channels, side, side).
 
         Args:
-            real_BT: bool, False where a token is padding; without it, none is.
-            source_BS: what an encoder_decoder's encoder reads; `inputs` is the decoder's. With a
-                cache it was given to `new_cache`.
-            types_BT: the segment of each token, where the model has `token_types`.
-            positions_BT: int64, where the tokens do not stand at 0, 1, 2, ...
-            cache: `inputs` are T more tokens of its sequences.
-            asked_BT: bool, from an encoder: the N tokens whose logits alone are wanted, (N, V).
+            real_BT: bool, False where a token is padding. None: there is no padding.
+            source_BS: the encoder's input in an encoder_decoder, whose decoder reads `inputs`. With
+                a cache, `new_cache` takes the source instead.
+            types_BT: the segment of each token, if the model has `token_types`.
+            positions_BT: int64, the position of each token, if these are not 0, 1, 2, …
+            cache: the tokens so far; `inputs` are the next T tokens, which are added to it.
+            selected_BT: bool, for an encoder: compute the logits (N, V) of only these N tokens.
 
         Raises:
-            ValueError: where the sequence would grow beyond `max_seq_len`, or the cache's capacity.
+            ValueError: if the sequence becomes longer than `max_seq_len` or the cache's capacity.
         """
         if self.decoder is None:
             encoded_BTD = self.encode(inputs, real_BT, types_BT, positions_BT)
-            if asked_BT is not None:
-                encoded_BTD = encoded_BTD[asked_BT]
+            if selected_BT is not None:
+                encoded_BTD = encoded_BTD[selected_BT]
             return self._apply_head(encoded_BTD, real_BT)
         memory_BSD, memory_real_BS = None, source_real_BS
         if cache is not None:
@@ -227,7 +230,7 @@ class Transformer(nn.Module):
         types_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """What the encoder makes of tokens or images, (B, T, D)."""
+        """The encoder's output for tokens or images, (B, T, D)."""
         assert self.encoder is not None
         encoded: Tensor = self.encoder(self._embed(inputs, types_BT), real_BT, positions_BT)
         return encoded
@@ -243,8 +246,8 @@ class Transformer(nn.Module):
         """An empty cache for `batch` sequences of up to `capacity` tokens.
 
         Args:
-            real_BT: bool, False where one of the first T tokens is padding: as long as the prompts.
-            source_BS: what an encoder_decoder's encoder reads.
+            real_BT: bool, False where a token of the prompts is padding; T is the prompts' length.
+            source_BS: the encoder's input in an encoder_decoder.
         """
         assert self.decoder is not None and self.tokens is not None
         weight = self.tokens.weight
@@ -261,7 +264,7 @@ class Transformer(nn.Module):
         return Cache(layers, real_BT, memory_BSD, source_real_BS)
 
     def num_parameters(self) -> int:
-        """Trainable numbers, a tied embedding counted once."""
+        """The number of trainable values. A tied embedding counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def _embed(self, inputs: Tensor, types_BT: Tensor | None) -> Tensor:
@@ -291,14 +294,15 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        # Width-scaled normal weights; the maps that write to the residual stream start at zero,
-        # so that every block begins as the identity (muP's and modded-nanogpt's choice).
+        # Normal weights, scaled by the width. The linear maps that write to the residual stream
+        # start at zero, so that every block begins as the identity, as in muP and modded-nanogpt.
         for name, parameter in self.named_parameters():
             if name.endswith("output.weight"):
                 parameter.zero_()
             elif name.endswith("positions.relative.weight"):
-                # Heads that look to different places from the start: bAbI's task 1 is learned
-                # within 70,000 questions, and of near-zero preferences not within 100,000.
+                # Large biases make the heads attend to different distances from the start: bAbI's
+                # task 1 is learned within 70,000 questions, with biases near zero not within
+                # 100,000.
                 parameter.normal_(std=1.0)
             elif name.endswith("_D") or (".blocks." not in name and parameter.ndim == 2):
                 parameter.normal_(std=0.02)

@@ -5,7 +5,7 @@ from typing import Any
 
 from orchestrator.data.reading import BadRow, Note, Row
 from orchestrator.data.rows import numbered_rows
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
 from orchestrator.tasks.task import LeftOut, Task, reading_of
 
 

@@ -1,6 +1,5 @@
 """What prepare knows of every row: its key, its size, its value, and why it is not kept."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,62 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.reading import BadRow, Note, Row
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.reading import BadRow, Note
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
+from orchestrator.prepare.keys import GIVEN
 from orchestrator.storage.artifact import Split
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import Task
 
-HASH = 32  # hexadecimal digits of a key; what stands behind them names the row's split
-GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}
 BAD_SHARE = 0.01  # of a split's rows, or
 BAD_ROWS, BAD_SHARE_OF_FEW = 10, 0.1  # so many, where these are no larger share
 
-INDEXED = ["key", "bytes", "value", "code", "twin", "aside", "note"]
 Splits = Sequence[Split | None]  # of each kept row, in the index's order
-
-
-def record(
-    cleaned: Row | BadRow | Note | None,
-    task: Task[Any],
-    num_buckets: int,
-    place: str = "",
-    code: str = "",
-) -> dict[str, Any]:
-    """A row with its key; `place` tells apart what may be equal, `code` is of GIVEN.
-
-    `twin` is equal where rows say the same to the model, `value` is of the task's counted column.
-    """
-    found: dict[str, Any] = dict.fromkeys(task.columns, "")
-    found |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
-    found |= {"aside": "", "note": ""}
-    if isinstance(cleaned, Note):
-        return found | {"note": json.dumps(asdict(cleaned))}
-    if isinstance(cleaned, BadRow):
-        return found | {"aside": json.dumps(asdict(cleaned))}
-    if cleaned is None:
-        return found
-    content = json.dumps(cleaned, sort_keys=True, ensure_ascii=False).encode()
-    first = _hash(content + place.encode())
-    shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())
-    key = first[: HASH // 2] + shared[HASH // 2 :]
-    inputs = json.dumps([cleaned[name] for name in task.inputs], ensure_ascii=False).encode()
-    return cleaned | {
-        "key": key + code,
-        "bucket": int(key[:16], 16) % num_buckets,
-        "bytes": len(content),
-        "twin": int(_hash(inputs)[:16], 16) - (1 << 63),
-        "value": "" if task.counted is None else cleaned[task.counted],
-        "code": code,
-        "aside": "",
-        "note": "",
-    }
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=HASH // 2).hexdigest()
 
 
 class Index:
@@ -186,26 +141,6 @@ def share(count: int, total: int, of: str) -> str:
     percent = 100 * count / max(total, 1)
     shown = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
     return f"{count:,} of {total:,} {of} ({shown} %)"
-
-
-def hidden_splits(index: Index, files: Sequence[SourceFile]) -> tuple[tuple[Split, ...], list[str]]:
-    """The splits that files have by their names and whose one label no training row has, and what
-    to tell of them. Public data sets keep their test labels secret: each is -1."""
-    by_name = {file.split for file in files if getattr(file, "by_name", False)}
-    given = [key[HASH:] for key in index.keys]
-    train = {v for v, code in zip(index.values, given, strict=True) if not code}
-    hidden: list[Split] = []
-    told = []
-    for code, split in GIVEN.items():
-        values = Counter(v for v, c in zip(index.values, given, strict=True) if c == code)
-        value = next(iter(values), "")
-        if split in by_name and len(values) == 1 and value and value not in train:
-            hidden.append(split)
-            told.append(
-                f"all {values.total():,} {split} rows have the label {value!r}, which no training "
-                f"row has: they are hidden, and a share of the training rows takes their place"
-            )
-    return tuple(hidden), told
 
 
 def quarantine(index: Index, job: Job, folder: Folder) -> None:

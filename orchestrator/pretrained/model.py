@@ -1,7 +1,7 @@
 """Models in Hugging Face's layout, on any storage: config.json, safetensors and tokenizer.json.
 
-A folder is looked at whole, by what its files say of themselves, before anything is started:
-`check`. `load` fills a model, and `notices` says what of it does not come from there.
+`check` validates a whole folder from its file headers before a run starts. `load` fills a model
+with the weights, and `notices` lists what of the model does not come from the folder.
 """
 
 import json
@@ -37,18 +37,18 @@ SHOWN = 3  # names that a message lists
 
 
 def read_config(folder: Folder) -> tuple[ModelConfig, int]:
-    """The architecture of a model, and the size of its vocabulary: 0 where it reads images.
+    """The architecture of a model, and its vocabulary size: 0 for a model of images.
 
     Raises:
-        UserError: where there is none, or none that this Transformer can be.
+        UserError: if there is no config.json, or this Transformer does not support the model.
     """
     settings = _settings(folder)
     try:
         rows = settings.get("vocab_size", 0)
         if not isinstance(rows, int) or rows < 0:
-            raise ValueError(f"vocab_size = {rows!r} is no number of tokens")
+            raise ValueError(f"vocab_size = {rows!r} is not a number of tokens")
         return hf.read_config(settings), rows
-    except ValueError as error:  # pydantic's too
+    except ValueError as error:  # pydantic's ValidationError is one too
         errors = getattr(error, "errors", None)
         reason = str(errors()[0]["msg"]).removeprefix("Value error, ") if errors else str(error)
         if errors and errors()[0]["loc"]:
@@ -63,33 +63,32 @@ def fit_text(
     special: tuple[str, ...] = (),
     prefix_space: bool = False,
 ) -> TextProcessor:
-    """A tokenizer: the one of the model's weights where it begins with some, else a new one, by
-    `TextProcessor.fit`.
+    """The tokenizer of `model.init_from`, if that is set; else a new one by `TextProcessor.fit`.
 
     Raises:
-        UserError: where there is none beside those weights, or it cannot be used.
+        UserError: if the folder of `model.init_from` has no tokenizer, or an unsuitable one.
     """
     if model.init_from is None:
         return TextProcessor.fit(texts, tokenizer, special, prefix_space)
     folder = Folder(model.init_from)
     processor = read_tokenizer(folder, read_config(folder)[1])
     if MASK in special and processor.mask_token is None:
-        raise UserError(f"{folder}/{TOKENIZER}: has no mask token, which this task needs")
+        raise UserError(f"{folder}/{TOKENIZER} has no mask token, which this task needs")
     return processor
 
 
 def check(
     model: ModelConfig, build: Callable[[int, int], Transformer], outputs: Outputs = NO_OUTPUTS
 ) -> None:
-    """Look at all that `model.init_from` names: every file is there and whole, every weight that
-    the model needs has its shape, and the tokenizer belongs to them.
+    """Check the folder of `model.init_from`: no file is missing or cut off, every weight that the
+    model needs has the right shape, and the tokenizer fits the model.
 
     Args:
-        build: makes the model, for a size of the vocabulary and a number of outputs.
-        outputs: as far as they are known before the data is prepared.
+        build: makes the model, from a vocabulary size and a number of outputs.
+        outputs: what is known of the outputs before the data is prepared.
 
     Raises:
-        UserError: naming the file, and what to do.
+        UserError: if a check fails; the message names the file and what to do.
     """
     assert model.init_from is not None
     folder = Folder(model.init_from)
@@ -98,71 +97,73 @@ def check(
         empty = build(rows, 1)
     _match_headers(empty, folder, outputs)
     if empty.tokens is not None:
-        hides = (MASK,) if (empty.head_kind, model.family) == ("tokens", "encoder") else ()
-        fit_text([], TokenizerConfig(), model, hides)
+        is_masked = (empty.head_kind, model.family) == ("tokens", "encoder")
+        fit_text([], TokenizerConfig(), model, special=(MASK,) if is_masked else ())
 
 
 def load(model: Transformer, folder: Folder, outputs: Outputs = NO_OUTPUTS) -> list[str]:
-    """Fill a model with the weights in a folder; returns the names of what stays as it was.
+    """Fill a model with the weights in a folder; returns the names of the parameters that are not
+    in the folder and keep their values.
 
     Raises:
-        UserError: where the weights cannot be read, or are not the model's.
+        UserError: if the weights cannot be read, or do not fit the model.
     """
-    found = _match(model, folder, read_weights(folder), outputs)
-    model.load_state_dict({**model.state_dict(), **found.found})
-    return found.new
+    result = _match(model, folder, read_weights(folder), outputs)
+    model.load_state_dict({**model.state_dict(), **result.weights})
+    return result.new
 
 
 def notices(model: Transformer, folder: Folder, outputs: Outputs) -> list[str]:
-    """What of a model, which may be on torch's meta device, does not come from a folder as it lies
-    there; a line each.
+    """One line for each way in which `load` would not take the folder's weights as they are.
 
-    Raises: see `load`.
+    The model may be on torch's meta device.
+
+    Raises:
+        UserError: as `load`.
     """
-    found = _match_headers(model, folder, outputs)
-    told: list[str] = []
-    if found.new:
+    result = _match_headers(model, folder, outputs)
+    lines: list[str] = []
+    if result.new:
         modules = dict.fromkeys(
-            name.removesuffix(".weight").removesuffix(".bias") for name in found.new
+            name.removesuffix(".weight").removesuffix(".bias") for name in result.new
         )
-        reason = f" ({found.why_new})" if found.why_new else ""
-        told.append(
-            f"model.init_from has no head for this task{reason}: {', '.join(modules)} begin at "
-            f"random"
+        reason = f" ({result.new_reason})" if result.new_reason else ""
+        lines.append(
+            f"model.init_from has no head for this task{reason}: {', '.join(modules)} start from "
+            f"random weights"
         )
-    if found.order:
-        order = ", ".join(found.order[:SHOWN]) + ("…" if len(found.order) > SHOWN else "")
-        told.append(
-            f"the labels of model.init_from stand in another order ({order}): its head is taken by "
-            f"their names"
+    if result.label_order:
+        more = "…" if len(result.label_order) > SHOWN else ""
+        lines.append(
+            f"model.init_from has the labels in another order "
+            f"({', '.join(result.label_order[:SHOWN])}{more}): the rows of its head are matched by "
+            f"label"
         )
-    if found.unused:
-        told.append(
-            f"model.init_from holds weights for which this model has no place: "
-            f"{_listed(found.unused)}"
-        )
-    if found.tied is not None:
-        embedding, head = (read_tensor(folder, name) for name in found.tied)
+    if result.unused:
+        lines.append(f"model.init_from has weights that are not used: {_listed(result.unused)}")
+    if result.tied is not None:
+        embedding, head = (read_tensor(folder, name) for name in result.tied)
         if not torch.equal(embedding, head):
-            told.append(
-                f"model.init_from holds {found.tied[1]} with other values than {found.tied[0]}, "
-                f"though tie_word_embeddings says that they are one: the latter is used for both"
+            lines.append(
+                f"model.init_from has different values in {result.tied[0]} and {result.tied[1]}, "
+                f"though tie_word_embeddings is set: {result.tied[0]} is used for both"
             )
-    return told
+    return lines
 
 
 def save(model: Transformer, folder: Folder, outputs: Outputs = NO_OUTPUTS, **more: Any) -> None:
-    """Write a model as `from_pretrained` loads it or, where no architecture of Hugging Face's is
-    this model, as `load` alone does. `more` goes into its config.
+    """Write a model so that `from_pretrained` loads it. If Hugging Face has no such architecture,
+    only `load` can. `more` is added to config.json.
 
     Raises:
-        UserError: where a weight does not fit float32.
+        UserError: if a weight is not finite in float32.
     """
     weights = hf.export_weights(model, outputs)
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise UserError(
-                f"{name} does not fit float32 in the units of the data: {outputs.scale}"
+                f"{name} does not fit float32 in the unit of the data: (mean, standard deviation) "
+                f"= {outputs.scale}"
             )
     settings = hf.export_config(model, outputs, **more)
     folder.write(CONFIG, json.dumps(settings, indent=2, ensure_ascii=False).encode())
@@ -172,6 +173,7 @@ def save(model: Transformer, folder: Folder, outputs: Outputs = NO_OUTPUTS, **mo
 def _match(
     model: Transformer, folder: Folder, weights: dict[str, Tensor], outputs: Outputs
 ) -> Match:
+    """`hf.match`, whose errors name the weights' file."""
     try:
         return hf.match(model, _settings(folder), weights, outputs)
     except ValueError as error:
@@ -181,6 +183,7 @@ def _match(
 
 
 def _match_headers(model: Transformer, folder: Folder, outputs: Outputs) -> Match:
+    """`hf.match` on shapes alone: its tensors are on torch's meta device."""
     entries = read_headers(folder)
     for name, entry in entries.items():
         _check_type(folder, name, entry)
@@ -199,10 +202,10 @@ def _settings(folder: Folder) -> dict[str, Any]:
     try:
         return read_object(folder, CONFIG)
     except FileNotFoundError:
-        found = next((name for name in ADAPTERS if folder.exists(name)), None)
-        held = f", but {found}: an adapter (LoRA, say) is no whole model" if found else ""
+        adapter = next((name for name in ADAPTERS if folder.exists(name)), None)
+        note = f"; {adapter} belongs to an adapter (LoRA, for example)" if adapter else ""
         raise UserError(
-            f"{folder} holds no {CONFIG}: no model in Hugging Face's layout{held}"
+            f"{folder} has no {CONFIG}, so it is not a model in Hugging Face's layout{note}"
         ) from None
 
 

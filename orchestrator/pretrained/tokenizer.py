@@ -1,5 +1,5 @@
-"""The tokenizer of a folder in Hugging Face's layout: tokenizer.json, and what says which of its
-tokens ends a text."""
+"""The tokenizer of a folder in Hugging Face's layout: tokenizer.json, and the settings that name
+its end token and other special tokens."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from orchestrator.storage.json_object import LFS, read_object
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS, GENERATION = "special_tokens_map.json", "generation_config.json"
 CONFIG = "config.json"
-OLDER = (
+OLDER_FORMATS = (
     "vocab.json",
     "merges.txt",
     "spiece.model",
@@ -26,36 +26,44 @@ KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # of special tokens
 
 
 def read_tokenizer(folder: Folder, rows: int) -> TextProcessor:
-    """The tokenizer that belongs to a model whose embedding has so many rows.
+    """The tokenizer of a model whose embedding has `rows` rows.
 
     Raises:
-        UserError: where there is none, it cannot be used, or it knows more tokens than the model.
+        UserError: if the tokenizer is missing or invalid, or has more tokens than `rows`.
     """
-    tokens = _tokens(folder)
-    known = max(tokens.get_vocab().values(), default=-1) + 1
-    if known > rows:
+    tokenizer = _read_file(folder)
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if size > rows:
         raise UserError(
-            f"{folder}/{TOKENIZER}: knows {known:,} tokens, the model's embedding has {rows:,} "
-            f"rows: model.resize_token_embeddings({known}) in transformers, and save both again"
+            f"{folder}/{TOKENIZER} has {size:,} tokens, but the model's embedding has only "
+            f"{rows:,} rows: call model.resize_token_embeddings({size}) in transformers, and save "
+            f"both again"
         )
     special = _special_tokens(folder)
-    end = _end(folder, tokens, special)
+    end = _end_token(folder, tokenizer, special)
     try:
-        return TextProcessor(tokens, end, rows, special)
+        return TextProcessor(tokenizer, end, rows, special)
     except ValueError as error:
         raise UserError(f"{folder}/{TOKENIZER}: {error}") from None
 
 
-def _tokens(folder: Folder) -> Tokenizer:
+def _read_file(folder: Folder) -> Tokenizer:
+    """The folder's tokenizer.json, without padding and truncation.
+
+    Raises:
+        UserError: if the file is missing, or is not a tokenizer.
+    """
     try:
         content = folder.read(TOKENIZER)
     except (FileNotFoundError, NotADirectoryError):
         names = folder.names()
-        older = next((name for name in OLDER if name in names), None)
+        older = next((name for name in OLDER_FORMATS if name in names), None)
         if older is None:
-            raise UserError(f"{folder} holds no {TOKENIZER}: its model cannot read text") from None
+            raise UserError(
+                f"{folder} has no {TOKENIZER}: without it the model cannot read text"
+            ) from None
         raise UserError(
-            f"{folder} holds no {TOKENIZER}, but {older}: transformers makes it of that: "
+            f"{folder} has no {TOKENIZER}, only {older}: convert it with transformers: "
             f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         ) from None
     except OSError as error:
@@ -65,52 +73,55 @@ def _tokens(folder: Folder) -> Tokenizer:
             f"{folder}/{TOKENIZER} is a pointer of git lfs, not the file (git lfs pull)"
         )
     try:
-        tokens = Tokenizer.from_str(content.decode())
-        tokens.no_padding()
-        tokens.no_truncation()
+        tokenizer = Tokenizer.from_str(content.decode())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     except Exception as error:  # tokenizers raises Exception itself
         reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}/{TOKENIZER}: is no tokenizer: {reason}") from None
-    return tokens
+        raise UserError(f"{folder}/{TOKENIZER} is not a tokenizer: {reason}") from None
+    return tokenizer
 
 
 def _special_tokens(folder: Folder) -> dict[str, str]:
-    """What the folder calls its special tokens, by kind: `eos_token`, say."""
-    found: dict[str, str] = {}
+    """The folder's special tokens by kind, for example `eos_token`."""
+    special: dict[str, str] = {}
     for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
-        said = _optional(folder, name)
+        settings = _read_optional(folder, name)
         for kind in KINDS:
-            token = said.get(f"{kind}_token")
-            if isinstance(token, dict):  # a token with the way it is matched
+            token = settings.get(f"{kind}_token")
+            if isinstance(token, dict):  # a serialised AddedToken
                 token = token.get("content")
             if isinstance(token, str) and token:
-                found.setdefault(f"{kind}_token", token)
-    return found
+                special.setdefault(f"{kind}_token", token)
+    return special
 
 
-def _end(folder: Folder, tokens: Tokenizer, special: dict[str, str]) -> str:
+def _end_token(folder: Folder, tokenizer: Tokenizer, special: dict[str, str]) -> str:
     """The token that ends a text.
 
     Raises:
-        UserError: where none of the places says which.
+        UserError: if no file of the folder names it.
     """
     for kind in ("eos_token", "sep_token"):
         if kind in special:
             return special[kind]
     for name in (GENERATION, CONFIG):
-        ids = _optional(folder, name).get("eos_token_id")
+        ids = _read_optional(folder, name).get("eos_token_id")
         for number in ids if isinstance(ids, list) else [ids]:
-            if isinstance(number, int) and number >= 0 and tokens.id_to_token(number) is not None:
-                return str(tokens.id_to_token(number))
-    if tokens.token_to_id(END) is not None:
+            if isinstance(number, int) and number >= 0:
+                token = tokenizer.id_to_token(number)
+                if token is not None:
+                    return str(token)
+    if tokenizer.token_to_id(END) is not None:
         return END
     raise UserError(
-        f"{folder}/{TOKENIZER}: no token is said to end a text: put eos_token into "
-        f"{TOKENIZER_CONFIG} or {SPECIAL_TOKENS}, or eos_token_id into {GENERATION} or {CONFIG}"
+        f"{folder}/{TOKENIZER}: no end token is named: put eos_token into {TOKENIZER_CONFIG} or "
+        f"{SPECIAL_TOKENS}, or eos_token_id into {GENERATION} or {CONFIG}"
     )
 
 
-def _optional(folder: Folder, name: str) -> dict[str, Any]:
+def _read_optional(folder: Folder, name: str) -> dict[str, Any]:
+    """A JSON file of the folder; empty if there is no such file."""
     try:
         return read_object(folder, name)
     except FileNotFoundError:

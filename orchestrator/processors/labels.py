@@ -1,4 +1,4 @@
-"""Texts with labels: a tokenizer, and the labels that the training rows hold."""
+"""The processor of texts with labels: a tokenizer, and the labels of the training rows."""
 
 import json
 import re
@@ -10,113 +10,121 @@ from typing import Any, ClassVar, Self
 from orchestrator.errors import UserError
 from orchestrator.processors.text import TextProcessor
 
-# In any case: blank cells, the gaps of pandas, JSON, SQL, its exports (\N), and Excel.
-NO_LABEL = ("", "nan", "null", "<na>", "\\n", "#n/a")
-MAYBE_NONE = ("none", "na", "n/a", "-", "?", "undefined", "nil", "nat")  # or a class: it is told
-UNSEEN = "\u200b\u200e\u200f\u2060\ufeff"  # characters without width, as copies bring them
-WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+# Missing labels, in any case: blank cells, and the values of pandas, JSON, SQL and its exports
+# (\N), and Excel.
+MISSING = ("", "nan", "null", "<na>", "\\n", "#n/a")
+MAYBE_MISSING = ("none", "na", "n/a", "-", "?", "undefined", "nil", "nat")  # or class names
+INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff"  # characters without width, left from copying
+WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 SHOWN = 5  # labels that a message names
-FEW = 5  # rows, of which it is chance what labels they have
+FEW = 5  # rows of a split; with fewer, unknown labels may be chance
 TRUTH = {"true": "1", "false": "0"}
 
 
 def label_text(label: str) -> str | None:
-    """A label as it is learned, or None where it is none.
+    """The label as training uses it, or None if it is missing.
 
-    Labels are normalised as texts are, and a whole number is written without decimals.
+    Labels are normalised like texts, and a whole number is written without decimals.
     """
-    label = unicodedata.normalize("NFC", label).strip().strip(UNSEEN).strip()
-    if label.casefold() in NO_LABEL:
+    label = unicodedata.normalize("NFC", label).strip().strip(INVISIBLE).strip()
+    if label.casefold() in MISSING:
         return None
-    whole = WHOLE.fullmatch(label)
+    whole = WHOLE_NUMBER.fullmatch(label)
     label = whole[1] if whole else label
     return "0" if label == "-0" else label
 
 
-def sense(label: str) -> str:
-    """What labels of one class have in common: 1, 1.0 and true are one, in any case of letters."""
+def class_key(label: str) -> str:
+    """The key that all spellings of one class share: "1" for 1 and for true in any case."""
     return TRUTH.get(label.casefold(), label)
 
 
-def look_at_labels(values: Mapping[Any, Counter[str]], processor: "LabelProcessor") -> list[str]:
-    """What is unusual about the labels of each split, `train` among them: a line each.
+def check_labels(values: Mapping[Any, Counter[str]], processor: "LabelProcessor") -> list[str]:
+    """Check the labels of each split, with their counts; returns one notice for each problem.
 
     Raises:
-        UserError: where they are all one class, or a split has none of training's.
+        UserError: if all training rows have one class, or if no row of another split has a label
+            that training has.
     """
     train = values["train"]
     classes: dict[str, Counter[str]] = {}
     for label, count in train.items():
-        classes.setdefault(sense(label), Counter())[label] = count
+        classes.setdefault(class_key(label), Counter())[label] = count
+    _check_several(classes, values)
     rows = train.total()
-    if len(classes) == 1:
-        others = Counter({t: n for v in values.values() for t, n in v.items() if t not in train})
-        raise UserError(
-            f"all {rows:,} training rows have the label {next(iter(train))!r}: there is nothing to "
-            f"learn; "
-            + (
-                f"others stand in validation and test alone, {_named(others)}: give more rows"
-                if others
-                else "does data.columns.label name the right column?"
-            )
-        )
-    told = [
+    notices = [
         f"the labels {_named(names)} are one class, called {processor.labels[number]!r}"
         for names in classes.values()
         if len(names) > 1 and (number := processor.number(next(iter(names)))) >= 0
     ]
-    told += _doubtful(train)
-    alone = Counter({next(iter(c)): 1 for c in classes.values() if c.total() == 1})
-    many = ""
+    notices += _ambiguous(train)
+    single = Counter({next(iter(c)): 1 for c in classes.values() if c.total() == 1})
+    too_many = ""
     if len(classes) > rows / 2:
-        many = (
-            f"{len(classes):,} labels on {rows:,} training rows, {len(alone):,} of them on one row "
-            f"alone: does data.columns.label name classes?"
+        too_many = (
+            f"{len(classes):,} labels on {rows:,} training rows, {len(single):,} of them on a "
+            f"single row: does data.columns.label name classes?"
         )
-        told.append(many)
-    elif alone:
-        told.append(f"{len(alone):,} labels stand on one training row alone: {_named(alone)}")
+        notices.append(too_many)
+    elif single:
+        notices.append(f"{len(single):,} labels have a single training row: {_named(single)}")
     for split in ("validation", "test"):
         rows = values[split].total()
         unknown = Counter({t: n for t, n in values[split].items() if processor.number(t) < 0})
         if unknown and unknown.total() == rows >= FEW:
-            if many:
-                raise UserError(many)
             raise UserError(
-                f"not one of the {rows:,} {split} rows has a label that training has: theirs are "
-                f"{_named(unknown)}, training's {_named(train)}: give data.{split}_source a file "
-                f"with labels, or leave it out"
+                too_many
+                or f"not one of the {rows:,} {split} rows has a label of the training rows: they "
+                f"have {_named(unknown)}, training has {_named(train)}: set data.{split}_source to "
+                f"a file with these labels, or leave it out"
             )
         if unknown:
-            told.append(
+            notices.append(
                 f"{unknown.total():,} of {rows:,} {split} rows have a label that no training row "
                 f"has, and count as mistakes: {_named(unknown)}"
             )
-    return told
+    return notices
 
 
-def _doubtful(train: Counter[str]) -> list[str]:
-    """Classes that may be none, or one and the same."""
-    told = []
-    blank = Counter({t: n for t, n in train.items() if t.casefold() in MAYBE_NONE})
-    if blank:
-        told.append(
-            f"{_named(blank)} counts as a class: where it stands for no label, leave it blank"
+def _check_several(classes: Mapping[str, Counter[str]], values: Mapping[Any, Counter[str]]) -> None:
+    """Raises UserError if the training rows have a single class."""
+    if len(classes) != 1:
+        return
+    train = values["train"]
+    others = Counter({t: n for v in values.values() for t, n in v.items() if t not in train})
+    advice = (
+        f"only validation and test have others, {_named(others)}: add rows"
+        if others
+        else "does data.columns.label name the right column?"
+    )
+    raise UserError(
+        f"all {train.total():,} training rows have the label {next(iter(train))!r}, so there is "
+        f"nothing to learn; {advice}"
+    )
+
+
+def _ambiguous(train: Counter[str]) -> list[str]:
+    """Notices about labels that may stand for a missing label, or for the same class."""
+    notices = []
+    maybe_missing = Counter({t: n for t, n in train.items() if t.casefold() in MAYBE_MISSING})
+    if maybe_missing:
+        notices.append(
+            f"{_named(maybe_missing)} counts as a class: leave the cell blank if it means no label"
         )
-    written: dict[str, Counter[str]] = {}
+    spellings: dict[str, Counter[str]] = {}
     for label, count in train.items():
-        if sense(label) == label:  # else it is told as one class already
-            written.setdefault(label.casefold(), Counter())[label] = count
-    told += [
-        f"the labels {_named(names)} are classes of their own, and differ in the case of letters"
-        for names in written.values()
+        if class_key(label) == label:  # else a notice already says that they are one class
+            spellings.setdefault(label.casefold(), Counter())[label] = count
+    notices += [
+        f"the labels {_named(names)} differ only in upper and lower case, and are separate classes"
+        for names in spellings.values()
         if len(names) > 1
     ]
-    return told
+    return notices
 
 
 def _named(labels: Counter[str]) -> str:
-    """The commonest of them, with counts where several rows have one."""
+    """The most frequent labels, quoted, with their counts if these are above 1."""
     shown = [
         f"{label[:40]!r}" + (f" ({count:,})" if count > 1 else "")
         for label, count in labels.most_common(SHOWN)
@@ -126,7 +134,7 @@ def _named(labels: Counter[str]) -> str:
 
 
 class LabelProcessor:
-    """A tokenizer and names of labels, numbered in their order."""
+    """A tokenizer, and the label of each class in the order of the class numbers."""
 
     file_name: ClassVar[str] = "processor.json"
 
@@ -135,7 +143,7 @@ class LabelProcessor:
         self.labels = labels
         self.vocab_size = text.vocab_size
         self.num_outputs = len(labels)
-        self._numbers = {sense(label): number for number, label in enumerate(labels)}
+        self._numbers = {class_key(label): number for number, label in enumerate(labels)}
 
     @classmethod
     def fit(
@@ -143,24 +151,25 @@ class LabelProcessor:
         rows: Iterable[tuple[str, str]],
         fit_text: Callable[[Iterable[str]], TextProcessor],
     ) -> Self:
-        """Learn from texts and their labels. Of several names of a class, the commonest is kept."""
-        pairs = list(rows)
-        counts = Counter(label for _, label in pairs)
+        """Fit to rows of (text, label). `fit_text` makes the tokenizer from the texts. If a class
+        has several spellings, it takes the most frequent one."""
+        sample = list(rows)
+        counts = Counter(label for _, label in sample)
         names: dict[str, str] = {}
         for label in sorted(counts, key=lambda label: (-counts[label], label)):
-            names.setdefault(sense(label), label)
-        return cls(fit_text(text for text, _ in pairs), sorted(names.values()))
+            names.setdefault(class_key(label), label)
+        return cls(fit_text(text for text, _ in sample), sorted(names.values()))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        found = json.loads(content)
-        tokenizer = json.dumps(found["tokenizer"]).encode()
-        return cls(TextProcessor.from_bytes(tokenizer), found["labels"])
+        settings = json.loads(content)
+        tokenizer = json.dumps(settings["tokenizer"]).encode()
+        return cls(TextProcessor.from_bytes(tokenizer), settings["labels"])
 
     def to_bytes(self) -> bytes:
         content = {"labels": self.labels, "tokenizer": json.loads(self.text.to_bytes())}
         return json.dumps(content, ensure_ascii=False).encode()
 
     def number(self, label: str) -> int:
-        """-1 for a label that the training rows did not hold."""
-        return self._numbers.get(sense(label), -1)
+        """The class number of a label; -1 if no training row has the label."""
+        return self._numbers.get(class_key(label), -1)

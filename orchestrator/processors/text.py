@@ -1,4 +1,5 @@
-"""Text into token ids and back: a byte-level BPE, so that no text is unknown."""
+"""The processor of texts: a tokenizer, text to token ids and back. A new one is a byte-level BPE
+(Radford et al. 2019), which can encode any text."""
 
 import json
 import os
@@ -12,13 +13,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-# Workers are forked or many to a machine: each task uses the core it was given and no more.
+# Several workers share a machine, and each has its own cores: the tokenizer starts no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 END, MASK = "<|endoftext|>", "<|mask|>"
-MASKS = (MASK, "[MASK]", "<mask>")  # what others call it
-SPACE = "Ġ"  # as a byte-level vocabulary writes it
-SMALL_VOCABULARY = 65_536  # whose tokens are stored in 16 bits
+MASKS = (MASK, "[MASK]", "<mask>")  # the last two: of BERT and RoBERTa
+SPACE = "Ġ"  # the space, in a byte-level vocabulary
+SMALL_VOCABULARY = 65_536  # up to this size, 16 bits store a token
 
 
 class TokenizerConfig(BaseModel):
@@ -35,7 +36,7 @@ class TokenizerConfig(BaseModel):
 class TextProcessor:
     """A trained tokenizer. Documents end with `end_token`.
 
-    One from elsewhere may put tokens of its own around a text, such as [CLS] and [SEP]: `prefix`
+    An imported tokenizer may put special tokens around a text, such as [CLS] and [SEP]: `prefix`
     and `suffix`.
     """
 
@@ -50,9 +51,12 @@ class TextProcessor:
     ) -> None:
         """
         Args:
-            vocab_size: where the model that it belongs to knows more tokens than it has.
-            special: what its special tokens are called by kind, where it comes from elsewhere:
-                `pad_token`, say.
+            end: the token that ends a text.
+            vocab_size: the model's vocabulary size, if it is larger than the tokenizer's.
+            special: an imported tokenizer's special tokens by kind, for example `pad_token`.
+
+        Raises:
+            ValueError: if the tokenizer has no token `end`.
         """
         self.tokenizer = tokenizer
         self.end = end
@@ -66,13 +70,13 @@ class TextProcessor:
         self.dtype = np.uint16 if self.vocab_size <= SMALL_VOCABULARY else np.int32
         self.end_token: int = end_token
         masks = (self.special.get("mask_token", MASK), *MASKS)
-        there = (mask for mask in masks if tokenizer.token_to_id(mask) is not None)
-        self.mask: str | None = next(there, None)
+        known_masks = (mask for mask in masks if tokenizer.token_to_id(mask) is not None)
+        self.mask: str | None = next(known_masks, None)
         self.mask_token: int | None = tokenizer.token_to_id(self.mask) if self.mask else None
-        # A character of its vocabulary stands for a byte.
-        self._writes_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        # In a byte-level vocabulary each character of a token stands for one byte.
+        self._is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self.token_bytes = _token_bytes(tokenizer, end, self.vocab_size)
-        self.prefix, self.suffix = _around(tokenizer)
+        self.prefix, self.suffix = _surrounding_tokens(tokenizer)
 
     @classmethod
     def fit(
@@ -82,11 +86,13 @@ class TextProcessor:
         special: tuple[str, ...] = (),
         prefix_space: bool = False,
     ) -> Self:
-        """Train on texts. Where they hold too little, the vocabulary is smaller than asked for.
+        """Train a byte-level BPE. The vocabulary is smaller than configured if the texts have too
+        few distinct pairs to merge.
 
         Args:
-            prefix_space: a text is read as if a space stood before it, so that its first word is
-                the same token as elsewhere; for models that never write, since it comes back too.
+            special: further special tokens, after the end token.
+            prefix_space: put a space before each text, so that its first word gets the same token
+                as elsewhere. Decoding returns this space, so generating models do not use it.
         """
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -102,14 +108,16 @@ class TextProcessor:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        found = json.loads(content)
-        if "tokenizer" not in found:
+        """Restore what `to_bytes` wrote."""
+        settings = json.loads(content)
+        if "tokenizer" not in settings:
             return cls(Tokenizer.from_str(content.decode()))
-        tokenizer = Tokenizer.from_str(json.dumps(found["tokenizer"]))
-        return cls(tokenizer, found["end"], found["vocab_size"], found["special"])
+        tokenizer = Tokenizer.from_str(json.dumps(settings["tokenizer"]))
+        return cls(tokenizer, settings["end"], settings["vocab_size"], settings["special"])
 
     def to_bytes(self) -> bytes:
-        """The tokenizer, with what it cannot say itself where it was not fitted here."""
+        """The tokenizer as JSON. An imported one is wrapped, with the settings that the tokenizer
+        file does not hold."""
         own = {"end": self.end, "vocab_size": self.vocab_size, "special": self.special}
         if own == {"end": END, "vocab_size": self.tokenizer.get_vocab_size(), "special": {}}:
             return self.tokenizer_file()
@@ -117,79 +125,86 @@ class TextProcessor:
         return json.dumps(content, ensure_ascii=False).encode()
 
     def tokenizer_file(self) -> bytes:
-        """What Hugging Face's libraries call tokenizer.json."""
+        """The content of Hugging Face's tokenizer.json."""
         return str(self.tokenizer.to_str(pretty=False)).encode()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; a special token's name in it is plain text."""
+        """The token ids of a text, with `prefix` and `suffix`. If the text contains the name of a
+        special token, it is encoded as plain text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        # `encode_special_tokens`: what a user typed never becomes a control token.
+        """`encode` for each text."""
+        # With `encode_special_tokens` a user's text never becomes a special token.
         self.tokenizer.encode_special_tokens = True
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
     @property
     def opening(self) -> list[int]:
-        """What stands before a text that is written: `prefix`, but for the end of another text."""
+        """The tokens before a generated text, which starts from the end token: `prefix`, without a
+        leading end token."""
         return self.prefix[1:] if self.prefix[:1] == [self.end_token] else self.prefix
 
     def encode_plain_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text alone, without `prefix` and `suffix`."""
+        """The token ids of each text, without `prefix` and `suffix`."""
         self.tokenizer.encode_special_tokens = True
-        found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
-    def encode_with_places(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Token ids of each text alone, and from which character to which each of them reaches."""
+    def encode_with_offsets(
+        self, texts: list[str]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The token ids of each text, without `prefix` and `suffix`, and the characters that each
+        token covers: from (included) and to (excluded)."""
         self.tokenizer.encode_special_tokens = True
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [(found.ids, found.offsets) for found in encodings]
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def encode_with_bytes(
         self, texts: list[str], special: bool = False
     ) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each text, and how many bytes of the text each of them stands for.
+        """The token ids of each text, and the number of bytes of the text that each token covers.
 
-        A token stands for what lies between the end of the tokens before it and its own end; the
-        last one for the rest too. So the bytes sum to those of the text, whatever the tokenizer
-        drops or rewrites. Only a text that has no token at all counts none.
+        A token covers the text from the end of the tokens before it to its own end, and the last
+        token also the rest. The bytes therefore add up to the text's bytes, even if the tokenizer
+        drops or rewrites characters. Only a text without tokens has 0.
 
         Args:
-            special: with `prefix` and `suffix`, which stand for no bytes.
+            special: add `prefix` and `suffix`, which cover 0 bytes.
         """
         before, after = (self.prefix, self.suffix) if special else ([], [])
-        nothing_before, nothing_after = [0] * len(before), [0] * len(after)
+        zeros_before, zeros_after = [0] * len(before), [0] * len(after)
         return [
-            ([*before, *tokens, *after], [*nothing_before, *sizes, *nothing_after])
+            ([*before, *tokens, *after], [*zeros_before, *sizes, *zeros_after])
             for tokens, sizes in self._plain_with_bytes(texts)
         ]
 
     def _plain_with_bytes(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
-        if not (self._writes_bytes and self.tokenizer.normalizer is None):
-            return self._by_places(texts)
-        found: list[tuple[list[int], list[int]]] = []
+        """`encode_with_bytes` from `token_bytes` where that is exact, else from the offsets, which
+        take longer."""
+        if not (self._is_byte_level and self.tokenizer.normalizer is None):
+            return self._bytes_from_offsets(texts)
+        encoded: list[tuple[list[int], list[int]]] = []
         for text, tokens in zip(texts, self.encode_plain_batch(texts), strict=True):
             sizes = self.token_bytes[tokens].tolist()
             excess = sum(sizes) - len(text.encode())
             if excess == 1 and str(self.tokenizer.id_to_token(tokens[0])).startswith(SPACE):
-                sizes[0] -= 1  # of the space that was put before the text
+                sizes[0] -= 1  # the space that the tokenizer put before the text
                 excess = 0
-            found += [(tokens, sizes)] if excess == 0 else self._by_places([text])
-        return found
+            encoded += [(tokens, sizes)] if excess == 0 else self._bytes_from_offsets([text])
+        return encoded
 
-    def _by_places(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
-        self.tokenizer.encode_special_tokens = True
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+    def _bytes_from_offsets(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
         return [
-            (found.ids, _bytes_at(text, [last for _, last in found.offsets]))
-            for text, found in zip(texts, encodings, strict=True)
+            (tokens, _bytes_between(text, [last for _, last in offsets]))
+            for text, (tokens, offsets) in zip(texts, self.encode_with_offsets(texts), strict=True)
         ]
 
     def padded(self, name: str, rows: list[list[int]], length: int) -> dict[str, npt.NDArray[Any]]:
-        """Rows of tokens, cut to `length` and filled up with 0, and how many of each are real.
+        """`name`, (rows, length): tokens, cut to `length` or padded with 0; and `<name>_length`,
+        (rows,): how many tokens of each row are real.
 
-        A row that ends with the tokenizer's `suffix` still does so when it is cut.
+        A row that ends with the tokenizer's `suffix` still ends with it after the cut.
         """
         tokens = np.zeros((len(rows), length), dtype=self.dtype)
         lengths = np.array([min(len(row), length) for row in rows], dtype=np.int32)
@@ -201,77 +216,78 @@ class TextProcessor:
         return {name: tokens, f"{name}_length": lengths}
 
     def decode(self, tokens: list[int]) -> str:
-        """Text of token ids; bytes that are no UTF-8 (yet) become U+FFFD."""
+        """The text of token ids, without special tokens. Bytes that are not (or not yet) valid
+        UTF-8 become U+FFFD."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 class Decoding:
-    """The text of tokens that come one by one, each decoded a few times, not with all before it.
+    """Decodes tokens that come one by one, in linear time.
 
-    All that `add` and `end` return together is `decode` of all tokens. Decoders treat the first
-    token as no other (the space before it goes), the last one too, bytes that are no character yet,
-    and a run of bytes that is no text. So a piece is decoded after tokens whose text is known, and
-    is held back until nothing that may follow changes it.
+    The results of `add` and `end`, joined, equal `decode` of all tokens. Decoding each token alone
+    would not do: decoders strip the space before the first token, treat the last token differently,
+    and join byte tokens into characters. So new tokens are decoded after some earlier ones whose
+    text is known, and their text is held back until no later token can change it.
     """
 
     def __init__(self, processor: TextProcessor) -> None:
         self._processor = processor
-        self._tokens: list[int] = []  # those before, and those held back
-        self._before = ""  # the text of the former, by themselves
-        self._count = 0  # of the former
+        self._tokens: list[int] = []  # first the known tokens, then those held back
+        self._known_count = 0
+        self._known_text = ""  # the known tokens, decoded by themselves
         added = processor.tokenizer.get_added_tokens_decoder()
-        self._unheard = {number for number, token in added.items() if token.special}
+        self._special = {number for number, token in added.items() if token.special}
 
     def add(self, token: int) -> str:
-        """The text that is certain by now and was not before."""
+        """Take one more token; returns the new text that later tokens cannot change."""
         self._tokens.append(token)
-        if token in self._unheard or _is_byte(self._processor.tokenizer.id_to_token(token)):
-            return ""  # a run of bytes may turn out to be no text; the former do not end it
-        text = self._processor.decode(self._tokens)
-        new = text.removeprefix(self._before)
-        if not new or text.endswith("\ufffd") or not text.startswith(self._before):
+        # Later bytes can make a run of byte tokens invalid, and special tokens do not end a run.
+        if token in self._special or _is_byte(self._processor.tokenizer.id_to_token(token)):
             return ""
-        alone = self._processor.decode(self._tokens[self._count :])
-        if alone.strip(
-            " "
-        ):  # so that a decoder that strips the first token strips nothing of others
-            del self._tokens[: self._count]
+        text = self._processor.decode(self._tokens)
+        new = text.removeprefix(self._known_text)
+        if not new or text.endswith("\ufffd") or not text.startswith(self._known_text):
+            return ""
+        alone = self._processor.decode(self._tokens[self._known_count :])
+        # Spaces alone stay behind the known tokens: a decoder may strip them if they come first.
+        if alone.strip(" "):
+            del self._tokens[: self._known_count]
             text = alone
-        self._before, self._count = text, len(self._tokens)
+        self._known_text, self._known_count = text, len(self._tokens)
         return new
 
     def end(self) -> str:
-        """The text of what was held back."""
-        return self._processor.decode(self._tokens).removeprefix(self._before)
+        """The text that is still held back, after the last token."""
+        return self._processor.decode(self._tokens).removeprefix(self._known_text)
 
 
 def _is_byte(token: str | None) -> bool:
-    """Whether a token of another's tokenizer stands for a byte: `<0xE2>`."""
+    """Whether a token of an imported tokenizer stands for a byte, as `<0xE2>` does."""
     return token is not None and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token) is not None
 
 
 def commonest(texts: list[str]) -> str:
-    """The text that comes most often; of several, the first of them by name."""
+    """The most frequent text; among equally frequent ones, the first in alphabetical order."""
     counts = Counter(texts)
     return min(counts, key=lambda text: (-counts[text], text))
 
 
-def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and behind a text."""
+def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and after a text."""
     if tokenizer.num_special_tokens_to_add(is_pair=False) == 0:
         return [], []
-    for text in ("a", "0", "."):  # it may know some of them
-        found = tokenizer.encode(text)
-        plain = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+    for text in ("a", "0", "."):  # the vocabulary may lack some of these
+        encoding = tokenizer.encode(text)
+        plain = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         if plain:
-            return found.ids[: plain[0]], found.ids[plain[-1] + 1 :]
+            return encoding.ids[: plain[0]], encoding.ids[plain[-1] + 1 :]
     return [], []
 
 
-def _bytes_at(text: str, ends: list[int]) -> list[int]:
-    """The bytes of text from one end to the next, none where it lies before; the last has the rest.
+def _bytes_between(text: str, ends: list[int]) -> list[int]:
+    """The bytes of text between each token's end and the one before; the last token has the rest.
 
-    `ends` are in characters.
+    `ends` counts characters. A token that ends before an earlier one gets 0.
     """
     if not ends:
         return []
@@ -285,16 +301,16 @@ def _bytes_at(text: str, ends: list[int]) -> list[int]:
 
 
 def _token_bytes(tokenizer: Tokenizer, end: str, size: int) -> npt.NDArray[np.int64]:
-    """How many bytes of text each token stands for, int64 (size,)."""
-    by_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)  # a character stands for a byte
+    """The number of bytes of text that each token stands for, int64 (size,); 0 for special ones."""
+    is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
     added = tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special} | {end}
-    as_written = {token.content for token in added}
+    verbatim = {token.content for token in added}  # the vocabulary has them as plain text
     lengths = np.zeros(size, dtype=np.int64)
     for token, number in tokenizer.get_vocab().items():
         if token in special:
             continue
-        if by_bytes and token not in as_written:
+        if is_byte_level and token not in verbatim:
             lengths[number] = len(token)
         else:
             lengths[number] = len(tokenizer.decode([number]).encode())

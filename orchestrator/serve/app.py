@@ -1,38 +1,27 @@
-"""The endpoint: FastAPI in front of a deployment of models, on Ray Serve."""
+"""The endpoint's HTTP API: FastAPI in front of a serving engine. It knows no Ray."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import StageError, UserError
-from orchestrator.job.job import Job
-from orchestrator.serve.completions import Completer
-from orchestrator.serve.predictions import Predictor
-from orchestrator.serve.protocol import (
-    CompletionRequest,
-    CompletionResponse,
-    ErrorDetail,
-    PredictionRequest,
-    PredictionResponse,
-)
-from orchestrator.storage.artifact import PreparedData, Training
-from orchestrator.storage.folder import Folder
+from orchestrator.errors import UserError
+from orchestrator.serve.engine import Engine
+from orchestrator.serve.protocol import ErrorDetail
 
 MAX_BODY_BYTES = 1 << 20
 
 
 class LimitBody:
-    """Refuse bodies over MAX_BODY_BYTES while they come in, before anybody parses them."""
+    """Refuses bodies over MAX_BODY_BYTES while they arrive, before they are parsed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,7 +34,7 @@ class LimitBody:
         while True:
             message = await receive()
             if message["type"] != "http.request":
-                return  # the client has gone
+                return  # the client has disconnected
             body += message.get("body", b"")
             if len(body) > MAX_BODY_BYTES:
                 detail = ErrorDetail(message=f"the body is larger than {MAX_BODY_BYTES} bytes")
@@ -68,14 +57,14 @@ def error_response(
 
 
 def make_api() -> FastAPI:
-    """Routes that do not need the model, and errors in OpenAI's envelope."""
+    """An API without routes, whose errors are in OpenAI's envelope."""
     api = FastAPI(title="orchestrator", docs_url=None, redoc_url=None)
     api.add_middleware(LimitBody)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        is_json = first["type"] != "json_invalid"  # else `loc` is a position in the body
+        is_json = first["type"] != "json_invalid"  # otherwise `loc` is a position in the body
         param = ".".join(str(part) for part in first["loc"][1:]) or None if is_json else None
         message = str(first["msg"]).removeprefix("Value error, ")
         status = 422 if is_json else 400
@@ -94,52 +83,34 @@ def make_api() -> FastAPI:
     return api
 
 
-api = make_api()
+def make_app(model_name: str, engine: Engine) -> FastAPI:
+    """The API of one model, whose engine answers in a thread of its own."""
+    api = make_api()
+    created = int(time.time())
+    thread = ThreadPoolExecutor(max_workers=1)
 
-
-@serve.deployment
-@serve.ingress(api)
-class Endpoint:
-    """One replica: a model, and one thread that computes."""
-
-    def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
-        torch.set_num_threads(job.cluster.cpus_per_worker)
-        prepared = PreparedData.load(Folder(prepared_uri))
-        training = Training.load(Folder(training_uri))
-        if prepared is None or training is None:
-            raise StageError(f"{training_uri}: is gone, or on no storage that all machines share")
-        self.name, self.created = job.name, int(time.time())
-        self.completer, self.predictor = None, None
-        if job.build_task().serves == "completions":
-            self.completer = Completer(job, prepared, training)
-        else:
-            self.predictor = Predictor(job, prepared, training)
-        self.thread = ThreadPoolExecutor(max_workers=1)
-
-    @api.post("/v1/completions")
-    async def completions(self, request: CompletionRequest) -> CompletionResponse:
-        if self.completer is None:
-            raise HTTPException(404, "this model makes predictions: POST /v1/predict")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.thread, self.completer.complete, request)
-
-    @api.post("/v1/predict")
-    async def predict(self, request: PredictionRequest) -> PredictionResponse:
-        if self.predictor is None:
-            raise HTTPException(404, "this model completes text: POST /v1/completions")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.thread, self.predictor.predict, request)
+    @api.post(f"/v1/{engine.path}")
+    @functools.wraps(engine.answer)  # FastAPI reads the types of request and answer from it
+    async def answer(request: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(thread, engine.answer, request)
 
     @api.get("/v1/models")
-    async def models(self) -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         model = {
-            "id": self.name,
+            "id": model_name,
             "object": "model",
-            "created": self.created,
+            "created": created,
             "owned_by": "orchestrator",
         }
         return {"object": "list", "data": [model]}
 
     @api.get("/healthz")
-    async def healthz(self) -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         return {"status": "ok"}
+
+    @api.exception_handler(404)
+    async def unknown(request: Request, _: Exception) -> Response:
+        served = f"this model {engine.purpose}: POST /v1/{engine.path}"
+        return error_response(404, ErrorDetail(message=f"no {request.url.path} here; {served}"))
+
+    return api

@@ -1,43 +1,46 @@
-"""Text completion with one loaded model."""
+"""`POST /v1/completions`: the model continues a prompt."""
 
 import time
 import uuid
+from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
 from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import Decoding, TextProcessor
+from orchestrator.serve.engine import Engine
 from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
-from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.tasks.task import Task
 
 
-class Completer:
-    """A checkpoint that continues prompts. Not safe for use by several threads at once."""
+class CompletionEngine(Engine):
+    """Continues prompts."""
 
-    def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
-        task = job.build_task()
-        processor = load_processor(task, prepared)
+    path = "completions"
+    purpose = "completes text"
+    separator = ""
+
+    def __init__(self, job: Job, trained: TrainedModel) -> None:
+        processor = trained.processor
         if not isinstance(processor, TextProcessor):
-            raise UserError(f"task = {job.task}: makes no text, so it cannot be served yet")
+            raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")
         self.processor = processor
         self.model_name = job.name
         self.default_max_tokens = job.serve.max_tokens
-        self.model = task.build_model(processor.vocab_size, processor.num_outputs).eval()
-        load_weights(self.model, training.checkpoint())
+        self.model = trained.model
 
-    def complete(self, request: CompletionRequest) -> CompletionResponse:
-        """Answer a request.
+    def answer(self, request: CompletionRequest) -> CompletionResponse:
+        """Generate the request's `n` texts, one after the other.
 
         Raises:
-            UserError: where it asks for another model or for more tokens than the context holds.
+            UserError: if it names another model, or needs more tokens than the context holds.
         """
         if request.model not in (None, self.model_name):
             raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
-        # Documents begin after an end token, so that an empty prompt begins one.
-        asked = self.processor.encode_plain_batch([request.prompt])[0]
-        prompt = [self.processor.end_token, *self.processor.opening, *asked]
+        # A document begins after an end token, so an empty prompt begins a new document.
+        tokens = self.processor.encode_plain_batch([request.prompt])[0]
+        prompt = [self.processor.end_token, *self.processor.opening, *tokens]
         context = self.model.config.max_seq_len
         max_tokens = request.max_tokens
         if max_tokens is None:
@@ -64,6 +67,14 @@ class Completer:
             ),
         )
 
+    @staticmethod
+    def sample_request(task: Task[Any], prompt: str) -> dict[str, Any]:
+        return {"prompt": prompt, "temperature": 0.7, "seed": 0}
+
+    @staticmethod
+    def sample_answer(content: Any) -> str:
+        return str(content["choices"][0]["text"])
+
     def _choice(
         self, request: CompletionRequest, prompt: list[int], max_tokens: int, index: int
     ) -> tuple[Choice, int]:
@@ -71,7 +82,7 @@ class Completer:
         sampling = Sampling(
             request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed
         )
-        text, count = Stopped(self.processor, request.stops), 0
+        text, count = StoppedText(self.processor, request.stops), 0
         for token in generate(self.model, prompt, max_tokens, sampling, self.processor.end_token):
             count += 1
             if text.add(token):
@@ -86,8 +97,8 @@ class Completer:
         ), count
 
 
-class Stopped:
-    """The text of tokens as they come, as far as the first of some stop texts."""
+class StoppedText:
+    """Decodes tokens one by one into a text that ends before the first stop text."""
 
     def __init__(self, processor: TextProcessor, stops: list[str]) -> None:
         self.text = ""
@@ -97,18 +108,18 @@ class Stopped:
         self._decoding = Decoding(processor)
 
     def add(self, token: int) -> bool:
-        """Whether the text ends with it."""
-        return self._take(self._decoding.add(token))
+        """Append a token; returns whether the text has reached a stop text."""
+        return self._append(self._decoding.add(token))
 
     def end(self) -> None:
-        """No token comes any more."""
-        self._take(self._decoding.end())
+        """Append what the decoder still holds back: no further token follows."""
+        self._append(self._decoding.end())
 
-    def _take(self, new: str) -> bool:
-        # A stop text may have begun before: by all but its last character.
+    def _append(self, new: str) -> bool:
+        # A stop text may have begun earlier, by all but its last character.
         begin = max(0, len(self.text) - self._longest + 1)
         self.text += new
-        found = [at for stop in self._stops if (at := self.text.find(stop, begin)) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
+        ends = [end for stop in self._stops if (end := self.text.find(stop, begin)) >= 0]
+        if ends:
+            self.text, self.stopped = self.text[: min(ends)], True
         return self.stopped

@@ -1,6 +1,5 @@
-"""Putting the best checkpoint behind HTTP on Ray Serve, and asking it for a first answer."""
+"""Deploys the best checkpoint on Ray Serve, and asks the endpoint for a first answer."""
 
-import json
 import logging
 import socket
 import time
@@ -16,18 +15,19 @@ from ray.serve.exceptions import RayServeException
 from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job.job import Job
 from orchestrator.progress import Progress
-from orchestrator.serve.app import Endpoint
+from orchestrator.serve.endpoint import Endpoint
+from orchestrator.serve.engines import engine_of
 from orchestrator.storage.artifact import PreparedData, Training
 
-logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it has made it talk
+logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it enabled its log
 
 
 def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> str:
     """Deploy under the job's name, replacing what runs there; returns the endpoint's URL.
 
     Raises:
-        UserError: where the port or the route is taken.
-        StageError: where no replica becomes healthy.
+        UserError: if the port or the route is taken.
+        StageError: if no replica becomes healthy.
     """
     progress.start("deploying", total=None, unit="")
     options = _running_options()
@@ -45,7 +45,7 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         ).bind(job, prepared.folder.uri, training.folder.uri)
         serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
     except (RuntimeError, RayError, RayServeException) as error:
-        raise _why(job, error) from error
+        raise _explained(job, error) from error
     finally:
         progress.finish()
     host = "127.0.0.1" if options.host == "0.0.0.0" else options.host  # noqa: S104
@@ -53,35 +53,33 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
 
 
 def ask(url: str, job: Job) -> str:
-    """The endpoint's answer to the job's sample prompt, over HTTP like any client's.
+    """The endpoint's answer to the job's sample prompt, asked over HTTP as a client does.
 
     Raises:
-        StageError: where it does not answer with one.
+        StageError: if there is no answer within half a minute.
     """
-    task, prompt = job.build_task(), job.serve.sample_prompt
-    body: dict[str, Any]
-    if task.serves == "completions":
-        path, body = "completions", {"prompt": prompt, "temperature": 0.7, "seed": 0}
-    else:
-        path, body = "predict", {"inputs": [dict.fromkeys(task.inputs, prompt)]}
+    task = job.build_task()
+    engine = engine_of(task)
+    body = engine.sample_request(task, job.serve.sample_prompt)
     deadline = time.monotonic() + 30
     while True:
         try:
-            answer = httpx.post(f"{url}/v1/{path}", json=body, timeout=30)
-            if answer.status_code == 200 and path == "completions":
-                return str(answer.json()["choices"][0]["text"])
+            answer = httpx.post(f"{url}/v1/{engine.path}", json=body, timeout=30)
             if answer.status_code == 200:
-                return json.dumps(answer.json()["outputs"][0], ensure_ascii=False)
+                return engine.sample_answer(answer.json())
             reason = f"{answer.status_code}: {answer.text[:200]}"
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
         if time.monotonic() > deadline:
             raise StageError(f"{url} does not answer: {reason}")
-        time.sleep(0.2)  # the proxy may learn of the route a moment after the deployment is healthy
+        time.sleep(0.2)  # the proxy learns of the route a moment after the deployment is healthy
 
 
 def _running_options() -> HTTPOptions | None:
-    """Where the cluster's Serve listens, which no later deployment changes; None without one."""
+    """The address on which the cluster's Ray Serve listens; None if Ray Serve does not run.
+
+    Once it runs, no deployment changes its address.
+    """
     try:
         controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
@@ -101,8 +99,8 @@ def _require_free_port(job: Job) -> None:
             ) from error
 
 
-def _why(job: Job, error: Exception) -> Exception:
-    """What went wrong, in one line, as ours where the user can mend it."""
+def _explained(job: Job, error: Exception) -> Exception:
+    """A failed deployment's error in one line: a UserError where the user can mend it."""
     last = last_line(str(error))
     if "is being used by application" in last:
         return UserError(f"serve.route_prefix = {job.serve.route_prefix}: {last}: set another")

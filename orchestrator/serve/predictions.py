@@ -1,40 +1,42 @@
-"""Answering requests for predictions: rows in, the task's replies out."""
+"""`POST /v1/predict`: rows in, the task's replies out."""
 
-import torch
+import json
+from typing import Any
 
 from orchestrator.data.arrays import Arrays
+from orchestrator.data.columns import of_kind
 from orchestrator.data.reading import Row
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import load_processor
+from orchestrator.serve.engine import Engine
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
-from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.strict_json import finite
+from orchestrator.tasks.task import Task
 
-MARGIN = 16  # of tokens that a task adds to a row's
+MARGIN = 16  # the most tokens that a task adds to a row's own
 
 
-class Predictor:
-    """The model of a finished training, on the CPU, fed by the code that prepared its data."""
+class PredictionEngine(Engine):
+    """Predicts for rows. The task cleans and encodes them as it did the training data."""
 
-    def __init__(self, job: Job, prepared: PreparedData, training: Training) -> None:
-        self.task = job.build_task()
+    path = "predict"
+    purpose = "makes predictions"
+
+    def __init__(self, job: Job, trained: TrainedModel) -> None:
         self.model_name = job.name
-        self.processor = load_processor(self.task, prepared)
-        sizes = self.processor.vocab_size, self.processor.num_outputs
-        self.model = self.task.build_model(*sizes).eval()
-        load_weights(self.model, training.checkpoint())
-        left_out = dict.fromkeys(self.task.optional, "")
-        self.nothing = dict.fromkeys(self.task.columns) | left_out
+        self.trained = trained
+        self.task, self.processor = trained.task, trained.processor
+        # A row's columns until a request fills in the task's inputs: None where the target is.
+        columns = self.task.columns
+        optional = {c: of_kind(columns[c], None, optional=True) for c in self.task.optional}
+        self.empty_row = dict.fromkeys(columns) | optional
 
-    @torch.inference_mode()
-    def predict(self, request: PredictionRequest) -> PredictionResponse:
-        """Answer a request.
+    def answer(self, request: PredictionRequest) -> PredictionResponse:
+        """Predict for each of the request's rows.
 
         Raises:
-            UserError: where it asks for another model, or a row lacks a column or any content.
+            UserError: if it names another model, or a row lacks a column or any content.
         """
         if request.model not in (None, self.model_name):
             raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
@@ -42,43 +44,51 @@ class Predictor:
         arrays = self.task.encode(rows, self.processor)
         if len(next(iter(arrays.values()))) != len(rows):
             raise UserError(f"an input is longer than {self.task.model.max_seq_len} tokens")
-        batch = to_device(arrays, torch.device("cpu"))
-        answers = {
-            **self.task.predict(self.model, batch, self.processor),
-            **self.task.answer(self.model, batch, self.processor),
-        }
+        predictions = self.trained.predict(arrays)
         outputs = [
-            finite(self.task.reply(answers, number, self.processor))
+            finite(self.task.reply(predictions, number, self.processor))
             | ({"truncated": True} if self._is_cut(row, number, arrays) else {})
             for number, row in enumerate(rows)
         ]
         return PredictionResponse(model=self.model_name, outputs=outputs)
 
-    def _is_cut(self, row: Row, number: int, arrays: Arrays) -> bool:
-        """Whether a row has more tokens than the model takes: with more room, more are encoded."""
-        size = sum(len(text.encode()) for text in row.values() if text) + MARGIN
-        if size <= self.task.model.max_seq_len // 2:  # a part of a row may have half of the room
-            return False
-        roomy = self.task.model.model_copy(update={"max_seq_len": 2 * size})
-        whole = type(self.task)(self.task.data, self.task.tokenizer, roomy)
-        found = whole.encode([row], self.processor)
-        lengths = [name for name in arrays if name.endswith("_length")]
-        return any(found[name].max(initial=0) > arrays[name][number] for name in lengths)
+    @staticmethod
+    def sample_request(task: Task[Any], prompt: str) -> dict[str, Any]:
+        return {"inputs": [dict.fromkeys(task.inputs, prompt)]}
 
-    def _row(self, number: int, given: dict[str, str]) -> Row:
-        """A row as the task learns from it, with something where it would say what is wanted."""
-        wanted = set(self.task.inputs)
-        if not wanted - set(self.task.optional) <= set(given) <= wanted:
-            names = ", ".join(sorted(wanted))
+    @staticmethod
+    def sample_answer(content: Any) -> str:
+        return json.dumps(content["outputs"][0], ensure_ascii=False)
+
+    def _is_cut(self, row: Row, number: int, arrays: Arrays) -> bool:
+        """Whether a row was cut at `max_seq_len`: with a larger one, more tokens are encoded."""
+        size = sum(len(text.encode()) for text in row.values() if text) + MARGIN
+        if size <= self.task.model.max_seq_len // 2:  # one of a row's texts may get only half of it
+            return False
+        larger = self.task.model.model_copy(update={"max_seq_len": 2 * size})
+        task = type(self.task)(self.task.data, self.task.tokenizer, larger)
+        uncut = task.encode([row], self.processor)
+        lengths = [name for name in arrays if name.endswith("_length")]
+        return any(uncut[name].max(initial=0) > arrays[name][number] for name in lengths)
+
+    def _row(self, number: int, inputs: dict[str, str]) -> Row:
+        """The cleaned row of a request's inputs.
+
+        Raises:
+            UserError: naming the input by its number, if it lacks a column or any content.
+        """
+        columns = set(self.task.inputs)
+        if not columns - set(self.task.optional) <= set(inputs) <= columns:
+            names = ", ".join(sorted(columns))
             raise UserError(
-                f"inputs[{number}]: must hold {names}, not {', '.join(given) or 'nothing'}"
+                f"inputs[{number}]: must hold {names}, not {', '.join(inputs) or 'nothing'}"
             )
         try:
-            "".join(given.values()).encode()
+            "".join(inputs.values()).encode()
         except UnicodeEncodeError:
             raise UserError(f"inputs[{number}]: is not valid Unicode") from None
         try:
-            cleaned = self.task.clean({**self.nothing, **given})
+            cleaned = self.task.clean({**self.empty_row, **inputs})
         except ValueError as error:
             raise UserError(f"inputs[{number}]: {error}") from None
         if cleaned is None:

@@ -1,10 +1,13 @@
-"""The shapes of requests and answers: OpenAI's completions API, checked before any work is done."""
+"""Requests and answers as pydantic models, checked before the model computes anything.
+
+Completions follow OpenAI's API.
+"""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# OpenAI's fields that are served for these values alone, and for null: clients send them unasked.
+# Fields of OpenAI's that clients send by default. Only these values, and null, are accepted.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "frequency_penalty": (0,),
@@ -17,7 +20,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class CompletionRequest(BaseModel):
-    """`POST /v1/completions`. Unknown fields are refused rather than silently ignored."""
+    """`POST /v1/completions`. Unknown fields are refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -26,8 +29,8 @@ class CompletionRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=1_000_000)  # not OpenAI's, but common; 0: no limit
-    repetition_penalty: float = Field(1.0, gt=0, le=10)  # likewise; 1: none
+    top_k: int = Field(0, ge=0, le=1_000_000)  # not in OpenAI's API, but common; 0: no limit
+    repetition_penalty: float = Field(1.0, gt=0, le=10)  # not in OpenAI's API either; 1: no penalty
     n: int = Field(1, ge=1, le=8)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -38,7 +41,7 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_neutral(cls, data: Any) -> Any:
-        """Without what changes nothing: null in place of a default, and OpenAI's neutral values."""
+        """Drop what changes nothing: null for a default, and the values in `NEUTRAL`."""
         if not isinstance(data, dict):
             return data
         kept = {name: value for name, value in data.items() if not _is_neutral(name, value)}
@@ -48,7 +51,7 @@ class CompletionRequest(BaseModel):
         return kept
 
     @model_validator(mode="after")
-    def _sound(self) -> "CompletionRequest":
+    def _check_texts(self) -> "CompletionRequest":
         try:
             self.prompt.encode()
         except UnicodeEncodeError:
@@ -93,7 +96,7 @@ class CompletionResponse(BaseModel):
 
 
 class PredictionRequest(BaseModel):
-    """`POST /v1/predict`: rows with the columns that the task needs to answer."""
+    """`POST /v1/predict`: rows with the task's input columns."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -102,14 +105,14 @@ class PredictionRequest(BaseModel):
 
 
 class PredictionResponse(BaseModel):
-    """An answer for each input, in their order; what it holds is the task's to say."""
+    """One output for each input, in the same order. `Task.reply` decides what it holds."""
 
     model: str
     outputs: list[dict[str, Any]]
 
 
 class ErrorDetail(BaseModel):
-    """What OpenAI's error envelope holds under `error`."""
+    """The content of `error` in OpenAI's error envelope."""
 
     message: str
     type: str = "invalid_request_error"

@@ -1,7 +1,7 @@
-"""What stages leave in storage: folders whose manifest is written last.
+"""Artifacts: the folders that stages write. An artifact's manifest is written last.
 
-No manifest, no artifact: what a killed stage leaves behind is not one, and the stage,
-run again, takes from it what it can prove to be whole.
+A folder without a manifest is no artifact: a killed stage left it. The stage, when it is run again,
+reuses the parts that it can verify.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from orchestrator.storage.folder import MANIFEST, Folder
 Split = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-FINDINGS = "report.md"  # what a sweep has found
-ATTEMPT = "attempt"  # holds the id of the start of a training that may write checkpoints
+FINDINGS = "report.md"  # the report of a sweep
+ATTEMPT = "attempt"  # the id of the start of a training that may write checkpoints
 
 # A manifest names files of its own folder and nothing else: no `/`, no `..`, no absolute path.
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]  # names a copy
 RelativePath = Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
 
-# What a sweep chooses is put into the job: nothing but what a sweep may try, no task, no storage.
+# A sweep's best values go into the job: only keys that can be swept, no task, no storage.
 SweptKey = Annotated[str, Field(pattern=r"^(train|model)\.\w+$")]
 
 
@@ -47,13 +47,13 @@ class Shard(BaseModel):
 
 
 class Artifact(BaseModel):
-    """A finished stage's manifest. `folder` is where it lies and is not part of the file."""
+    """A finished stage's manifest. `folder` is its place and not part of the file."""
 
     model_config = ConfigDict(
         frozen=True,
         arbitrary_types_allowed=True,
         protected_namespaces=(),
-        ser_json_inf_nan="strings",  # which JSON has, and which are read back as numbers
+        ser_json_inf_nan="strings",  # valid JSON, and read back as numbers
     )
 
     stage: ClassVar[str]
@@ -64,13 +64,13 @@ class Artifact(BaseModel):
     notices: list[str] = Field([], description="what its user should know of it, a line each")
 
     def commit(self) -> Self:
-        """Write the manifest: from here on the artifact exists."""
+        """Write the manifest. From now on the artifact exists."""
         self.folder.write(MANIFEST, self.model_dump_json(indent=1).encode())
         return self
 
     @classmethod
     def load(cls, folder: Folder) -> Self | None:
-        """The artifact of this folder, or None where no stage has finished one.
+        """The artifact in this folder, or None if no stage has finished one.
 
         Raises:
             StageError: where a manifest is there and cannot be read.
@@ -87,9 +87,21 @@ class Artifact(BaseModel):
                 f"{folder}/{MANIFEST} is damaged ({reason}): delete that folder and run again"
             ) from error
 
+    @classmethod
+    def load_required(cls, folder: Folder) -> Self:
+        """The artifact in this folder, which another process has finished.
+
+        Raises:
+            StageError: where it is missing or damaged.
+        """
+        artifact = cls.load(folder)
+        if artifact is None:
+            raise StageError(f"{folder}: is gone, or on no storage that all machines share")
+        return artifact
+
 
 class PreparedData(Artifact):
-    """Encoded, shuffled shards of every split, with what encoded them."""
+    """Encoded, shuffled shards of every split, with the processor that encoded them."""
 
     stage: ClassVar[str] = "prepare"
 
@@ -103,7 +115,7 @@ class PreparedData(Artifact):
 
 
 class Sweep(Artifact):
-    """What the trials found."""
+    """A finished sweep: its best trial."""
 
     stage: ClassVar[str] = "tune"
 
@@ -143,7 +155,7 @@ class Checkpoint(Artifact):
 
 
 class Training(Artifact):
-    """A finished training run: which of its checkpoints is the best, and by what measure."""
+    """A finished training: its best checkpoint, and the metric that selected it."""
 
     stage: ClassVar[str] = "train"
 
@@ -155,11 +167,11 @@ class Training(Artifact):
 
     @property
     def exported(self) -> Folder:
-        """Where its model is left, for other jobs to begin with."""
+        """The folder of the exported model, for `model.init_from` of other jobs."""
         return self.folder / "export"
 
     def checkpoint(self) -> Checkpoint:
-        """Raises StageError where the checkpoint has been deleted since."""
+        """The best checkpoint. Raises StageError if it has been deleted."""
         checkpoint = Checkpoint.load(self.folder / self.best_checkpoint)
         if checkpoint is None:
             raise StageError(
@@ -169,10 +181,10 @@ class Training(Artifact):
 
 
 class Evaluation(Artifact):
-    """Metrics of the test split beside those of simple baselines."""
+    """Metrics of the test split, of the model and of simple baselines."""
 
     stage: ClassVar[str] = "evaluate"
 
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
-    counted: str = ""  # how: the signatures of metrics that have some
+    counted: str = ""  # the signatures of metrics that have one

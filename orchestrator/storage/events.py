@@ -1,7 +1,7 @@
-"""A run's story: what happened to it and when, one JSON object a line.
+"""The events of a run: what happened and when, one JSON object per line.
 
-On local storage a line is appended to `events.jsonl`. Other storage cannot append: there every
-writer rewrites an object of its own, which the few events of a run allow.
+On local storage a line is appended to `events.jsonl`. Other storage cannot append: there
+each writer rewrites an object of its own, since a run has few events.
 """
 
 import collections
@@ -21,16 +21,16 @@ from orchestrator.storage.folder import Folder, no_link
 
 FILE = "events.jsonl"
 OBJECTS = "events"
-REMEMBERED = 1_000  # events that wait for the storage, and events of one object
-LONGEST_TEXT = 10_000  # characters of a value that are written
+REMEMBERED = 1_000  # events that wait for the storage, and events per object
+LONGEST_TEXT = 10_000  # characters of a value that is written
 RETRY_SECONDS = 5.0
-LONGEST_SHOWN = 500  # and those that are shown to a reader
+LONGEST_SHOWN = 500  # characters of a value that is shown
 
 log = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Writes events of a run. Several may write to one folder, from any thread or process."""
+    """Writes events of a run. Several threads and processes may write to one folder."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class EventLog:
         self._retry: threading.Timer | None = None
 
     def write(self, stage: str, event: str, **fields: Any) -> None:
-        """Append an event. Never raises: no training ends because its story cannot be written."""
+        """Append an event. Never raises: a training must not end because of its event log."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         head = {"time": now, "stage": stage, "event": event}
         line = _encode({**head, **fields, "time": now})
@@ -53,7 +53,7 @@ class EventLog:
         try:
             self._append() if self.folder.local_path is not None else self._rewrite()
         except Exception as error:
-            # What could not be written stays in `_lines`: perhaps no event comes after it.
+            # Unwritten events stay in `_lines`; a retry writes them even if no event follows.
             if not self._warned:
                 log.warning("events cannot be written: %s", error)
             self._warned = True
@@ -91,7 +91,7 @@ class EventLog:
 
 
 def read_events(folder: Folder) -> list[dict[str, Any]]:
-    """All events of a run in order. A line that was torn by a power cut or a kill is no event."""
+    """All events of a run in order. Lines that were cut by a crash are left out."""
     if folder.local_path is not None:
         return _decode(_read(folder, FILE))
     objects = folder / OBJECTS
@@ -100,7 +100,7 @@ def read_events(folder: Folder) -> list[dict[str, Any]]:
 
 
 def describe(event: Mapping[str, Any]) -> str:
-    """What an event says besides its time, stage and name, as `key value` pairs."""
+    """The fields of an event except its time, stage and name, as `key value` pairs."""
     pairs = {name: value for name, value in event.items() if name not in ("time", "stage", "event")}
     return ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in pairs.items())
 
@@ -125,7 +125,7 @@ def _encode(event: dict[str, Any]) -> bytes:
 def _json(value: Any) -> str:
     try:
         return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
-    except Exception:  # a value's own methods are called, which may raise anything
+    except Exception:  # a value's own methods may raise anything
         return json.dumps(f"<{type(value).__name__}>")
 
 

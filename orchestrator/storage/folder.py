@@ -1,41 +1,22 @@
 """A folder of a storage, local or remote, in which files and whole folders are there or are not."""
 
 import contextlib
-import functools
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.fs
 
 from orchestrator.errors import StageError, UserError
+from orchestrator.storage.files import locate, open_file, tried
 
 Parts = Sequence[bytes | memoryview]  # of a file's content, in their order
 
 MANIFEST = "manifest.json"  # written last: it makes a folder whole
-S3_SECONDS = 60.0  # for an answer; pyarrow would take 3 s of silence for an error
-
-
-@functools.cache
-def _filesystem(scheme_and_host: str) -> pyarrow.fs.FileSystem:
-    found, _ = pyarrow.fs.FileSystem.from_uri(scheme_and_host)
-    if isinstance(found, pyarrow.fs.S3FileSystem):
-        # What an URI cannot say. Small files are to take one request, not three.
-        build, (options,) = found.__reduce__()
-        return build(options | {"allow_delayed_open": True, "request_timeout": S3_SECONDS})
-    return found
-
-
-def locate(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it."""
-    if "://" in uri:
-        scheme, path = uri.split("://", 1)
-        return _filesystem(f"{scheme}://{path.split('/', 1)[0]}"), path
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
 
 
 class Stamp(NamedTuple):
@@ -130,13 +111,16 @@ class Folder:
             raise StageError(f"cannot rename {self} to {name}: {_reason(error)}") from error
         return renamed
 
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError where there is no such file."""
+    def read(self, name: str, *, retry: bool = True) -> bytes:
+        """The content of a file. Remote storage that fails is asked again for a minute, unless
+        `retry` is false.
+
+        Raises:
+            FileNotFoundError: where there is no such file.
+        """
         if self.local_path is not None:
             return (self.local_path / name).read_bytes()
-        with self._remote.open_input_stream(self._remote_path(name)) as stream:
-            content: bytes = stream.read()
-        return content
+        return self._read_remote(name, lambda file: file.read(), retry)
 
     def exists(self, name: str) -> bool:
         if self.local_path is not None:
@@ -187,9 +171,7 @@ class Folder:
         if self.local_path is not None:
             with open(self.local_path / name, "rb") as file:
                 return file.read(length)
-        with self._remote.open_input_file(self._remote_path(name)) as stream:
-            content: bytes = stream.read(length)
-        return content
+        return self._read_remote(name, lambda file: file.read(length))
 
     def tail(self, name: str, length: int) -> bytes:
         """The last bytes of a file. Raises FileNotFoundError where there is no such file."""
@@ -197,10 +179,12 @@ class Folder:
             with open(self.local_path / name, "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - length))
                 return file.read(length)
-        with self._remote.open_input_file(self._remote_path(name)) as stream:
-            stream.seek(max(0, stream.size() - length))
-            content: bytes = stream.read(length)
-        return content
+
+        def last(file: Any) -> bytes:
+            file.seek(max(0, file.size() - length))
+            return bytes(file.read(length))
+
+        return self._read_remote(name, last)
 
     def delete(self) -> None:
         if self.local_path is None:
@@ -220,6 +204,17 @@ class Folder:
         if self.local_path is not None:
             return {"storage_path": self.uri}
         return {"storage_path": self._remote_path(""), "storage_filesystem": self._remote}
+
+    def _read_remote(self, name: str, read: Callable[[Any], bytes], retry: bool = True) -> bytes:
+        """What `read` makes of an opened file. Each try begins anew: between two tries, the file
+        may have been rewritten."""
+        uri = f"{self.uri}/{name}"
+
+        def once() -> bytes:
+            with open_file(uri) as file:
+                return read(file)
+
+        return tried(uri, once) if retry else once()
 
     @property
     def _remote(self) -> pyarrow.fs.FileSystem:

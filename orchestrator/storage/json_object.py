@@ -1,4 +1,4 @@
-"""Reading a JSON object of a folder: settings that somebody else wrote."""
+"""Reads a JSON object from a folder, such as the settings of a foreign model."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.storage.folder import Folder
 
-LFS = b"version https://git-lfs"  # what stands in place of a file that git has not fetched
+LFS = b"version https://git-lfs"  # the content of a file that git has not fetched
 
 
 def read_object(folder: Folder, name: str) -> dict[str, Any]:

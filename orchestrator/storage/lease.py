@@ -1,8 +1,9 @@
-"""Who holds a run: one process at a time, and a dead one no longer than it takes to notice.
+"""The lease of a run: one process at a time holds it, and a dead holder soon loses it.
 
-On local storage the lease is a file lock, which ends with its process, kill -9 included. Storage
-without locks (S3, some network disks) has an object instead, which its holder rewrites every few
-seconds. How old that is, the storage's own modification times tell: no machine's clock is asked.
+On local storage the lease is a file lock, which ends with its process, also after kill -9.
+Storage without locks (S3, some network disks) has an object instead, which its holder rewrites
+every few seconds. Its age is computed from the storage's own modification times, not from the
+clocks of machines.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ from orchestrator.storage.folder import Folder, no_link
 
 LOCK_FILE = "lease"
 LEASE_OBJECT = "lease.json"
-HEARTBEAT = 5.0  # seconds between two rewritings of the object
-EXPIRY = 20.0  # seconds without one after which its holder may be dead
-SETTLE = 1.0  # seconds in which two that start at once overwrite each other's claim
+HEARTBEAT = 5.0  # seconds between two writes of the object
+EXPIRY = 20.0  # seconds without a heartbeat after which the holder may be dead
+SETTLE = 1.0  # seconds in which two simultaneous starts overwrite each other's claim
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def hold(folder: Folder, name: str) -> Iterator[None]:
-    """Hold the run `name` in `folder`, so that a second one of its name is refused.
+    """Hold the run `name` in `folder`, so that a second run of that name is refused.
 
     Raises:
         UserError: naming the holder.
@@ -54,13 +55,13 @@ def hold(folder: Folder, name: str) -> Iterator[None]:
 
 
 def holder(folder: Folder) -> str | None:
-    """Who holds the run in this folder: "process 7 on host since …", None where nobody does."""
+    """The holder of the run in this folder: "process 7 on host since …", or None."""
     if folder.local_path is not None:
         try:
             with open(folder.local_path / LOCK_FILE) as file:
                 return None if _lock(file.fileno(), fcntl.LOCK_SH) else _named(file.read())
         except FileNotFoundError:
-            pass  # there may be an object
+            pass  # the lease may be an object
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -80,7 +81,7 @@ def _this_process() -> str:
 
 
 def _named(text: str) -> str:
-    """A holder has the lock for an instant before it has written who it is."""
+    """Retry: a holder locks the file an instant before it writes its name."""
     return text.strip() or "another process"
 
 
@@ -91,9 +92,9 @@ def _named(text: str) -> str:
 def _locked(folder: Folder, name: str) -> Iterator[None]:
     assert folder.local_path is not None
     folder.local_path.mkdir(parents=True, exist_ok=True)
-    # Opened close-on-exec, as by default: no process that this one starts keeps the lock.
+    # Opened close-on-exec, the default: no child process keeps the lock.
     with open(folder.local_path / LOCK_FILE, "a+", opener=no_link) as file:
-        for _ in range(10):  # whoever asks for the holder has the lock for an instant
+        for _ in range(10):  # a process that asks for the holder has the lock for an instant
             if _lock(file.fileno(), fcntl.LOCK_EX):
                 break
             time.sleep(0.05)
@@ -119,7 +120,7 @@ def _lock(file: int, kind: int) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the lease object says. `beats` changes with every heartbeat."""
+    """The content of the lease object. `beats` changes with every heartbeat."""
 
     holder: str
     id: str
@@ -153,7 +154,7 @@ def _kept_alive(folder: Folder, name: str) -> Iterator[None]:
 
 
 class Heart:
-    """Keeps a claim fresh from a thread of its own, and interrupts the run that has lost it."""
+    """A thread that renews a claim, and interrupts the run if the claim is lost."""
 
     def __init__(self, folder: Folder, claim: Claim) -> None:
         self.successor: str | None = None
@@ -174,14 +175,14 @@ class Heart:
         while not self._stopped.wait(HEARTBEAT):
             try:
                 self._beat()
-            except (OSError, StageError) as error:  # the next beat may find the storage well
+            except (OSError, StageError) as error:  # the next heartbeat may succeed
                 log.warning("the lease in %s could not be renewed: %s", self._folder, error)
             if self.successor is not None:
                 _interrupt_main_thread()
                 return
 
     def _beat(self) -> None:
-        """Look first: this process may have slept while another took its place."""
+        """Read the claim first: another process may have taken over while this one slept."""
         found = _read(self._folder)
         if found is None:
             self.successor = f"another process, or {self._folder}/{LEASE_OBJECT} was deleted"
@@ -193,7 +194,7 @@ class Heart:
 
 
 def _interrupt_main_thread() -> None:
-    """As Ctrl-C does, or as SIGTERM where Ctrl-C is ignored, as behind a shell's `&`."""
+    """Interrupt the run like Ctrl-C, or like SIGTERM if Ctrl-C is ignored (a shell's `&`)."""
     main = threading.main_thread().ident
     assert main is not None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -208,7 +209,7 @@ def _refuse_beside_the_living(folder: Folder, name: str) -> None:
         return
     alive = _is_fresh(folder)
     if not alive:
-        # It looks dead, but the clock of the storage may have been set: two heartbeats decide.
+        # The holder looks dead, but the storage's clock may have been set: two heartbeats decide.
         log.warning("run %r was left by %s: waiting for a sign of life", name, found.holder)
         end = time.monotonic() + 2 * HEARTBEAT
         while not alive and time.monotonic() < end:
@@ -223,7 +224,7 @@ def _refuse_beside_the_living(folder: Folder, name: str) -> None:
 
 
 def _is_fresh(folder: Folder) -> bool:
-    """Whether the lease was renewed lately, by the modification time of a probe beside it."""
+    """Whether the lease was renewed recently, compared with the modification time of a new file."""
     filesystem, path = _place(folder)
     probe = f"lease-probe-{uuid.uuid4().hex}"
     folder.write(probe, b"")
@@ -239,10 +240,13 @@ def _is_fresh(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Claim | None:
-    """The claim that is there, None where none is; one without an id where it is unreadable."""
-    for _ in range(3):  # not every storage replaces an object in one instant
+    """The stored claim; None if there is none; a claim without an id if it is unreadable.
+
+    Storage that fails is not asked again here: a heartbeat must not wait longer than a claim lasts.
+    """
+    for _ in range(3):  # some storages do not replace an object atomically
         try:
-            return Claim(**json.loads(folder.read(LEASE_OBJECT)))
+            return Claim(**json.loads(folder.read(LEASE_OBJECT, retry=False)))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -260,6 +264,6 @@ def _delete(folder: Folder, name: str) -> None:
 
 
 def _place(folder: Folder) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The folder in the words of pyarrow, which knows modification times."""
+    """The folder for pyarrow, which knows modification times."""
     place = folder.for_ray()
     return place.get("storage_filesystem") or pyarrow.fs.LocalFileSystem(), place["storage_path"]

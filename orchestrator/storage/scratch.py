@@ -1,6 +1,6 @@
-"""A folder among this machine's temporary files that belongs to this user alone.
+"""A folder for temporary files that only this user can write to.
 
-Everybody may make names in the temporary folder, and any name that can be guessed may be taken.
+The system's temporary folder is open to all users, so any name there may belong to another user.
 """
 
 import os
@@ -12,7 +12,7 @@ from orchestrator.errors import StageError
 
 
 def own_folder(name: str) -> Path:
-    """The folder `orchestrator-<user id>/<name>` of temporary files, made where it is missing.
+    """The folder `orchestrator-<user id>/<name>` of temporary files; created if it is missing.
 
     Raises:
         StageError: where something in its place is another user's, a link, or writable by others.

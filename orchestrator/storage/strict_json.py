@@ -1,4 +1,4 @@
-"""JSON as every reader takes it: without NaN and Infinity, which Python would write and read."""
+"""Strict JSON, for all readers: without NaN and Infinity, which Python writes and reads."""
 
 import json
 import math
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """A value as JSON text; a number that JSON has not is null."""
+    """A value as JSON text; NaN and infinities are null."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A value of JSON's types, with null in place of a number that JSON has not."""
+    """A value of JSON's types, with null for NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

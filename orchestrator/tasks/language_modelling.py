@@ -1,4 +1,4 @@
-"""Language modelling: predict each token of a text from those before it."""
+"""Language modelling: predict each token of a text from the tokens before it."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import TextProcessor
+from orchestrator.tasks import samples
 from orchestrator.tasks.metrics import language_metrics, ngram_nats
 from orchestrator.tasks.objectives import token_loss
 from orchestrator.tasks.task import Batch, Metric, Task
 
-ENCODED_AT_ONCE = 64  # documents, so that few of the tokenizer's own objects are alive
+ENCODING_BATCH = 64  # documents; few, since the tokenizer's own objects take much memory
 
 
 class LanguageModelling(Task[TextProcessor]):
-    """Documents become one stream of tokens, each ended by the end token, cut into blocks.
+    """All documents form one stream of tokens, with an end token after each, cut into blocks.
 
-    A block holds max_seq_len + 1 tokens, and its last token is the next one's first, so that every
-    token is predicted once and none is padding. `bytes` are those of its targets' text.
+    A block holds max_seq_len + 1 tokens. Its last token is also the first of the next block, so
+    every token is predicted once and there is no padding. `bytes` counts the bytes of text that
+    the block's targets stand for.
     """
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
     serves = "completions"
     context = 256
@@ -52,14 +54,14 @@ class LanguageModelling(Task[TextProcessor]):
     def encode(self, rows: list[Row], processor: TextProcessor) -> Arrays:
         tokens, sizes = [np.empty(0, dtype=processor.dtype)], [np.empty(0, dtype=np.int32)]
         before, end = processor.opening, processor.end_token
-        for start in range(0, len(rows), ENCODED_AT_ONCE):
-            texts = [row["text"] for row in rows[start : start + ENCODED_AT_ONCE]]
-            for found, bytes_of in processor.encode_with_bytes(texts):
-                tokens.append(np.array([*before, *found, end], dtype=processor.dtype))
-                sizes.append(np.array([*[0] * len(before), *bytes_of, 0], dtype=np.int32))
+        for start in range(0, len(rows), ENCODING_BATCH):
+            texts = [row["text"] for row in rows[start : start + ENCODING_BATCH]]
+            for document, token_bytes in processor.encode_with_bytes(texts):
+                tokens.append(np.array([*before, *document, end], dtype=processor.dtype))
+                sizes.append(np.array([*[0] * len(before), *token_bytes, 0], dtype=np.int32))
         length = self.model.max_seq_len
-        blocks = _windows(np.concatenate(tokens), length)
-        return {"tokens": blocks, "bytes": _windows(np.concatenate(sizes), length)[:, 1:].sum(1)}
+        blocks = _blocks(np.concatenate(tokens), length)
+        return {"tokens": blocks, "bytes": _blocks(np.concatenate(sizes), length)[:, 1:].sum(1)}
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
         return Transformer(self.model, vocab_size)
@@ -77,6 +79,9 @@ class LanguageModelling(Task[TextProcessor]):
             "bytes": batch["bytes"].cpu().numpy(),
         }
 
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        return samples.continuation(model, batch["tokens"][0].tolist(), processor)
+
     def score(self, predictions: Arrays) -> dict[str, float]:
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
         return language_metrics(float(nats), int(tokens), int(text_bytes))
@@ -84,7 +89,7 @@ class LanguageModelling(Task[TextProcessor]):
     def baselines(
         self, train: Arrays, test: Arrays, processor: TextProcessor
     ) -> dict[str, dict[str, float]]:
-        """Interpolated n-grams of the training blocks on the targets that the model predicts."""
+        """N-grams of the training blocks, interpolated, on the same targets as the model."""
         targets = test["tokens"][:, 1:].astype(np.int64)
         text_bytes = int(test["bytes"].sum())
         orders = ngram_nats(train["tokens"], test["tokens"], processor.vocab_size)
@@ -97,8 +102,8 @@ class LanguageModelling(Task[TextProcessor]):
         return token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:])
 
 
-def _windows(stream: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """Blocks of length + 1, each beginning with the last one of the block before."""
+def _blocks(stream: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Cut a stream into blocks (rows, length + 1) that overlap by one. The rest is dropped."""
     if len(stream) <= length:
         return np.empty((0, length + 1), dtype=stream.dtype)
     return np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length].copy()

@@ -1,6 +1,7 @@
-"""Masked language modelling: find the tokens of a text that are hidden, from both sides of them.
+"""Masked language modelling: predict the hidden tokens of a text from both sides (Devlin et al.
+2019, section 3.1).
 
-What an encoder learns by it is of use elsewhere: `model.init_from` takes it.
+It pretrains an encoder: another job continues from the result with `model.init_from`.
 """
 
 import math
@@ -13,25 +14,27 @@ import torch
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
 from orchestrator.processors.text import MASK, TextProcessor
+from orchestrator.tasks import samples
 from orchestrator.tasks.metrics import language_metrics
 from orchestrator.tasks.objectives import token_loss, trimmed
 from orchestrator.tasks.task import Batch, Metric, Task
 
-HIDDEN = 0.15  # of the tokens; of those, so many become the mask, and so many any token
-MASKED, RANDOM = 0.8, 0.1  # Devlin et al. 2019, section 3.1
-PASSES = 7  # to hide every token once, about as many at a time as in training
+HIDDEN = 0.15  # share of the tokens that are predicted
+MASKED, RANDOM = 0.8, 0.1  # shares of those that a mask or a random token replaces
+SHOWN = 4  # hidden tokens of a sample line
+PASSES = 7  # of a prediction, each hiding 1/7 of the tokens: about the share of training
 
 
 class MaskedLanguageModelling(Task[TextProcessor]):
-    """A document is cut into pieces of max_seq_len tokens, the last of them perhaps shorter. What a
-    tokenizer puts around a text stands around each piece, and is never hidden."""
+    """A document is cut into pieces of max_seq_len tokens; the last piece may be shorter. The
+    special tokens that a tokenizer puts around a text surround each piece, and are never hidden."""
 
     metric = Metric("loss", "min")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text"}
+    columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
     counts = "tokens"
     fewest_rows = 16
@@ -53,17 +56,17 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         before, after = processor.prefix, processor.suffix
         room = max(self.model.max_seq_len - len(before) - len(after), 1)
         pieces: list[list[int]] = []
-        sizes: list[int] = []  # in bytes of text
-        # A tokenizer from elsewhere may see nothing in a text.
-        for tokens, bytes_of in processor.encode_with_bytes([row["text"] for row in rows]):
+        sizes: list[int] = []  # bytes of text in each piece
+        # An imported tokenizer may turn a text into no tokens: then the row has no piece.
+        for tokens, token_bytes in processor.encode_with_bytes([row["text"] for row in rows]):
             for start in range(0, len(tokens), room):
                 pieces.append([*before, *tokens[start : start + room], *after])
-                sizes.append(sum(bytes_of[start : start + room]))
-        around = {"before": len(before), "after": len(after), "mask": processor.mask_token}
+                sizes.append(sum(token_bytes[start : start + room]))
+        constants = {"before": len(before), "after": len(after), "mask": processor.mask_token}
         return {
             **processor.padded("tokens", pieces, self.model.max_seq_len),
             "bytes": np.array(sizes, dtype=np.int32),
-            **{name: np.full(len(pieces), n, dtype=np.int32) for name, n in around.items()},
+            **{name: np.full(len(pieces), n, dtype=np.int32) for name, n in constants.items()},
         }
 
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
@@ -72,27 +75,28 @@ class MaskedLanguageModelling(Task[TextProcessor]):
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens_BT, real_BT = trimmed(batch, "tokens")
         chance_BT = torch.rand(tokens_BT.shape, device=tokens_BT.device)
-        text_BT = text_of(batch, real_BT)
+        text_BT = text_mask(batch, real_BT)
         hidden_BT = (chance_BT < HIDDEN) & text_BT
-        # Something to find in every row: else its first token.
+        # A row in which no token was drawn hides its first one.
         first_BT = text_BT & (text_BT.cumsum(1) == 1)
         hidden_BT |= first_BT & ~hidden_BT.any(1, keepdim=True)
-        masked_BT = (chance_BT < HIDDEN * MASKED) & text_BT
-        shown_BT = torch.where(masked_BT, batch["mask"].long()[:, None], tokens_BT)
-        any_BT = torch.randint_like(tokens_BT, model_vocabulary(model))
+        mselected_BT = (chance_BT < HIDDEN * MASKED) & text_BT
+        shown_BT = torch.where(mselected_BT, batch["mask"].long()[:, None], tokens_BT)
+        random_BT = torch.randint_like(tokens_BT, model_vocabulary(model))
         is_random_BT = (chance_BT >= HIDDEN * MASKED) & (chance_BT < HIDDEN * (MASKED + RANDOM))
-        shown_BT = torch.where(is_random_BT & text_BT, any_BT, shown_BT)
+        shown_BT = torch.where(is_random_BT & text_BT, random_BT, shown_BT)
         losses_N = hidden_losses(model, shown_BT, real_BT, hidden_BT, tokens_BT)
         return losses_N.sum(), hidden_BT.sum().float()
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
-        """The nats of every token while it, and every PASSES-th one with it, is hidden."""
+        """The cross-entropy of every token in nats, summed over each row. Each pass hides every
+        PASSES-th token."""
         tokens_BT, real_BT = trimmed(batch, "tokens")
         nats_B = torch.zeros(len(tokens_BT), dtype=torch.float64, device=tokens_BT.device)
-        text_BT = text_of(batch, real_BT)
+        text_BT = text_mask(batch, real_BT)
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        for turn in range(PASSES):
-            hidden_BT = (positions_T % PASSES == turn) & text_BT
+        for first in range(PASSES):
+            hidden_BT = (positions_T % PASSES == first) & text_BT
             shown_BT = torch.where(hidden_BT, batch["mask"].long()[:, None], tokens_BT)
             losses_N = hidden_losses(model, shown_BT, real_BT, hidden_BT, tokens_BT)
             nats_B.index_add_(0, hidden_BT.nonzero()[:, 0], losses_N.double())
@@ -102,20 +106,41 @@ class MaskedLanguageModelling(Task[TextProcessor]):
             "bytes": batch["bytes"].cpu().numpy(),
         }
 
+    def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
+        """Every PASSES-th token is hidden; behind the arrow are the model's guesses, each followed
+        by the token in parentheses where it is another one."""
+        first = {name: tensor[:1] for name, tensor in batch.items()}
+        tokens_BT, real_BT = trimmed(first, "tokens")
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        hidden_BT = text_mask(first, real_BT) & (positions_T % PASSES == PASSES // 2)
+        if not hidden_BT.any():
+            return None
+        shown_BT = torch.where(hidden_BT, first["mask"].long()[:, None], tokens_BT)
+        guesses = model(shown_BT, real_BT, asked_BT=hidden_BT).argmax(-1).tolist()
+        tokens, places = tokens_BT[0].tolist(), hidden_BT[0].nonzero()[:SHOWN, 0].tolist()
+        pieces, words = [], []
+        begins = [0, *[place + 1 for place in places[:-1]]]
+        for begin, place, guess in zip(begins, places, guesses[:SHOWN], strict=True):
+            pieces.append(processor.decode(tokens[begin:place]).strip())
+            hidden = processor.decode([tokens[place]]).strip()
+            word = processor.decode([guess]).strip()
+            words.append(word if guess == tokens[place] else f"{word} ({hidden})")
+        return samples.line(" ___ ".join([*pieces, "…"]), ", ".join(words))
+
     def score(self, predictions: Arrays) -> dict[str, float]:
         nats, tokens, text_bytes = (predictions[name].sum() for name in ("nats", "tokens", "bytes"))
-        found = language_metrics(float(nats), int(tokens), int(text_bytes))
-        found["pseudo_perplexity"] = found.pop("perplexity")  # Salazar et al. 2020
-        return found
+        metrics = language_metrics(float(nats), int(tokens), int(text_bytes))
+        metrics["pseudo_perplexity"] = metrics.pop("perplexity")  # Salazar et al. 2020
+        return metrics
 
     def reply(self, answers: Arrays, row: int, processor: TextProcessor) -> dict[str, Any]:
-        """How usual a text is."""
+        """The loss in nats per token and the pseudo-perplexity of a text: low for usual texts."""
         loss = float(answers["nats"][row]) / int(answers["tokens"][row])
         return {"loss": loss, "pseudo_perplexity": math.exp(min(loss, 700.0))}
 
 
-def text_of(batch: Batch, real_BT: Tensor) -> Tensor:
-    """Which tokens are text, not what a tokenizer from elsewhere puts around it, such as [CLS]."""
+def text_mask(batch: Batch, real_BT: Tensor) -> Tensor:
+    """Which tokens are text, bool (B, T): neither padding nor special tokens such as [CLS]."""
     positions_T = torch.arange(real_BT.shape[1], device=real_BT.device)
     ends_B = batch["tokens_length"] - batch["after"]
     return real_BT & (positions_T >= batch["before"][:, None]) & (positions_T < ends_B[:, None])
@@ -124,12 +149,15 @@ def text_of(batch: Batch, real_BT: Tensor) -> Tensor:
 def hidden_losses(
     model: torch.nn.Module, shown_BT: Tensor, real_BT: Tensor, hidden_BT: Tensor, tokens_BT: Tensor
 ) -> Tensor:
-    """Cross-entropy in nats of each of the N hidden tokens, float32 (N,): the logits of the others,
-    most of the work where a vocabulary is large, are never computed."""
-    logits_NV = model(shown_BT, real_BT, asked_BT=hidden_BT)
+    """Cross-entropy in nats of each of the N hidden tokens, float32 (N,).
+
+    The logits of the other tokens are never computed. They are most of the work if the vocabulary
+    is large.
+    """
+    logits_NV = model(shown_BT, real_BT, selected_BT=hidden_BT)
     return token_loss(logits_NV, tokens_BT[hidden_BT])
 
 
 def model_vocabulary(model: torch.nn.Module) -> int:
-    """How many tokens there are to draw from; a compiled model hands its attributes on."""
+    """The model's vocabulary size. A compiled model passes the attribute on."""
     return int(model.vocab_size)  # type: ignore[arg-type]

@@ -6,25 +6,28 @@ from torch import Tensor
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of each target, (B, T) or (N,), by logits (B, T, V) or (N, V): float32,
-    computed in float32."""
+    """Cross-entropy in nats of each target: float32, (B, T) for logits (B, T, V), or (N,) for
+    logits (N, V). It is computed in float32."""
     losses = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
 
 
-def thinned(real_BT: Tensor, share: float) -> Tensor:
-    """`real_BT` without a share of its tokens, by chance, but never without all of a row's.
+def drop_words(real_BT: Tensor, share: float) -> Tensor:
+    """Word dropout (Iyyer et al. 2015): `real_BT` with a random share of the tokens set to False,
+    so that no few words decide.
 
-    Words that are left out at random keep a few of them from deciding. Iyyer et al. 2015, word
-    dropout.
+    A row that would lose all of its tokens keeps them all.
     """
     kept_BT = real_BT & (torch.rand(real_BT.shape, device=real_BT.device) >= share)
     return torch.where(kept_BT.any(1, keepdim=True), kept_BT, real_BT)
 
 
 def trimmed(batch: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Tokens of `TextProcessor.padded`, int64 (B, T), T the longest of the batch, and which are
-    real, bool. A row without any has one, so that there is something to look at."""
+    """The tokens `name` of a batch, as `TextProcessor.padded` makes them, without the padding that
+    all rows share: int64 (B, T), and which are real, bool (B, T).
+
+    An empty row counts its first padding token as real, so that no attention is over nothing.
+    """
     lengths_B = batch[f"{name}_length"]
     longest = max(int(lengths_B.max()), 1)
     tokens_BT = batch[name][:, :longest].long()

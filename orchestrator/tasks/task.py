@@ -1,4 +1,4 @@
-"""The interface that a task fills in: what is learned, from which columns, and how it is scored."""
+"""The `Task` interface: what a model learns, from which columns, and how it is scored."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import (
 
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import Kind, Reading, Row
+from orchestrator.data.reading import Reading, Row
 from orchestrator.model.config import Family, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.storage.artifact import Split
 
-if TYPE_CHECKING:  # a job names its task without waiting for torch
+if TYPE_CHECKING:  # importing a task's name must not import torch, which takes seconds
     import torch
     from torch import Tensor
 
@@ -35,26 +35,27 @@ Batch: TypeAlias = "dict[str, Tensor]"  # Arrays on the model's device
 
 @dataclass(frozen=True)
 class Metric:
-    """What picks the best checkpoint and steers the sweep."""
+    """The metric that selects the best checkpoint and steers the sweep."""
 
     name: str
     mode: Literal["min", "max"]
 
     def better(self, new: float, old: float) -> bool:
+        """Whether the value `new` is better than `old`."""
         return new < old if self.mode == "min" else new > old
 
 
 class LeftOut(ValueError):
-    """A sound row of which nothing can be learned: it has no label, say. Such rows are counted by
-    this reason and told, and are no mistake of the file's."""
+    """A valid row that has nothing to learn, for example no label. `prepare` reports the number of
+    such rows by reason, and does not count them as bad rows."""
 
 
 class Processor(Protocol):
-    """What encodes raw rows and is saved beside the prepared data: a tokenizer, a label list."""
+    """Encodes cleaned rows, and is saved with the prepared data: a tokenizer, a list of labels."""
 
     file_name: ClassVar[str]
     vocab_size: int
-    num_outputs: int  # of a head that is not the vocabulary: labels, say; else 1
+    num_outputs: int  # of a head other than the vocabulary, for example labels; else 1
 
     def to_bytes(self) -> bytes: ...
 
@@ -63,21 +64,21 @@ P = TypeVar("P", bound=Processor)
 
 
 class Task(ABC, Generic[P]):
-    """One thing to learn. A task is built from its sections of the job and holds no other state."""
+    """What a model learns. A task holds its sections of the job and no other state."""
 
     metric: ClassVar[Metric]
-    columns: ClassVar[dict[str, Kind]]  # what a row holds; `data.columns` says what files call it
-    inputs: ClassVar[tuple[str, ...]]  # those of them that a request to the endpoint brings
-    optional: ClassVar[tuple[str, ...]] = ()  # those that a row may lack: they are "" then
-    serves: ClassVar[Literal["predictions", "completions"]] = "predictions"  # what is asked of it
-    families: ClassVar[tuple[Family, ...]]  # the first one where a job does not say
-    one_shape: ClassVar[bool] = False  # of all samples, so that none is padded: see `cost.compiles`
-    counts: ClassVar[str] = "samples"  # what a loss is counted over
-    context: ClassVar[int] = 128  # `model.max_seq_len` where nothing decides it
-    fewest_rows: ClassVar[int] = 64  # of a global batch, likewise
+    columns: ClassVar[dict[str, str]]  # names and kinds (`data/kinds`); `data.columns` renames
+    inputs: ClassVar[tuple[str, ...]]  # the columns that a request to the endpoint has
+    optional: ClassVar[tuple[str, ...]] = ()  # columns that a row may lack; they are "" then
+    serves: ClassVar[str] = "predictions"  # the engine of the endpoint: `serve/engines.py`
+    families: ClassVar[tuple[Family, ...]]  # the supported ones; the first is the default
+    one_shape: ClassVar[bool] = False  # all samples have one shape, unpadded: see `cost.compiles`
+    counts: ClassVar[str] = "samples"  # the name of what a loss is averaged over
+    context: ClassVar[int] = 128  # the default of `model.max_seq_len`
+    fewest_rows: ClassVar[int] = 64  # the least global batch that is chosen by default
     lines: ClassVar[bool] = True  # a row of a txt file is a line, not a document
-    split_by: ClassVar[str | None] = None  # rows that share this column come into one split
-    counted: ClassVar[str | None] = None  # every value of this column is looked at: see `look`
+    split_by: ClassVar[str | None] = None  # rows with one value of this column share a split
+    counted: ClassVar[str | None] = None  # the column whose values are counted for `look`
 
     def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, model: ModelConfig) -> None:
         self.data = data
@@ -86,79 +87,85 @@ class Task(ABC, Generic[P]):
 
     @abstractmethod
     def clean(self, row: Row) -> Row | None:
-        """A row as it is to be learned from, its values as text; None where nothing is in it.
+        """The row normalised, with texts as values; None if the row is empty.
 
         Raises:
-            ValueError: where it cannot be learned from; it is set aside, with this reason.
-            LeftOut: where the row is sound and says nothing: it has no label.
+            ValueError: if the row is bad; `prepare` sets it aside and reports this reason.
+            LeftOut: if the row is valid and has nothing to learn, for example no label.
         """
 
     @abstractmethod
     def fit_processor(self, rows: Iterable[Row]) -> P:
-        """Learn the processor from a sample of the cleaned training rows.
+        """Fit the processor to a sample of the cleaned training rows.
 
-        The sample has a row of every value of the column `counted`.
+        The sample has at least one row for every value of the column `counted`.
         """
 
     def look(self, values: dict[Split, Counter[str]], processor: P) -> list[str]:
-        """What the user should know of the values of `counted` in each split, before anything is
-        trained: a line each.
+        """Check the values of the column `counted` in each split, with their counts, before
+        training. Returns one line for each thing that the user should know.
 
         Raises:
-            UserError: where nothing can be learned from them.
+            UserError: if a model cannot learn from these values.
         """
         return []
 
     @abstractmethod
     def load_processor(self, content: bytes) -> P:
-        """The processor that `to_bytes` wrote."""
+        """Restore the processor from the bytes of `to_bytes`."""
 
     @abstractmethod
     def encode(self, rows: list[Row], processor: P) -> Arrays:
-        """Cleaned rows, in order, as fixed-shape samples; their number may differ."""
+        """Encode cleaned rows, in order, as samples of fixed shape: arrays of (samples, ...). The
+        number of samples may differ from the number of rows."""
 
     def keep(self, rows: list[Row]) -> Arrays:
-        """What `score` and `baselines` need whole of rows that are validated or tested: texts, as
-        arrays of objects. `encode` makes one sample of each row then. Nothing, unless a task says.
-        """
+        """Whole texts of validation and test rows that `score` and `baselines` need, as arrays of
+        objects. A task that keeps any must encode each row as one sample. By default none."""
         return {}
 
     @abstractmethod
     def build_model(self, vocab_size: int, num_outputs: int) -> Transformer:
-        """A new model, for the processor's sizes, with weights from torch's global generator."""
+        """A new model for the processor's sizes. Its weights are drawn from torch's global
+        generator."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss summed over its terms, and their number: two float32 scalars."""
+        """The sum of the loss terms, in nats or squared errors, and their number: float32 scalars.
+        Workers and micro-batches add both."""
 
     @abstractmethod
     def predict(self, model: torch.nn.Module, batch: Batch, processor: P) -> Arrays:
-        """What `score` needs of each row of a batch, cheap enough to validate with."""
+        """Arrays of (B, ...) that `score` needs. Validation calls it, so it should be fast."""
 
     @abstractmethod
     def score(self, predictions: Arrays) -> dict[str, float]:
-        """Metrics of all predictions, with what `keep` kept of their rows; the task's own metric is
-        among them."""
+        """The metrics, by name, of all predictions of a split; `metric` must be among them.
+        `predictions` also holds the arrays of `keep` and, for the test split, of `answer`."""
 
     def answer(self, model: Transformer, batch: Batch, processor: P) -> Arrays:
-        """What takes longer, generated text say: `score` has it for the test split, and the
-        endpoint's replies are made of it. Nothing, unless a task generates."""
+        """Arrays of (B, ...) that are too slow for validation, for example generated text. `score`
+        gets them for the test split, and `reply` for the endpoint. By default none."""
         return {}
 
+    def sample(self, model: Transformer, batch: Batch, processor: P) -> str | None:
+        """What the model makes of a batch's first row, on one line, for a person who watches the
+        training. Cheap: it is called after validations. None unless a task predicts text."""
+        return None
+
     def reply(self, answers: Arrays, row: int, processor: P) -> dict[str, Any]:
-        """What the endpoint says of one row of what `predict` and `answer` found, as JSON."""
+        """The endpoint's JSON reply for one row of the arrays of `predict` and `answer`."""
         return {name: values[row].tolist() for name, values in answers.items()}
 
     def explain(self, predictions: Arrays) -> str:
-        """How `score` counted, for the report: the signature of a metric, say."""
+        """A note on the metrics for the report, for example the signature of a library."""
         return ""
 
     def baselines(self, train: Arrays, test: Arrays, processor: P) -> dict[str, dict[str, float]]:
-        """What simple methods reach on the test split, by name; none unless a task knows some."""
+        """Test metrics of simple methods, by the method's name. By default none."""
         return {}
 
 
 def reading_of(task: Task[Any]) -> Reading:
-    """What is read of each row of a task's files."""
-    lines = task.lines if task.data.lines is None else task.data.lines
-    return Reading(task.data, task.columns, lines, task.optional)
+    """How the task's columns are read from the rows of files."""
+    return task.data.reading(task.columns, task.optional, task.lines)

@@ -1,4 +1,4 @@
-"""Text classification: one of a few labels for each text, such as its sentiment."""
+"""Text classification: predict the label of each text, for example its sentiment."""
 
 import unicodedata
 from collections import Counter
@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.data.arrays import Arrays
-from orchestrator.data.reading import Kind, Row
+from orchestrator.data.reading import Row
 from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained.model import fit_text
-from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
+from orchestrator.processors.labels import LabelProcessor, check_labels, label_text
 from orchestrator.storage.artifact import Split
 from orchestrator.tasks.metrics import classification_metrics
-from orchestrator.tasks.objectives import thinned, trimmed
+from orchestrator.tasks.objectives import drop_words, trimmed
 from orchestrator.tasks.task import Batch, LeftOut, Metric, Task
 
 
 class TextClassification(Task[LabelProcessor]):
-    """A text is cut to max_seq_len tokens, and its label is one of the training rows'."""
+    """A text is cut to max_seq_len tokens. The classes are the labels of the training rows."""
 
     metric = Metric("accuracy", "max")
-    columns: ClassVar[dict[str, Kind]] = {"text": "text", "label": "value"}
+    columns: ClassVar[dict[str, str]] = {"text": "text", "label": "value"}
     inputs = ("text",)
     counted = "label"
     families = ("encoder",)
@@ -46,7 +46,7 @@ class TextClassification(Task[LabelProcessor]):
         )
 
     def look(self, values: dict[Split, Counter[str]], processor: LabelProcessor) -> list[str]:
-        return look_at_labels(values, processor)
+        return check_labels(values, processor)
 
     def load_processor(self, content: bytes) -> LabelProcessor:
         return LabelProcessor.from_bytes(content)
@@ -81,22 +81,22 @@ class TextClassification(Task[LabelProcessor]):
 
     def reply(self, answers: Arrays, row: int, processor: LabelProcessor) -> dict[str, Any]:
         probabilities = answers["probabilities"][row]
-        named = zip(processor.labels, probabilities.tolist(), strict=True)
         return {
             "label": processor.labels[int(probabilities.argmax())],
-            "probabilities": dict(named),
+            "probabilities": dict(zip(processor.labels, probabilities.tolist(), strict=True)),
         }
 
     def baselines(
         self, train: Arrays, test: Arrays, processor: LabelProcessor
     ) -> dict[str, dict[str, float]]:
-        from orchestrator.tasks.baselines import label_baselines  # scikit-learn takes its time
+        from orchestrator.tasks.baselines import label_baselines  # imports scikit-learn: slow
 
         return label_baselines(train, test, processor.num_outputs)
 
     def _logits(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """A logit for each label: float32 (B, C)."""
         tokens_BT, real_BT = trimmed(batch, "tokens")
         if model.training and self.model.dropout:
-            real_BT = thinned(real_BT, self.model.dropout)
+            real_BT = drop_words(real_BT, self.model.dropout)
         logits_BC: Tensor = model(tokens_BT, real_BT)
         return logits_BC.float()

@@ -1,10 +1,10 @@
-"""What to do about a worker's failure, as a value: what a retry may mend, and what it cannot."""
+"""What to do when a worker fails, as a value: a retry, or an error for the user."""
 
 import enum
 import traceback
 
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 
 NETWORK = ("gloo", "nccl", "connection", "timed out", "broken pipe", "socket", "peer")
 HARDWARE = ("cuda error", "ecc", "illegal memory access", "device-side assert", "xid")
@@ -12,18 +12,18 @@ MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class PreemptedError(Exception):
-    """A machine is about to be taken away; all is saved, and other workers are to go on."""
+    """A machine is about to be taken away: the training is saved, and other workers continue it."""
 
-    preempted = True  # as Ray's own errors of processes that died so
+    preempted = True  # Ray's own errors of preempted processes have this attribute
 
 
 class Decision(enum.Enum):
     RETRY = "retry"  # another worker or a machine failed: start the group again
-    RAISE = "raise"  # the job or its code is wrong: it would fail again
+    RAISE = "raise"  # the job or its code is wrong: a retry would fail the same way
 
 
 def decide(error: BaseException) -> Decision:
-    """What an exception of the training function calls for."""
+    """Whether to retry after an exception of the training function."""
     if isinstance(error, PreemptedError):
         return Decision.RETRY
     if isinstance(error, OrchestratorError) or is_out_of_memory(error):
@@ -44,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, config: TrainConfig) -> OrchestratorError:
-    """An exception that no retry mends, as one line that says what to do."""
+    """An exception that a retry cannot mend, as an error of one line that says what to do."""
     if isinstance(error, OrchestratorError):
         return error
     if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-"""What happens while workers train: passed on to a display, TensorBoard and the run's story."""
+"""The command's side of a training: passes figures and events to display, TensorBoard and run."""
 
 import os
 import signal
@@ -14,23 +14,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.job.job import Job
+from orchestrator.learn.directive import Directive
 from orchestrator.progress import Progress
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
-from orchestrator.train.supervisor import Beat, Event, Figures
+from orchestrator.train.supervisor import Event, Figures, Heartbeat
 
 POLL_SECONDS = 0.5
 NOTICE_SECONDS = 1.0
-# After a worker was lost, in which Ray finds out that its node was: by five checks, 3 s apart, of
-# up to 10 s each.
+# After a worker was lost: within this time Ray notices that its node was lost, too. It checks a
+# node five times, 3 s apart, for up to 10 s each.
 NODE_SECONDS = 70.0
 ANSWER_SECONDS = 1.0
-STOP = 1  # `pulse.Directive.STOP`, whose module imports torch
 STOP_SECONDS = 25.0  # for a last checkpoint, after Ctrl-C or SIGTERM
 
 
-class Feed:
-    """The command's side of the supervisor."""
+class Follower:
+    """Polls the supervisor while workers train, and passes its messages on."""
 
     def __init__(self, job: Job, folder: Folder, events: EventLog, progress: Progress) -> None:
         self.supervisor: Any = None  # the actor of the latest start
@@ -51,12 +51,12 @@ class Feed:
         self._nodes_matter_until = 0.0
 
     def follow(self, supervisor: Any, training: "ray.ObjectRef[None]") -> None:
-        """Pass on what arrives until the training, a call of the supervising actor's, has ended.
+        """Pass on messages until `training`, a method call of the supervisor's actor, returns.
 
         Raises:
-            RayError: of the training.
-            OrchestratorError: of a worker.
-            KeyboardInterrupt: after a last checkpoint where one can be had in `STOP_SECONDS`.
+            RayError: where the call raised one.
+            OrchestratorError: that a worker reported.
+            KeyboardInterrupt: after a last checkpoint, if workers can save it in `STOP_SECONDS`.
         """
         self.supervisor, self._draining = supervisor, set()
         try:
@@ -65,7 +65,7 @@ class Feed:
         except KeyboardInterrupt:
             if self._at_work:
                 self._progress.start("saving a last checkpoint", total=None, unit="")
-                self.supervisor.ask.remote(STOP)
+                self.supervisor.ask.remote(Directive.STOP)
                 self._pass_on_until(training, time.monotonic() + STOP_SECONDS)
             raise
         if self.failures:
@@ -77,7 +77,7 @@ class Feed:
             self._board.close()
 
     def may_start_again(self, reason: str) -> bool:
-        """Whether Ray Train itself, lost for `reason`, is worth another start."""
+        """Whether to start Ray Train again, whose controller was lost for `reason`."""
         self._lost_controllers += 1
         self._events.write("train", "controller lost", cause=reason)
         if self._places is not None:
@@ -86,9 +86,10 @@ class Feed:
         return self._lost_controllers <= self.max_failures
 
     def _look_for_notices(self) -> None:
-        """Whether a machine will be taken away: said by whoever takes it, or `ray drain-node`.
+        """Tell the supervisor which machines will be taken away, as Ray knows it.
 
-        Ray Train has a process of its own that asks, one for each group of workers.
+        The cloud provider gives Ray notice, or somebody calls `ray drain-node`. Ray Train itself
+        would start a process for each group of workers to ask for this.
         """
         if time.monotonic() < self._next_notice:
             return
@@ -98,21 +99,21 @@ class Feed:
             self._draining = draining
             self.supervisor.drain.remote(draining)
         if time.monotonic() < self._nodes_matter_until:
-            self._tell_of_lost_nodes()
+            self._report_lost_nodes()
 
     def _pass_on_until(
         self, training: "ray.ObjectRef[None]", deadline: float | None = None
     ) -> None:
         ended = False
-        while not ended:  # what arrives just before the end is fetched after it
+        while not ended:  # the last round fetches messages of just before the end
             ended = bool(ray.wait([training], timeout=POLL_SECONDS)[0])
             ended |= deadline is not None and time.monotonic() > deadline
             self._look_for_notices()
-            messages, hanging, self._at_work = ray.get(self.supervisor.look.remote())
+            messages, hanging, self._at_work = ray.get(self.supervisor.poll.remote())
             for message in messages:
                 self._forward(message)
-            for beat in hanging:
-                _end_process(beat)
+            for worker in hanging:
+                _end_process(worker)
 
     def _forward(self, message: Any) -> None:
         if isinstance(message, OrchestratorError):
@@ -121,6 +122,7 @@ class Feed:
             self._places = message
         elif isinstance(message, Event):
             self._events.write("train", message.kind, **message.fields)
+            self._note(message)
             if message.kind == "checkpoint":
                 self._lost_controllers = 0
             if message.kind in ("worker lost", "preempted"):
@@ -128,10 +130,10 @@ class Feed:
         else:
             self._show(message)
 
-    def _tell_of_lost_nodes(self) -> list[dict[str, Any]]:
-        """A worker often fails because another one's node did, and knows nothing of that.
+    def _report_lost_nodes(self) -> list[dict[str, Any]]:
+        """Write an event for each node that was lost: its workers cannot report that themselves.
 
-        Returns the nodes that live, as far as Ray knows.
+        Returns the nodes that Ray believes to be alive.
         """
         nodes = ray.nodes()
         for node in nodes:
@@ -143,20 +145,30 @@ class Feed:
         return [node for node in nodes if node["Alive"]]
 
     def _wait_for_lost_nodes(self) -> None:
-        """Have the story tell of a lost node where the training ends before Ray knows of it.
+        """Wait for Ray to notice a lost node, where the training ends before it does.
 
-        A node that answers is not lost; nothing is waited for where all do.
+        If every node answers, no node is lost, and there is nothing to wait for.
         """
         waits = False
         while time.monotonic() < self._nodes_matter_until:
-            if all(_answers(node) for node in self._tell_of_lost_nodes()):
+            if all(_answers(node) for node in self._report_lost_nodes()):
                 break
             if not waits:
-                self._progress.start("waiting for Ray to know of lost nodes", total=None, unit="")
+                self._progress.start("waiting for Ray to notice lost nodes", total=None, unit="")
             waits = True
             time.sleep(POLL_SECONDS)
         if waits:
             self._progress.finish()
+
+    def _note(self, event: Event) -> None:
+        """Show a choice of precision, or a sample, while the training runs."""
+        fields = event.fields
+        if event.kind == "precision":
+            self._progress.note(f"precision {fields['precision']}: {fields['reason']}")
+        elif event.kind == "sample":
+            self._progress.note(f"step {fields['step']}: {fields['text']}")
+            if (board := self._tensorboard()) is not None:
+                board.add_text("sample", fields["text"], fields["step"])
 
     def _show(self, figures: Figures) -> None:
         if self._step < 0 or figures.total_steps != self._total:
@@ -165,29 +177,32 @@ class Feed:
         self._progress.advance(figures.step - self._step)
         self._step = figures.step
         self._progress.show(figures.values)
-        if self._board is None and self._folder.local_path is not None:
-            # Its files can only be appended to on local storage.
-            self._board = _tensorboard().SummaryWriter(f"{self._folder}/tensorboard")
-        if self._board is not None:
+        if (board := self._tensorboard()) is not None:
             for name, value in figures.values.items():
-                self._board.add_scalar(name, value, figures.step)
-            self._board.flush()
+                board.add_scalar(name, value, figures.step)
+            board.flush()
+
+    def _tensorboard(self) -> Any:
+        """The writer, or None on remote storage: TensorBoard appends to its files."""
+        if self._board is None and self._folder.local_path is not None:
+            self._board = _import_tensorboard().SummaryWriter(f"{self._folder}/tensorboard")
+        return self._board
 
 
-def _tensorboard() -> Any:
-    """tensorboardX without torch, which it imports where it can: seconds, beside the workers'."""
-    here = sys.modules.get("torch")
-    sys.modules["torch"] = here  # type: ignore[assignment]  # None: an import of it fails
+def _import_tensorboard() -> Any:
+    """Import tensorboardX without torch, which it would import: seconds, while workers start."""
+    torch = sys.modules.get("torch")
+    sys.modules["torch"] = torch  # type: ignore[assignment]  # None makes its import fail
     try:
         import tensorboardX
     finally:
-        if here is None:
+        if torch is None:
             del sys.modules["torch"]
     return tensorboardX
 
 
 def _answers(node: dict[str, Any]) -> bool:
-    """Whether a node's raylet, which dies with its node, takes connections."""
+    """Whether a node's raylet accepts connections. It ends with its node."""
     address = node["NodeManagerAddress"], node["NodeManagerPort"]
     try:
         socket.create_connection(address, ANSWER_SECONDS).close()
@@ -196,15 +211,15 @@ def _answers(node: dict[str, Any]) -> bool:
     return True
 
 
-def _end_process(beat: Beat) -> None:
-    """Have a worker that hangs killed on its node; Ray Train then starts the group again."""
-    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-    _kill.options(scheduling_strategy=there).remote(beat.process)
+def _end_process(worker: Heartbeat) -> None:
+    """Kill a worker that hangs, on its node. Ray Train then starts the group again."""
+    its_node = NodeAffinitySchedulingStrategy(worker.node, soft=False)
+    _kill.options(scheduling_strategy=its_node).remote(worker.process)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _kill(process: int) -> None:
-    """Nothing but a process of Ray's: the number may be another's by now."""
+    """Kill a process if it is one of Ray's: its number may belong to another process by now."""
     try:
         is_rays = any("ray::" in part for part in psutil.Process(process).cmdline())
     except psutil.Error:

@@ -1,7 +1,7 @@
-"""Training on Ray Train: a group of workers around `fit()`, and what is done where one fails.
+"""The train stage: a group of workers on Ray Train, each of which runs `fit()`.
 
-The checkpoints are ours, not Ray's: they go to storage with their manifest last, and a worker group
-that Ray restarts, on whatever cause, continues from the newest one.
+Checkpoints do not go through Ray: `learn/checkpoints.py` writes them to storage, with their
+manifest last. A worker group that Ray restarts, for any reason, continues from the newest one.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
-from orchestrator.train.follower import Feed
+from orchestrator.train import preload
+from orchestrator.train.follower import Follower
 from orchestrator.train.supervisor import Supervisor
 
-TRAINING = "training"  # the thread of the actor that Ray Train runs in
+TRAINING = "training"  # Ray Train's thread in the actor
 
 
 def train(
@@ -32,20 +32,20 @@ def train(
     """Train on the job's workers into `folder`, continuing what lies there.
 
     Raises:
-        OrchestratorError: of a worker, as it raised it.
-        StageError: where workers were lost `cluster.max_failures` times without any progress.
+        OrchestratorError: that a worker raised.
+        StageError: where workers were lost `cluster.max_failures` times without a new checkpoint.
     """
     started = time.monotonic()
     progress.start("starting workers", total=None, unit="")
-    feed = Feed(job, folder, events, progress)
+    follower = Follower(job, folder, events, progress)
     try:
-        train_group(job, prepared, folder, feed)
+        train_group(job, prepared, folder, follower)
     finally:
-        feed.close()
+        follower.close()
         progress.finish()
-        with contextlib.suppress(OSError):  # storage that refuses has been told of
+        with contextlib.suppress(OSError):  # the training has reported storage that fails
             (folder / "ray").delete()
-    # These import torch, for which no start of a training has to wait.
+    # Imported late: these import torch, which takes seconds, and workers need none of it here.
     from orchestrator.learn.checkpoints import Checkpoints
     from orchestrator.learn.fit import begun_with
 
@@ -76,16 +76,17 @@ def _profiles(folder: Folder) -> list[str]:
     return [f"profiled: {profiles}/{name} lists the slowest operators" for name in tables]
 
 
-def train_group(job: Job, prepared: PreparedData, folder: Folder, feed: Feed) -> None:
-    """Have the job's workers train into `folder`, and pass on to `feed` what happens there.
+def train_group(job: Job, prepared: PreparedData, folder: Folder, follower: Follower) -> None:
+    """Have the job's workers train into `folder`, and `follower` pass on their messages.
 
-    Ray Train starts workers again where they fail; this starts Ray Train again where it does.
+    Ray Train restarts workers that fail. This function restarts Ray Train where it fails itself.
 
     Raises: see `train`.
     """
     while True:
         attempt = uuid.uuid4().hex
-        (folder / "checkpoints").write(ATTEMPT, attempt.encode())  # only it may write there now
+        # From now on only this attempt may write checkpoints.
+        (folder / "checkpoints").write(ATTEMPT, attempt.encode())
         settings: dict[str, Any] = {
             "job": job,
             "prepared": prepared.folder.uri,
@@ -95,9 +96,9 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, feed: Feed) ->
         }
         actor: dict[str, Any] = {
             "num_cpus": 0,
-            "concurrency_groups": {TRAINING: 1},  # a thread of its own, beside the supervisor's
+            "concurrency_groups": {TRAINING: 1},  # one more thread, beside the supervisor's
             "scheduling_strategy": here(),
-            "runtime_env": {"env_vars": spares.passed_on()},
+            "runtime_env": {"env_vars": preload.passed_on()},
         }
         sizes = job.cluster
         controller: Any = ray.remote(**actor)(TrainController).remote(
@@ -105,36 +106,36 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, feed: Feed) ->
         )
         try:
             training = controller.run.options(concurrency_group=TRAINING).remote(settings)
-            feed.follow(controller, training)
+            follower.follow(controller, training)
             return
         except ray.exceptions.RayError as error:
             if (raised := raised_by_user_code(error)) is not None:
                 raise raised from error
             reason = last_line(str(error))
-            if not feed.may_start_again(reason):
+            if not follower.may_start_again(reason):
                 raise StageError(
-                    f"Ray Train failed: {reason}; what is saved stays, run it again"
+                    f"Ray Train failed: {reason}; the checkpoints stay: run it again"
                 ) from error
         finally:
             ray.kill(controller)
 
 
 class TrainController(Supervisor):
-    """The actor in whose process Ray Train runs, whose import takes seconds, beside the workers'.
+    """The actor in which Ray Train runs. It imports Ray Train while the workers import torch.
 
-    It is their supervisor, too: a process of its own would take a core as long as they start.
+    It is the workers' supervisor, too. A separate process would take a core while they start.
     """
 
     def run(self, settings: dict[str, Any]) -> None:
-        gc.set_threshold(50_000)  # of 700: imports leave nothing to collect
+        gc.set_threshold(50_000)  # 700 by default: imports leave nothing to collect
         from orchestrator.train import worker_group
 
-        myself = ray.get_runtime_context().current_actor
-        worker_group.train({**settings, "supervisor": myself})
+        this_actor = ray.get_runtime_context().current_actor
+        worker_group.train({**settings, "supervisor": this_actor})
 
 
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:
-    """What the weights of a training depend on, besides the number of steps."""
+    """The settings on which a training's weights depend, besides the number of steps."""
     whole = job.model_dump(mode="json")
     model = {f"model.{key}": value for key, value in whole["model"].items()}
     kept = {f"train.{key}": whole["train"][key] for key in ("seed", "optimizer", "deterministic")}

@@ -1,36 +1,40 @@
 """Between the workers of a training and the command that started it.
 
-It hears each worker once a second, so that it knows who hangs and who lags, counts failures
-against a budget that progress refills, and passes on what the command asks for.
+The supervisor gets a heartbeat from each worker once a second, so it knows which workers hang and
+which are slow. It counts failures against a budget that each new checkpoint refills, and it passes
+the command's requests on to the workers.
 """
 
+import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import StageError
+from orchestrator.learn.directive import Directive
 
-LAGGING = 2.0  # times as long as the others
-LAGGING_STEPS = 10  # compared, and of some length, before a worker is called a straggler
-LAGGING_SECONDS = 1.0
+LAGGING = 2.0  # a straggler takes this many times as long as the others
+LAGGING_STEPS = 10  # compared before a worker is called a straggler
+LAGGING_SECONDS = 1.0  # computed in these steps, at least
 
 
 @dataclass(frozen=True)
-class Beat:
-    """What a worker says of itself."""
+class Heartbeat:
+    """What a worker reports about itself."""
 
     rank: int
     process: int
-    node: str  # Ray's id of it
+    node: str  # Ray's id of the node
     host: str
     step: int
-    seconds: float  # computed in all steps so far, waiting for nobody
+    seconds: float  # computed in all steps so far, without waiting for other workers
+    memory: int = 0  # peak, in bytes
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that belongs into the story of the run."""
+    """Something for the run's `events.jsonl`."""
 
     kind: str
     fields: dict[str, Any]
@@ -46,63 +50,66 @@ class Figures:
 
 
 class Supervisor:
-    """Workers and Ray Train's controller tell it things; the command looks at it.
+    """Workers and Ray Train's controller report to it; the command polls it.
 
-    It lives in the actor that Ray Train runs in. Where that is lost, a new one begins anew, and the
-    command counts how often that happens.
+    It lives in the actor that Ray Train runs in. If that actor is lost, the command starts another
+    one, with a new supervisor, and counts how often that happens.
     """
 
     def __init__(self, max_failures: int, hang_seconds: float) -> None:
         self.max_failures = max_failures
         self.hang_seconds = hang_seconds
         self.messages: list[Any] = []
-        self.failures = 0  # since the last progress
+        self.failures = 0  # since the last new checkpoint
         self.reason = ""  # of the last failure
         self.saved_step = 0
-        self.asked = 0  # the directive for all workers
+        self.asked = Directive.GO_ON  # of all workers
         self.draining: set[str] = set()  # nodes that will be taken away
-        self.failed = False  # for a reason that no retry mends
-        self.group = 0  # of workers: what older ones say, or do not say any more, is nothing
-        self.size = 0
-        self.beats: dict[int, tuple[float, Beat]] = {}
-        self.left: set[int] = set()  # those who have ended by themselves
-        self.windows: dict[int, Beat] = {}  # where the measuring of each worker began
+        self.failed = False  # for a reason that a retry cannot mend
+        self.generation = 0  # number of the worker group; messages of older groups are ignored
+        self.size = 0  # workers in the group
+        self.heartbeats: dict[int, tuple[float, Heartbeat]] = {}
+        self.ended: set[int] = set()  # ranks of workers that returned or raised
+        self.windows: dict[int, Heartbeat] = {}  # where the timing of each worker began
         self.lagging: set[int] = set()
 
-    # Of the workers.
+    # Called by workers.
 
-    def wants(self) -> bool:
-        """Whether a group of workers that was started should train: each of its workers asks."""
+    def may_train(self) -> bool:
+        """Whether a newly started group may train. Each of its workers asks."""
         if self.failures > self.max_failures and not self.failed:
             self.put(
                 StageError(
-                    f"training lost its workers {self.failures} times without getting further than "
-                    f"step {self.saved_step}; the last time: {self.reason}; what is saved stays"
+                    f"training lost its workers {self.failures} times without a checkpoint after "
+                    f"step {self.saved_step}; the last time: {self.reason}; the checkpoints stay"
                 )
             )
         return not self.failed
 
-    def begin(self, size: int) -> int:
-        """A group of workers is about to train; returns the number that its workers have."""
-        self.forget()
+    def begin_group(self, size: int) -> int:
+        """A group of `size` workers is about to train; returns the generation of its workers."""
+        self.forget_group()
         self.size = size
-        return self.group
+        return self.generation
 
-    def beat(self, group: int, beat: Beat) -> tuple[int, list[str]]:
-        """Returns what is asked of the worker, and which of its group's nodes are taken away."""
-        if group != self.group:
+    def heartbeat(self, generation: int, heartbeat: Heartbeat) -> tuple[Directive, list[str]]:
+        """Returns the directive for the worker, and the nodes its group is about to lose."""
+        if generation != self.generation:
             return self.asked, []
-        self.beats[beat.rank] = time.monotonic(), beat
-        self._look_for_stragglers(beat)
-        return self.asked, sorted({b.node for _, b in self.beats.values()} & self.draining)
+        self.heartbeats[heartbeat.rank] = time.monotonic(), heartbeat
+        self._look_for_stragglers(heartbeat)
+        nodes = {latest.node for _, latest in self.heartbeats.values()}
+        return self.asked, sorted(nodes & self.draining)
 
-    def done(self, group: int, rank: int) -> None:
-        """A worker ended by itself: that it falls silent is no sign."""
-        if group == self.group:
-            self.left.add(rank)
+    def worker_ended(self, generation: int, rank: int) -> None:
+        """A worker returned or raised: from now on its silence does not mean that it hangs."""
+        if generation == self.generation:
+            self.ended.add(rank)
 
     def put(self, message: Any) -> None:
         """An error, an event, figures, or Ray's placement group of the workers."""
+        if isinstance(message, Figures) and self.heartbeats:
+            message = self._with_memory(message)
         self.messages.append(message)
         if isinstance(message, Exception):
             self.failed = True
@@ -110,67 +117,74 @@ class Supervisor:
         if saved > self.saved_step:
             self.saved_step, self.failures = saved, 0
 
-    # Of Ray Train's controller.
+    # Called by Ray Train's controller.
 
-    def lost(self, causes: dict[int, str], preempted: bool) -> None:
-        """Workers failed; that a machine was taken away with notice is no failure."""
+    def workers_lost(self, causes: dict[int, str], preempted: bool) -> None:
+        """Workers failed. A machine that is taken away with notice does not count as a failure."""
         if self.failed:
             return
         self.failures += not preempted
         self.reason = "; ".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
-        known = [beat for _, beat in self.beats.values()]
-        lost = [b for b in known if (b.node in self.draining if preempted else b.rank in causes)]
-        self._tell(
+        known = [latest for _, latest in self.heartbeats.values()]
+        lost = [h for h in known if (h.node in self.draining if preempted else h.rank in causes)]
+        self._put_event(
             "preempted" if preempted else "worker lost",
             ranks=sorted(causes),
-            hosts=sorted({beat.host for beat in lost}),
-            step=max((beat.step for beat in known), default=0),
+            hosts=sorted({heartbeat.host for heartbeat in lost}),
+            step=max((heartbeat.step for heartbeat in known), default=0),
             cause=self.reason,
         )
-        self.forget()
+        self.forget_group()
 
-    def forget(self) -> None:
-        """The workers so far are gone, or will be in an instant."""
-        self.group += 1
-        self.beats, self.windows, self.lagging, self.left = {}, {}, set(), set()
+    def forget_group(self) -> None:
+        """The group's workers have ended, or are about to."""
+        self.generation += 1
+        self.heartbeats, self.windows, self.lagging, self.ended = {}, {}, set(), set()
 
-    # Of the command.
+    # Called by the command.
 
-    def look(self) -> tuple[list[Any], list[Beat], bool]:
-        """The messages since the last look, the workers that hang, and whether any is at work."""
+    def poll(self) -> tuple[list[Any], list[Heartbeat], bool]:
+        """The messages since the last poll, the workers that hang, and whether any worker runs."""
         messages, self.messages = self.messages, []
         now = time.monotonic()
-        silent = {rank: now - self.beats[rank][0] for rank in self.beats.keys() - self.left}
-        hanging = [rank for rank, seconds in silent.items() if seconds > self.hang_seconds]
-        found = [self.beats.pop(rank)[1] for rank in hanging]
-        for beat in found:
-            self._tell(
+        running = self.heartbeats.keys() - self.ended
+        silent = {rank: now - self.heartbeats[rank][0] for rank in running}
+        ranks = [rank for rank, seconds in silent.items() if seconds > self.hang_seconds]
+        hanging = [self.heartbeats.pop(rank)[1] for rank in ranks]
+        for heartbeat in hanging:
+            self._put_event(
                 "worker hangs",
-                rank=beat.rank,
-                host=beat.host,
-                process=beat.process,
-                step=beat.step,
-                silent_seconds=round(silent[beat.rank], 1),
+                rank=heartbeat.rank,
+                host=heartbeat.host,
+                process=heartbeat.process,
+                step=heartbeat.step,
+                silent_seconds=round(silent[heartbeat.rank], 1),
             )
-        return messages, found, bool(self.beats.keys() - self.left)
+        return messages, hanging, bool(self.heartbeats.keys() - self.ended)
 
-    def ask(self, directive: int) -> None:
+    def ask(self, directive: Directive) -> None:
         self.asked = max(self.asked, directive)
 
     def drain(self, nodes: set[str]) -> None:
-        """These will be taken away: workers on them are to save and make room for others."""
+        """These nodes will be taken away: workers save, and start again on others."""
         self.draining = nodes
 
-    def _tell(self, kind: str, **fields: Any) -> None:
+    def _with_memory(self, figures: Figures) -> Figures:
+        """Add the peak memory of the worker that takes most."""
+        peak = max(heartbeat.memory for _, heartbeat in self.heartbeats.values())
+        values = {**figures.values, "peak memory GB": peak / 1e9}
+        return dataclasses.replace(figures, values=values)
+
+    def _put_event(self, kind: str, **fields: Any) -> None:
         self.messages.append(Event(kind, fields))
 
-    def _look_for_stragglers(self, beat: Beat) -> None:
+    def _look_for_stragglers(self, heartbeat: Heartbeat) -> None:
         """Compare how long each worker computes for a step, over the same number of steps."""
-        self.windows.setdefault(beat.rank, beat)
-        if len(self.beats) < max(self.size, 2):
+        self.windows.setdefault(heartbeat.rank, heartbeat)
+        if len(self.heartbeats) < max(self.size, 2):
             return
         pace, computed = {}, 0.0
-        for rank, (_, latest) in self.beats.items():
+        for rank, (_, latest) in self.heartbeats.items():
             first = self.windows.get(rank, latest)
             if latest.step - first.step < LAGGING_STEPS:
                 return
@@ -182,8 +196,8 @@ class Supervisor:
             usual = statistics.median(other for r, other in pace.items() if r != rank)
             if seconds > LAGGING * usual:
                 if rank not in self.lagging:
-                    worker = self.beats[rank][1]
-                    self._tell(
+                    worker = self.heartbeats[rank][1]
+                    self._put_event(
                         "straggler",
                         rank=rank,
                         host=worker.host,
@@ -194,7 +208,7 @@ class Supervisor:
                 self.lagging.add(rank)
             else:
                 self.lagging.discard(rank)
-        self.windows = {rank: latest for rank, (_, latest) in self.beats.items()}
+        self.windows = {rank: latest for rank, (_, latest) in self.heartbeats.items()}
 
 
 def _is_checkpoint(message: Any) -> bool:

@@ -1,6 +1,7 @@
-"""One worker of a training: `fit()` in a process of Ray Train's, and its line to the supervisor."""
+"""One worker: runs `fit()` in a process of Ray Train, and reports to the supervisor."""
 
 import contextlib
+import ipaddress
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import torch
@@ -16,78 +18,102 @@ import torch.distributed as dist
 
 from orchestrator.errors import DivergedError, StageError
 from orchestrator.job.cost import compiles
-from orchestrator.job.job import Job, find_task
-from orchestrator.learn.agreement import Directive
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import find_task
 from orchestrator.learn.checkpoints import Checkpoints
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
+from orchestrator.learn.memory import peak_memory
 from orchestrator.learn.profiler import StepProfiler
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 from orchestrator.train import spares
 from orchestrator.train.failures import Decision, PreemptedError, decide, explain
-from orchestrator.train.supervisor import Beat, Event, Figures
+from orchestrator.train.supervisor import Event, Figures, Heartbeat
 
-BEAT_SECONDS = 1.0
-SPARE_SECONDS = 4.0  # of training before a spare is started: the start itself is busy enough
+HEARTBEAT_SECONDS = 1.0
+SPARE_SECONDS = 4.0  # of training before a spare starts, so that it does not slow down the start
 MEETING_SECONDS = 10.0
-PATIENT = timedelta(hours=1)  # for what takes as long as the storage does
-GRACE = 10.0  # seconds for which the supervisor is first to end a worker that hangs, and names it
-COMPILING = 300.0  # in place of them where one worker's compiler may be done before another's
+PATIENT = timedelta(hours=1)  # for exchanges that wait for storage
+# Seconds after `cluster.hang_seconds` until other workers give up on one that hangs. The supervisor
+# comes first, kills that worker and names it.
+GRACE_SECONDS = 10.0
+COMPILE_SECONDS = 300.0  # the same where models compile: some workers take longer than others
 
 
-def work(settings: dict[str, Any]) -> None:
-    """Train as one of Ray Train's workers. What no retry mends is told, not raised."""
+def train(settings: dict[str, Any]) -> None:
+    """Train as one of Ray Train's workers.
+
+    An error that a retry cannot mend goes to the supervisor. It is also raised where other workers
+    wait for this one.
+    """
     job: Job = settings["job"]
     supervisor = settings["supervisor"]
     torch.set_num_threads(job.cluster.cpus_per_worker)
-    if not ray.get(supervisor.wants.remote()):
+    if not ray.get(supervisor.may_train.remote()):
         return
     try:
-        with joined(job) as world, Line(supervisor, world, job) as line:
-            _train(job, settings, world, line)
+        with joined(job) as world, SupervisorLink(supervisor, world, job) as link:
+            _fit(job, settings, world, link)
     except Exception as error:
         if decide(error) is Decision.RETRY:
             raise
         ray.get(supervisor.put.remote(explain(error, job.train)))
         alone = ray.train.get_context().get_world_size() == 1
         if not alone and not isinstance(error, DivergedError):
-            raise  # the others wait for this worker: Ray has to end them
+            raise  # other workers wait for this one: Ray has to end them
 
 
 @contextlib.contextmanager
 def joined(job: Job) -> Iterator[World]:
-    """This worker among the others, connected to them."""
+    """Connect this worker with the others."""
     context = ray.train.get_context()
     device = _device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        if job.train.deterministic:  # read when cuBLAS is first used
+        if job.train.deterministic:  # cuBLAS reads this when it is first used
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     rank, size = context.get_world_rank(), context.get_world_size()
     if size == 1:
         yield World(rank, size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if interface := network_interface(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if rank:
         _wait_for_first_worker()
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
-    # Within a step nobody waits long for anybody, unless somebody hangs.
-    grace = COMPILING if compiles(job) else GRACE
+    # Within a step workers wait long for one another only if one of them hangs.
+    grace = COMPILE_SECONDS if compiles(job) else GRACE_SECONDS
     hang = timedelta(seconds=job.cluster.hang_seconds + grace)
     yield World(rank, size, device, dist.new_group(timeout=hang))
     dist.destroy_process_group()
 
 
-def _wait_for_first_worker() -> None:
-    """Until it listens: who comes earlier than that, torch lets wait more than half a second.
+def network_interface(address: str) -> str:
+    """The name of the network interface that has this node's address; empty if none has.
 
-    Where it does not, within `MEETING_SECONDS`, torch tries on and says why.
+    Gloo by itself takes the interface of the machine's name, which on many machines is the
+    loopback interface (`127.0.1.1 name` in /etc/hosts): other machines cannot reach that one.
     """
-    there = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if ipaddress.ip_address(address).is_loopback:  # all workers are on this machine
+        return ""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == address for each in addresses):
+            return name
+    return ""
+
+
+def _wait_for_first_worker() -> None:
+    """Wait until the first worker listens: connecting earlier costs torch more than half a second.
+
+    After `MEETING_SECONDS` this returns anyway; then torch keeps trying and reports why it fails.
+    """
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + MEETING_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(there, timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             return
         time.sleep(0.01)
 
@@ -95,13 +121,13 @@ def _wait_for_first_worker() -> None:
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    from ray.train.torch import get_device  # half a second, for nothing where there is none
+    from ray.train.torch import get_device  # takes half a second, so not without a GPU
 
     device: torch.device = get_device()
     return device
 
 
-def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> None:
+def _fit(job: Job, settings: dict[str, Any], world: World, link: "SupervisorLink") -> None:
     prepared = PreparedData.load(Folder(settings["prepared"]))
     if prepared is None:
         raise StageError(
@@ -113,31 +139,35 @@ def _train(job: Job, settings: dict[str, Any], world: World, line: "Line") -> No
         task.metric,
         settings["made_by"],
         settings["attempt"],
-        line.event,
+        link.event,
     )
     if world.rank == 0:
         newest = checkpoints.all()[-1:]
         step = newest[0].step if newest else 0
-        line.event("resumed" if step else "began", step=step, workers=world.size)
+        link.event("resumed" if step else "began", step=step, workers=world.size)
         if job.train.profile_steps:
-            to = Folder(settings["folder"]) / "profile"
-            line.profiler = StepProfiler(job.train.profile_steps, to, line.event)
+            profiles = Folder(settings["folder"]) / "profile"
+            link.profiler = StepProfiler(job.train.profile_steps, profiles, link.event)
     config = job.train.model_copy(update={"compile": compiles(job)})
-    metrics = fit(task, prepared, config, world, line, checkpoints)
-    if line.profiler is not None:
-        line.profiler.close()
+    metrics = fit(task, prepared, config, world, link, checkpoints)
+    if link.profiler is not None:
+        link.profiler.close()
+    peaks = [peak for (peak,) in world.exchange(peak_memory(world.device), patient=True)]
+    if world.rank == 0:
+        peak = max(peaks)
+        link.event("peak memory", GB=round(peak / 1e9, 2), rank=peaks.index(peak))
     if metrics is None:
-        # Stopped early. Nobody leaves before the last checkpoint is saved.
-        asked = world.exchange(line.asked, patient=True)
+        # Stopped early. No worker leaves before the last checkpoint is saved.
+        asked = world.exchange(link.asked, patient=True)
         if Directive.STOP not in (directive for (directive,) in asked):
             raise PreemptedError("a machine is taken away")
 
 
-class Line:
-    """A worker's line to the supervisor: a thread that speaks once a second, and `fit`'s reporter.
+class SupervisorLink:
+    """A worker's connection to the supervisor: a heartbeat thread, and `fit`'s reporter.
 
-    The thread speaks for the process, the steps for the training: a process that is stopped falls
-    silent, one that waits for another does not.
+    A worker whose process is stopped sends no heartbeats. One that only waits for another worker
+    still does, with the same step in each.
     """
 
     def __init__(self, supervisor: Any, world: World, job: Job) -> None:
@@ -145,7 +175,8 @@ class Line:
         self.world = world
         self.wants_spare = job.cluster.spares
         self.counts = find_task(job.task).counts
-        self.group = 0
+        self.wants_samples = True
+        self.generation = 0
         self.step, self.seconds = 0, 0.0
         self.profiler: StepProfiler | None = None
         # A time budget becomes a number of steps by timing some. No recorded step is one of these.
@@ -154,16 +185,16 @@ class Line:
         self.draining: list[str] = []  # nodes of this group that will be taken away
         self._ended = threading.Event()
 
-    def __enter__(self) -> "Line":
+    def __enter__(self) -> "SupervisorLink":
         if self.world.rank == 0:
-            self.group = ray.get(self.supervisor.begin.remote(self.world.size))
-        self.group = self.world.exchange(self.group, patient=True)[0][0]
-        threading.Thread(target=self._speak, name="line", daemon=True).start()
+            self.generation = ray.get(self.supervisor.begin_group.remote(self.world.size))
+        self.generation = self.world.exchange(self.generation, patient=True)[0][0]
+        threading.Thread(target=self._send_heartbeats, name="heartbeats", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self.supervisor.done.remote(self.group, self.world.rank)
+        self.supervisor.worker_ended.remote(self.generation, self.world.rank)
 
     def stepped(self, step: int, seconds: float) -> None:
         self.step, self.seconds = step, self.seconds + seconds
@@ -184,29 +215,30 @@ class Line:
         self.supervisor.put.remote(Event(kind, fields))
 
     def directive(self) -> Directive:
-        """What the command asks for; to stop, too, where a machine is about to be taken away."""
+        """What the command asks for, or STOP where a machine is about to be taken away."""
         return Directive.STOP if self.draining else self.asked
 
-    def _speak(self) -> None:
+    def _send_heartbeats(self) -> None:
         context = ray.get_runtime_context()
         started = time.monotonic()
-        while not self._ended.wait(BEAT_SECONDS):
-            beat = Beat(
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            heartbeat = Heartbeat(
                 self.world.rank,
                 os.getpid(),
                 context.get_node_id(),
                 socket.gethostname(),
                 self.step,
                 self.seconds,
+                peak_memory(self.world.device),
             )
             try:
-                answer = self.supervisor.beat.remote(self.group, beat)
+                answer = self.supervisor.heartbeat.remote(self.generation, heartbeat)
                 asked, draining = ray.get(answer, timeout=10)
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError:
-                return  # the command is gone, and Ray ends its workers
-            self.asked, self.draining = Directive(asked), draining
+                return  # the command has ended, so Ray ends its workers
+            self.asked, self.draining = asked, draining
             if self.wants_spare and time.monotonic() - started > SPARE_SECONDS:
                 self.wants_spare = False
                 spares.start_beside_this_worker()

@@ -1,6 +1,6 @@
-"""A group of workers on Ray Train: what lives in its controller's process, and where they begin.
+"""A group of workers on Ray Train: the part that runs in the process of Ray Train's controller.
 
-Importing this is lighter than what the workers do: the controller needs no torch.
+This module imports no torch, which the controller does not need.
 """
 
 import asyncio
@@ -24,45 +24,46 @@ from ray.train.v2.api.result import Result
 from orchestrator.errors import last_line
 from orchestrator.job.job import Job
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 
 LONGEST_CAUSE = 300  # characters
-RESIZE_SECONDS = 10.0  # between looks whether an elastic group could have another size
+RESIZE_SECONDS = 10.0  # between checks whether an elastic group could have another size
 
 
 def train(settings: dict[str, Any]) -> None:
-    """Have workers train, and others in their place where they fail, until they are done.
+    """Run workers, and replace those that fail, until the training has ended.
 
-    `settings` are the workers'; see `train.py`.
+    Args:
+        settings: what each worker gets; `stage.train_group` makes them.
 
     Raises:
-        ray.train.TrainingFailedError: of a worker for a reason that no retry mends.
+        ray.train.TrainingFailedError: where a worker failed for a reason that a retry cannot mend.
     """
     job: Job = settings["job"]
     supervisor = settings["supervisor"]
     _have_no_barrier()
     _Trainer(
-        work,
+        train_loop,
         train_loop_config=settings,
         backend_config=Rendezvous(),
         scaling_config=scaling(job),
-        run_config=RunConfig(  # type: ignore[arg-type]  # of Ray Train V2, as all here
+        run_config=RunConfig(  # type: ignore[arg-type]  # the types are those of Ray Train V1
             name=f"{job.name}-{settings['attempt']}",  # Ray resumes whatever has the same name
             **(Folder(settings["folder"]) / "ray").for_ray(),
-            # How often is the supervisor's to decide, which knows of progress.
+            # The supervisor limits the retries: it knows whether there was a new checkpoint.
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[Watch(supervisor), Places(supervisor)],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": spares.ENVIRONMENT},
+            callbacks=[FailureReports(supervisor), PlacementGroupReports(supervisor)],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": preload.ENVIRONMENT},
         ),
     ).fit()
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray's, in this process, and without those that it starts for what is done otherwise here.
+    """Ray's trainer, with its controller in this process, and three processes fewer.
 
-    Each takes two seconds of a core, and together they would start while the workers do: one for
-    the controller, one for Ray Data's shards, and one to free the workers' places after a
-    controller was lost.
+    Ray would start one for the controller, one for Ray Data's shards, and one to free the workers'
+    placement group after the controller was lost. Each takes two seconds of a core while the
+    workers start.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -77,9 +78,9 @@ class _Trainer(DataParallelTrainer):
 
 
 class _NoBarrier:
-    """In place of an actor of Ray Train's for `ray.train.report`, which nothing here calls.
+    """Replaces an actor of Ray Train that serves `ray.train.report`, which nothing here calls.
 
-    It would start while the workers take their first steps, and take a hundredth of a core then.
+    The actor would start during the first steps, and take a hundredth of a core from then on.
     """
 
     def options(self, **_: Any) -> "_NoBarrier":
@@ -95,7 +96,7 @@ def _have_no_barrier() -> None:
 
 
 def scaling(job: Job) -> ScalingConfig:
-    """The workers of a job in Ray's words."""
+    """Ray's description of a job's workers."""
     resources = {"CPU": float(job.cluster.cpus_per_worker)}
     if job.cluster.gpus_per_worker:
         resources["GPU"] = job.cluster.gpus_per_worker
@@ -108,15 +109,16 @@ def scaling(job: Job) -> ScalingConfig:
     )
 
 
-def work(settings: dict[str, Any]) -> None:
-    from orchestrator.train import worker  # with torch, which the workers alone import
+def train_loop(settings: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker."""
+    from orchestrator.train import worker  # imports torch, which only workers need
 
-    worker.work(settings)
+    worker.train(settings)
 
 
 @dataclass
 class Rendezvous(BackendConfig):
-    """Tells the workers where to meet. Unlike Ray's TorchConfig it needs no torch to do so."""
+    """Gives the workers the first one's address. Ray's TorchConfig would import torch to do so."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -124,7 +126,7 @@ class Rendezvous(BackendConfig):
 
 
 class _Rendezvous(Backend):
-    share_cuda_visible_devices = True  # so that workers of one machine see each other's GPU
+    share_cuda_visible_devices = True  # so that workers of one machine see each other's GPUs
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         from ray.train._internal.utils import get_address_and_port
@@ -137,24 +139,27 @@ def _meet_at(address: str, port: int) -> None:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
 
 
-class Watch(ray.train.UserCallback):
-    """Lives in Ray Train's controller and tells the supervisor which workers failed."""
+class FailureReports(ray.train.UserCallback):
+    """A callback of Ray Train's controller: tells the supervisor which workers failed."""
 
     def __init__(self, supervisor: Any) -> None:
         self.supervisor = supervisor
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         errors = {
-            rank: getattr(error, "health_check_failure", error)  # of a process that died
+            rank: getattr(error, "health_check_failure", error)  # where a process died
             for rank, error in worker_exceptions.items()
         }
         causes = {rank: _cause(error) for rank, error in errors.items()}
         preempted = any(getattr(error, "preempted", False) for error in errors.values())
-        ray.get(self.supervisor.lost.remote(causes, preempted))
+        ray.get(self.supervisor.workers_lost.remote(causes, preempted))
 
 
-class Places(WorkerGroupCallback):
-    """Tells the command what is to be freed for other workers where the controller is lost."""
+class PlacementGroupReports(WorkerGroupCallback):
+    """A callback that gives the command the workers' placement group.
+
+    The command frees it if the controller is lost.
+    """
 
     def __init__(self, supervisor: Any) -> None:
         self.supervisor = supervisor
@@ -165,8 +170,8 @@ class Places(WorkerGroupCallback):
 
 
 def _cause(error: Exception) -> str:
-    """Its last line, without the guesses that are appended to it."""
+    """An error's last line, without the guesses that Ray appends."""
     line = last_line(str(error))
-    for guesses in (" Some common causes include", " This is typically caused"):
-        line = line.split(guesses)[0]
+    for guess in (" Some common causes include", " This is typically caused"):
+        line = line.split(guess)[0]
     return f"{type(error).__name__}: {line}"[:LONGEST_CAUSE]

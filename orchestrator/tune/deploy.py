@@ -1,33 +1,34 @@
-"""Taking a sweep's best trial as the training: its weights go on, and nothing is trained anew."""
+"""Deploys a sweep's best trial: its weights become the training's, without another training."""
 
 from orchestrator.errors import StageError
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import Checkpoints, read_verified
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.fit import begun_with
 from orchestrator.storage.artifact import PreparedData, Sweep, Training
+from orchestrator.storage.checkpoint_files import read_verified
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tune.trial import trial_folder
 
 
 def take_best_trial(job: Job, prepared: PreparedData, sweep: Sweep, folder: Folder) -> Training:
-    """The best trial's best checkpoint, copied into `folder` as that of a training.
+    """Copy the best trial's best checkpoint into `folder`, as the result of a training.
 
     Raises:
-        StageError: where the trial has left none.
+        StageError: where the trial has no checkpoint.
     """
     task = job.build_task()
     metric = task.metric
-    theirs = Checkpoints(trial_folder(sweep.folder, sweep.best_trial) / "checkpoints", metric)
-    best = theirs.best()
+    checkpoints = Checkpoints(trial_folder(sweep.folder, sweep.best_trial) / "checkpoints", metric)
+    best = checkpoints.best()
     if best is None:
         raise StageError(
-            f"{theirs.folder} has no checkpoint: delete {sweep.folder} and sweep again, or set "
-            f"tune.deploy_best_trial = false"
+            f"{checkpoints.folder} has no checkpoint: delete {sweep.folder} and sweep again, or "
+            f"set tune.deploy_best_trial = false"
         )
-    place = folder / "checkpoints" / best.folder.name
-    if not place.exists(MANIFEST):
+    target = folder / "checkpoints" / best.folder.name
+    if not target.exists(MANIFEST):
         files = [(name, [read_verified(best, name)]) for name in best.files]
-        place.write_whole([*files, (MANIFEST, [best.folder.read(MANIFEST)])])
+        target.write_whole([*files, (MANIFEST, [best.folder.read(MANIFEST)])])
     value = best.metrics[metric.name]
     return Training(
         folder=folder,

@@ -1,4 +1,4 @@
-"""What a sweep has found, for people: the best, what mattered, and what was not tried."""
+"""A sweep's report: the best configurations, which keys mattered, which ranges were too narrow."""
 
 import contextlib
 import math
@@ -18,72 +18,73 @@ from orchestrator.tune.records import Trial
 from orchestrator.tune.search import make_study, merged
 
 SHOWN = 10  # configurations on the leaderboard
-EDGE = 0.05  # of a range: a best value this near to its end may lie beyond it
-FEWEST = 4  # ended configurations from which importances are told
+EDGE = 0.05  # of a range: so close to its end, the best value may lie outside the range
+FEWEST = 4  # ended configurations that importances need
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A configuration, and what it came to: the mean of its repeats."""
+    """A configuration and its result, the mean over its repeats."""
 
     numbers: list[int]  # of its trials
     overrides: dict[str, Any]
     value: float
     spread: float | None  # standard deviation over the repeats
     steps: int
-    complete: bool  # none of its trials was stopped
+    complete: bool  # whether none of its trials was stopped
 
 
 def ranked(trials: Iterable[Trial], metric: Metric) -> list[Ranked]:
-    """Configurations that have a result, the best first; those that went all the way before others.
+    """Configurations that have a result, the best first, and complete ones before others.
 
-    What was stopped early is not better for having come less far.
+    A trial that was stopped early has trained for fewer steps, so its result does not compare.
     """
-    groups: dict[int, list[Trial]] = {}
+    by_configuration: dict[int, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         if trial.state != "failed" and metric.name in trial.metrics:
-            groups.setdefault(trial.configuration, []).append(trial)
-    found = []
-    for group in groups.values():
-        values = [trial.metrics[metric.name] for trial in group]
-        found.append(
+            by_configuration.setdefault(trial.configuration, []).append(trial)
+    results = []
+    for repeats in by_configuration.values():
+        values = [trial.metrics[metric.name] for trial in repeats]
+        results.append(
             Ranked(
-                numbers=[trial.number for trial in group],
-                overrides=group[0].overrides,
+                numbers=[trial.number for trial in repeats],
+                overrides=repeats[0].overrides,
                 value=statistics.fmean(values),
                 spread=statistics.stdev(values) if len(values) > 1 else None,
-                steps=min(trial.step for trial in group),
-                complete=all(trial.state == "finished" for trial in group),
+                steps=min(trial.step for trial in repeats),
+                complete=all(trial.state == "finished" for trial in repeats),
             )
         )
     sign = 1 if metric.mode == "min" else -1
-    return sorted(found, key=lambda each: (not each.complete, sign * each.value))
+    return sorted(results, key=lambda result: (not result.complete, sign * result.value))
 
 
 def importances(
     space: dict[str, Domain], metric: Metric, trials: Iterable[Trial]
 ) -> dict[str, float]:
-    """How much of what made trials good or bad each key accounts for, summing to 1; may be empty.
+    """The share of each key in the difference between good and bad trials, by key.
 
-    Watanabe et al. 2023, PED-ANOVA.
+    The shares sum to 1. Empty for fewer than FEWEST trials. Watanabe et al. 2023, PED-ANOVA.
     """
     ended = [trial for trial in merged(trials, metric) if trial.state != "running"]
     whole = [trial.model_copy(update={"state": "finished"}) for trial in ended if trial.metrics]
     if len(whole) < FEWEST:
         return {}
-    found: dict[str, float] = {}
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # of values that are all equal
+    shares: dict[str, float] = {}
+    # Optuna fails where all values are equal.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         study = make_study(space, metric, whole)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: value for key, value in shares.items() if math.isfinite(value)}
 
 
 def at_the_edge(job: Job, best: dict[str, Any]) -> list[str]:
-    """In words, where the best values lie at an end of what was tried, and there is more beyond."""
+    """A sentence for each best value that lies at an end of its range, if the job may exceed it."""
     assert job.tune is not None
-    found = []
+    sentences = []
     for key, value in best.items():
         domain = job.tune.space[key]
         ends = domain.loguniform or domain.uniform or domain.randint
@@ -98,12 +99,13 @@ def at_the_edge(job: Job, best: dict[str, Any]) -> list[str]:
         end, other = (low, high) if share <= EDGE else (high, low)
         beyond = end * end / other if domain.loguniform is not None else 2 * end - other
         if _may_be(job, key, type(value)(beyond)):
-            found.append(f"{key} = {value:.4g} lies at the end of its range ({end:g}): widen it")
-    return found
+            end_of_range = f"the end of its range ({end:g})"
+            sentences.append(f"{key} = {value:.4g} lies at {end_of_range}: widen it")
+    return sentences
 
 
 def _may_be(job: Job, key: str, value: Any) -> bool:
-    """Whether a job may have this value: a dropout below 0 is none."""
+    """Whether a job may have this value, unlike a dropout below 0."""
     try:
         job.override({key: value})
     except UserError:
@@ -123,7 +125,7 @@ def findings(job: Job, trials: list[Trial], order: list[Ranked]) -> str:
     assert job.tune is not None
     metric, space = job.build_task().metric, job.tune.space
     important = importances(space, metric, trials)
-    warned = at_the_edge(job, order[0].overrides)
+    warnings_of_ranges = at_the_edge(job, order[0].overrides)
     counts = [f"{sum(t.state == state for t in trials)} {state}" for state in _states(trials)]
     lines = [
         "## The sweep",
@@ -133,7 +135,7 @@ def findings(job: Job, trials: list[Trial], order: list[Ranked]) -> str:
         "",
         *_leaderboard(order, metric, sorted(space)),
         "",
-        *[f"**{text}.**\n" for text in warned],
+        *[f"**{text}.**\n" for text in warnings_of_ranges],
         *_space(space, order[0].overrides, important),
     ]
     return "\n".join(lines) + "\n"
@@ -185,7 +187,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A value, floats short."""
+    """A value as text, floats rounded."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What a trial prints, in a file of its own: on local storage at once, elsewhere at its end."""
+"""The output of a trial, in a file: on local storage at once, elsewhere when the trial ends."""
 
 import contextlib
 import io
@@ -9,11 +9,11 @@ from orchestrator.errors import StageError
 from orchestrator.storage.folder import Folder, no_link
 
 LOG = "log.txt"
-LONGEST = 1 << 20  # characters that are kept of a trial that prints without end
+LONGEST = 1 << 20  # characters; a trial may print without end
 
 
 class _Log(io.TextIOBase):
-    """Takes text; its file is made with the first of it."""
+    """A stream that creates its file with the first text."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -44,7 +44,7 @@ class _Log(io.TextIOBase):
 
 @contextlib.contextmanager
 def logged(folder: Folder) -> Iterator[None]:
-    """Standard output, standard error and warnings of the block go to `log.txt` of the folder."""
+    """Send output, errors and log records of the block to the folder's `log.txt`."""
     log = _Log(folder)
     handler = logging.StreamHandler(log)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

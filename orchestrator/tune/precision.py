@@ -1,7 +1,7 @@
-"""The precision of a sweep's trials: chosen once, before the first, by a step of the job's model.
+"""The precision of a sweep's trials, chosen once by timing a step of the job's model.
 
-The trials share it, or the sweep would compare precisions, too, where the two are about as fast.
-The training after the sweep chooses its own: its model may be another one.
+All trials share it. Otherwise the sweep would compare precisions, too, where both are about as
+fast. The training after the sweep chooses its own, since its model may be another one.
 """
 
 from typing import Any
@@ -12,30 +12,30 @@ from ray.exceptions import RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.errors import StageError
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.job import Job
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.fit import load_processor
 from orchestrator.learn.precision import Choice, choose
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.train.spares import KEPT_MEMORY
+from orchestrator.train.preload import KEPT_MEMORY
 
 
 def choose_for_trials(job: Job, prepared: PreparedData) -> Choice:
     """The faster precision on the resources of one of a trial's workers.
 
     Raises:
-        OrchestratorError: of the task, as it raised it.
+        OrchestratorError: that the task raised.
     """
     sizes = job.cluster
-    there: Any = _choose.options(
+    on_a_worker: Any = _choose.options(
         num_cpus=sizes.cpus_per_worker,
         num_gpus=sizes.gpus_per_worker,
-        runtime_env={"env_vars": KEPT_MEMORY},  # as trials have it
+        runtime_env={"env_vars": KEPT_MEMORY},  # as for trials
     )
     try:
-        choice: Choice = ray.get(there.remote(job, prepared.folder.uri))
+        choice: Choice = ray.get(on_a_worker.remote(job, prepared.folder.uri))
     except RayError as error:
         raise raised_by_user_code(error) or error from error
     return choice

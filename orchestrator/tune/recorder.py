@@ -1,4 +1,4 @@
-"""Writes down what trials do while they do it, and hears what is asked of the sweep."""
+"""Records trials while they run, and reads users' requests to stop them."""
 
 import contextlib
 import time
@@ -16,11 +16,11 @@ from orchestrator.tune.search import Search
 from orchestrator.tune.writer import Writer
 
 WRITE_SECONDS = 1.0  # between writes of one trial that runs
-LOOK_SECONDS = 0.5  # between looks for requests
+REQUEST_SECONDS = 0.5  # between checks for requests
 
 
 class Recorder(ray.tune.Callback):
-    """Tune's view of the sweep into files, and into what a terminal shows."""
+    """Tune's callback: writes records to the sweep's folder, and figures to the terminal."""
 
     def __init__(
         self,
@@ -37,21 +37,21 @@ class Recorder(ray.tune.Callback):
         self.progress = progress
         self.asked: set[int] = set()  # trials that a user wants to stop
         self.stop_asked = False
-        self._before = record.seconds  # that earlier starts of the sweep ran
-        self._began: float | None = None  # with its first trial: until then, processes start
+        self._before = record.seconds  # of earlier starts of the sweep
+        self._began: float | None = None  # when the first trial started; before, processes start
         self._running: dict[int, Trial] = {}
-        self._since: dict[int, float] = {}  # when each that runs was started, less what it ran
+        self._since: dict[int, float] = {}  # each one's start, less its time before
         self._written: dict[int, float] = {}
         self._looked = 0.0
         self._requests = folder / REQUESTS
         self._writer = Writer(folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks for a restore of its own, which is never done
+        return {}  # Tune pickles its callbacks for its own restore, which is never used
 
     @property
     def seconds(self) -> float:
-        """That trials ran, over all starts of the sweep."""
+        """For how long trials ran, over all starts of the sweep."""
         since = time.monotonic() - self._began if self._began is not None else 0.0
         return self._before + since
 
@@ -61,14 +61,14 @@ class Recorder(ray.tune.Callback):
         return minutes is not None and self.seconds >= 60 * minutes
 
     def begin(self, trial: Trial) -> None:
-        """A trial was handed out; where it was interrupted before, it goes on."""
+        """A trial is about to start, or to continue after an interruption."""
         self._running[trial.number] = trial
 
     def setup(self, *_: Any, **__: Any) -> None:
-        self._requests.delete()  # what was asked of an earlier start is done with
+        self._requests.delete()  # requests to an earlier start no longer apply
 
     def on_step_begin(self, iteration: int, trials: list[RayTrial], **_: Any) -> None:
-        if time.monotonic() - self._looked < LOOK_SECONDS:
+        if time.monotonic() - self._looked < REQUEST_SECONDS:
             return
         self._looked = time.monotonic()
         for name in self._requests.names():
@@ -133,7 +133,7 @@ class Recorder(ray.tune.Callback):
             record.reason = "stopped on request"
             self._end(record, "stopped")
         elif self.stop_asked:
-            self._write(record)  # still running, for whoever goes on with the sweep
+            self._write(record)  # its state stays "running": the next start continues it
         elif self.out_of_time:
             self._cut_off(record)
         else:
@@ -152,11 +152,11 @@ class Recorder(ray.tune.Callback):
         self._end(record, "failed")
 
     def flush(self) -> None:
-        """Return when all that has ended is on disk."""
+        """Return when the records of all ended trials are written."""
         self._writer.flush()
 
     def close(self, state: str, error: str = "") -> None:
-        """Write down how the sweep ended; trials that were cut off end with its time."""
+        """Record how the sweep ended. Trials still running at its time limit end with it."""
         for record in list(self._running.values()):
             if self.out_of_time and not self.stop_asked and record.started:
                 self._cut_off(record)
@@ -182,14 +182,14 @@ class Recorder(ray.tune.Callback):
         self._show()
 
     def _note_exploit(self, record: Trial, config: dict[str, Any]) -> None:
-        """Population based training gave the trial another one's weights, and other values."""
+        """Record that population based training gave the trial weights and values of another."""
         if config["overrides"] == record.overrides:
             return
         donor = self._running.get(config["donor"]) or self.search.trials[config["donor"]]
-        if donor.step >= self.record.steps:  # nothing is trained any more with these values
+        if donor.step >= self.record.steps:  # no step is left for these values
             return
         record.overrides = config["overrides"]
-        record.reason = record.traceback = ""  # of a trial that failed, and goes on all the same
+        record.reason = record.traceback = ""  # a failed trial goes on with the donor's weights
         record.exploits.append(
             Exploit(step=donor.step, donor=donor.number, overrides=record.overrides)
         )
@@ -199,7 +199,7 @@ class Recorder(ray.tune.Callback):
         self._writer.put(record.file, record.model_dump_json().encode())
 
     def _show(self) -> None:
-        """The best so far, on the terminal."""
+        """Show the best value so far."""
         values = [
             trial.metrics[self.metric.name]
             for trial in self.search.trials.values()

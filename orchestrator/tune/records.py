@@ -1,7 +1,7 @@
-"""What a sweep writes down: a file for the sweep, and one for each trial, while they run.
+"""The records of a sweep: a file for the sweep and one for each trial, written while they run.
 
-Whoever looks at a sweep reads these and nothing else: a rerun of a killed one, the report and the
-dashboard. Who wants something of a running sweep leaves a request in its folder.
+A rerun of a killed sweep, the report and the dashboard read these and nothing else. A request to a
+running sweep is a file in its folder.
 """
 
 import re
@@ -23,17 +23,17 @@ Point = dict[str, float]
 
 
 class Exploit(BaseModel):
-    """In population based training: the trial went on from another one's weights."""
+    """In population based training: the trial continued from another trial's weights."""
 
     model_config = ConfigDict(frozen=True)
 
     step: int
     donor: int = Field(description="number of the trial whose weights and values it took")
-    overrides: dict[str, Any] = Field(description="its own from there on, perturbed")
+    overrides: dict[str, Any] = Field(description="the trial's own from then on, perturbed")
 
 
 class Trial(BaseModel):
-    """One trial, as far as it has come."""
+    """One trial so far."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -61,7 +61,7 @@ class Trial(BaseModel):
 
 
 class SweepRecord(BaseModel):
-    """The sweep itself: what was asked for, and how it stands."""
+    """The sweep itself: its settings and its state."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -84,7 +84,9 @@ class SweepRecord(BaseModel):
     precision: Precision | None = Field(
         None, description="of the trials where neither job nor space says it, once it is chosen"
     )
-    notices: list[str] = Field(default_factory=list, description="why this precision, say")
+    notices: list[str] = Field(
+        default_factory=list, description="for the user, such as why this precision"
+    )
     state: SweepState = "running"
     started: float = Field(0.0, description="Unix time of its first start")
     seconds: float = Field(0.0, description="that it ran, over all of its starts")
@@ -95,7 +97,7 @@ class SweepRecord(BaseModel):
 
     @classmethod
     def load(cls, folder: Folder) -> Self | None:
-        """The record of a sweep's folder; None where no sweep has begun there."""
+        """The record in a sweep's folder; None where no sweep has begun there."""
         try:
             return cls.model_validate_json(folder.read(SWEEP_FILE))
         except (FileNotFoundError, NotADirectoryError):
@@ -104,16 +106,16 @@ class SweepRecord(BaseModel):
 
 def read_trials(folder: Folder) -> dict[int, Trial]:
     """All trials of a sweep's folder, by number."""
-    found = {}
+    trials = {}
     for name in folder.names():
         if TRIAL_NAME.fullmatch(name):
             trial = Trial.model_validate_json(folder.read(name))
-            found[trial.number] = trial
-    return found
+            trials[trial.number] = trial
+    return trials
 
 
 def request_stop(folder: Folder, number: int | None = None) -> None:
-    """Ask a running sweep to stop: all of it, resumably, or one trial for good."""
+    """Ask a running sweep to stop, which may continue later, or end one of its trials for good."""
     name = "stop" if number is None else f"stop-{number:05d}"
     (folder / REQUESTS).write(name, b"")
 

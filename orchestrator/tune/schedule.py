@@ -1,4 +1,4 @@
-"""Which trials go on: Ray Tune's schedulers, and what they had seen before a sweep was killed."""
+"""Which trials continue: Ray Tune's schedulers, restored after a sweep was killed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from orchestrator.tasks.task import Metric
 from orchestrator.tune.records import Trial
 from orchestrator.tune.search import sample
 
-VALIDATIONS = 16  # of a trial that is not stopped: what a scheduler decides by
-REDUCTION = 4  # at each rung, ASHA lets a trial on that is among the best quarter so far
-RUNGS = (1, 2, 4, 8)  # after which of a trial's validations
+VALIDATIONS = 16  # of a trial that is not stopped; schedulers decide at validations
+REDUCTION = 4  # at each rung, ASHA lets a trial continue if it is in the best quarter so far
+RUNGS = (1, 2, 4, 8)  # numbers of the validations at which ASHA decides
 PERTURBATIONS = 8  # of a population's trial, at most
-QUANTILE = 0.25  # of a population: so many give up for so many
+QUANTILE = 0.25  # of a population: the worst quarter copies from the best quarter
 
 
 def scheduler(config: TuneConfig, metric: Metric, warmup_steps: int) -> TrialScheduler:
@@ -43,14 +43,14 @@ def scheduler(config: TuneConfig, metric: Metric, warmup_steps: int) -> TrialSch
 def rungs(config: TuneConfig, warmup_steps: int) -> list[int]:
     """The steps at which ASHA decides, the last one first.
 
-    In the first half of the warm-up no trial has shown much.
+    In the first half of the warm-up, results say little.
     """
     steps = {_validated_at(config, number) for number in RUNGS} - {config.steps}
     return sorted((step for step in steps if step >= warmup_steps / 2), reverse=True)
 
 
 def decides_at(config: TuneConfig, warmup_steps: int, step: int) -> bool:
-    """Whether the scheduler has to hear of a validation before the trial goes on."""
+    """Whether the scheduler must see the validation at `step` before the trial continues."""
     if config.scheduler == "asha":
         return step in rungs(config, warmup_steps)
     return config.scheduler != "none"
@@ -62,11 +62,11 @@ def _validated_at(config: TuneConfig, number: int) -> int:
 
 
 class _Halving(ASHAScheduler):
-    """Ray's, with more rungs: its own are as far apart as it reduces.
+    """Ray's scheduler with more rungs. Its own rungs are REDUCTION times as far apart as the last.
 
-    Of few trials the first ones always go on, there being nothing to compare them with. Where they
-    are looked at more often, that costs less: of 48 trials 19 % of all steps in place of 24 %, the
-    best or its next found as surely (docs/log.md). Li et al. 2018, arXiv 1810.05934.
+    The first trials always continue, since there are no others to compare with. With more rungs
+    that costs less: in a sweep of 48 trials, 19 % of all steps in place of 24 %, and the best or
+    second-best trial was found as often (docs/log.md). Li et al. 2018, arXiv 1810.05934.
     """
 
     def __init__(self, config: TuneConfig, metric: Metric, steps: list[int]) -> None:
@@ -74,7 +74,8 @@ class _Halving(ASHAScheduler):
             time_attr="step",
             metric=metric.name,
             mode=metric.mode,
-            max_t=config.steps + 1,  # a trial ends by itself, and is then no stopped one
+            # Beyond the last step, or Ray would count finished trials as stopped.
+            max_t=config.steps + 1,
             reduction_factor=REDUCTION,
         )
         (bracket,) = self._brackets
@@ -82,7 +83,7 @@ class _Halving(ASHAScheduler):
 
 
 class _Population(PopulationBasedTraining):
-    """Ray's, whose trial that goes on from another one's weights stays itself."""
+    """Ray's scheduler, but a trial that takes another one's weights keeps its own number."""
 
     def __init__(self, config: TuneConfig, metric: Metric) -> None:
         self._space = config.space
@@ -110,10 +111,10 @@ class _Population(PopulationBasedTraining):
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        # Ray refuses searchers here, which would not learn of changed values. This sweep's samples
-        # at random, and the trials are its own records.
-        nobody: Any = _Past(trial.trial_id)
-        super().on_trial_add(nobody, trial)
+        # Ray refuses searchers here, since they do not learn of changed values. This sweep's search
+        # draws at random, so it does not need to learn of them.
+        without_searcher: Any = _Past(trial.trial_id)
+        super().on_trial_add(without_searcher, trial)
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
@@ -125,7 +126,7 @@ class _Population(PopulationBasedTraining):
 
 
 def _within(domain: Domain, value: Any) -> Any:
-    """A perturbed value, not beyond the ends of what was to be tried."""
+    """A perturbed value, limited to the domain's range."""
     ends = domain.uniform or domain.loguniform
     if ends is not None:
         return min(max(float(value), ends[0]), ends[1])
@@ -136,18 +137,17 @@ def _within(domain: Domain, value: Any) -> Any:
 
 @dataclass(eq=False)
 class _Past:
-    """A trial that ended before, in the place of one of Ray's."""
+    """Stands for a Ray trial, and for Tune's controller, where a past trial is replayed."""
 
     trial_id: str
     search_alg: None = None
 
     def get_live_trials(self) -> list[Any]:
-        """And in the place of Tune's controller: nobody waits."""
         return []
 
 
 def replay(chosen: TrialScheduler, trials: Iterable[Trial]) -> None:
-    """Show a new scheduler what trials had come to that ended before it was made."""
+    """Show a new scheduler the validations of trials that ended before it was created."""
     if not isinstance(chosen, ASHAScheduler | MedianStoppingRule):
         return
     for trial in trials:

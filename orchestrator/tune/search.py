@@ -1,7 +1,7 @@
-"""Which configuration a sweep tries next: by a grid, at random, or by what trials have taught.
+"""Which configuration a sweep tries next: from a grid, at random, or by TPE.
 
-A configuration follows from the sweep's seed, its own number and, with TPE, the trials that ended
-before it. What they came to is read from their records, so a sweep that was killed forgets nothing.
+A configuration is a function of the sweep's seed, its own number and, with TPE, the trials that
+ended before it. Their results come from their records, so a sweep that was killed loses none.
 """
 
 import statistics
@@ -27,14 +27,14 @@ from orchestrator.tune.records import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-FIRST_AT_RANDOM = 10  # configurations before TPE has learnt enough
+FIRST_AT_RANDOM = 10  # configurations before TPE has enough results
 ENDED = ("finished", "stopped early", "stopped", "failed")
-REMEMBERED_BEST = 3  # of an earlier sweep, tried first
+REMEMBERED_BEST = 3  # configurations of earlier sweeps, which are tried first
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a trial is to do."""
+    """A trial for Tune to run."""
 
     number: int
     configuration: int
@@ -43,7 +43,7 @@ class Assignment:
 
 
 class Search:
-    """Hands out trials: those that were interrupted, repeats of good ones, then new ones."""
+    """Hands out trials: first interrupted ones, then repeats of finished ones, then new ones."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Search:
         past: Iterable[Trial] = (),
         earlier: Iterable[Trial] = (),
     ) -> None:
-        """`past` are the trials of this sweep so far, `earlier` those of others to learn from."""
+        """With `past` trials of this sweep, and `earlier` ones of other sweeps to learn from."""
         self.config = config
         self.metric = metric
         self.trials = {trial.number: trial for trial in past}
@@ -68,12 +68,12 @@ class Search:
 
     @property
     def expected(self) -> int:
-        """The number of trials, as far as it is known: those stopped early are not repeated."""
+        """The number of trials, as far as it is known. Trials that stop early have no repeats."""
         begun = len({t.configuration for t in self.trials.values()})
         return len(self.trials) + len(self._repeats) + self.config.configurations - begun
 
     def next(self) -> Assignment | None:
-        """The next trial; None where there is none now: a repeat may come when one has ended."""
+        """The next trial; None where there is none now. Repeats may follow when a trial ends."""
         if self._interrupted:
             trial = self._interrupted.popleft()
             return Assignment(trial.number, trial.configuration, trial.repeat, trial.overrides)
@@ -91,13 +91,13 @@ class Search:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no trial will ever be handed out any more."""
+        """Whether `next` will never return another trial."""
         running = any(trial.state == "running" for trial in self.trials.values())
         nothing_new = self._next >= self.config.configurations
         return nothing_new and not (self._repeats or self._interrupted or running)
 
     def ended(self, trial: Trial) -> None:
-        """Learn how a trial ended."""
+        """Take in a trial that ended."""
         self.trials[trial.number] = trial
         if trial.state == "finished":
             self._plan_repeats(trial)
@@ -112,7 +112,7 @@ class Search:
         return assignment
 
     def _plan_repeats(self, trial: Trial) -> None:
-        """A configuration that came through with its first seed is tried with others."""
+        """Plan further seeds for a configuration whose first trial finished."""
         if trial.repeat:
             return
         same = [t for t in self.trials.values() if t.configuration == trial.configuration]
@@ -129,24 +129,24 @@ class Search:
         return self._ask(number)
 
     def _best_of_earlier(self) -> list[dict[str, Any]]:
-        """The best configurations of earlier sweeps, each once."""
+        """The best configurations of earlier sweeps, without repetitions."""
         sign = 1 if self.metric.mode == "min" else -1
         ranked = sorted(self._earlier, key=lambda t: sign * t.metrics[self.metric.name])
-        found: list[dict[str, Any]] = []
+        best: list[dict[str, Any]] = []
         for trial in ranked:
             whole = all(
                 name in trial.overrides or not domain.applies(trial.overrides)
                 for name, domain in self.config.space.items()
             )
-            if whole and trial.overrides not in found and self._inside(trial.overrides):
-                found.append(trial.overrides)
-        return found[:REMEMBERED_BEST]
+            if whole and trial.overrides not in best and self._inside(trial.overrides):
+                best.append(trial.overrides)
+        return best[:REMEMBERED_BEST]
 
     def _inside(self, overrides: dict[str, Any]) -> bool:
         return all(contains(self.config.space[name], value) for name, value in overrides.items())
 
     def _ask(self, number: int) -> dict[str, Any]:
-        """What TPE proposes from all trials so far."""
+        """TPE's proposal, given all trials so far."""
         seed = int(np.random.default_rng((self.config.seed, number)).integers(2**32))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -155,7 +155,7 @@ class Search:
                 n_startup_trials=min(FIRST_AT_RANDOM, max(2, self.config.configurations // 3)),
                 multivariate=True,
                 group=True,
-                constant_liar=True,  # that what runs will be bad, so that it is not proposed twice
+                constant_liar=True,  # counts running trials as bad, so that none is proposed twice
             )
         study = make_study(self.config.space, self.metric, self._memory(), sampler)
         trial = study.ask()
@@ -172,17 +172,17 @@ class Search:
 
 
 def _shuffled_grid(config: TuneConfig) -> list[dict[str, Any]]:
-    """In an order of no meaning: ASHA, shown ever better trials, would stop none."""
-    found = grid(config.space)
-    return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
+    """The grid in random order. In its own order trials may get ever better, so ASHA stops none."""
+    points = grid(config.space)
+    return [points[i] for i in np.random.default_rng(config.seed).permutation(len(points))]
 
 
 def sample(config: TuneConfig, number: int) -> dict[str, Any]:
-    """A configuration at random: a function of the sweep's seed and its number alone."""
+    """A random configuration: a function of the sweep's seed and its number alone."""
     random = np.random.default_rng((config.seed, number))
     values: dict[str, Any] = {}
     for name in in_order(config.space):
-        drawn = _draw(config.space[name], random)  # always, so that no draw changes another
+        drawn = _draw(config.space[name], random)  # always, so that later draws stay the same
         if config.space[name].applies(values):
             values[name] = drawn
     return values
@@ -201,12 +201,12 @@ def _draw(domain: Domain, random: np.random.Generator) -> Any:
 
 
 def merged(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
-    """One trial for each configuration: of repeats, the mean of what they came to."""
-    found: dict[int, list[Trial]] = {}
+    """One trial for each configuration, with the mean result of its repeats."""
+    by_configuration: dict[int, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
-        found.setdefault(trial.configuration, []).append(trial)
+        by_configuration.setdefault(trial.configuration, []).append(trial)
     means = []
-    for first, *others in found.values():
+    for first, *others in by_configuration.values():
         values = [
             trial.metrics[metric.name]
             for trial in (first, *others)
@@ -225,7 +225,7 @@ def make_study(
     trials: Iterable[Trial],
     sampler: optuna.samplers.BaseSampler | None = None,
 ) -> optuna.Study:
-    """Optuna's view of trials, for its samplers and its importances."""
+    """The trials as an Optuna study, for its samplers and its importances."""
     directions = optuna.study.StudyDirection
     direction = directions.MINIMIZE if metric.mode == "min" else directions.MAXIMIZE
     study = optuna.create_study(direction=direction, sampler=sampler)
@@ -239,7 +239,7 @@ def _frozen(space: dict[str, Domain], metric: Metric, trial: Trial) -> FrozenTri
     state, value, steps = TrialState.RUNNING, None, {}
     if trial.state == "finished" and reached is not None:
         state, value = TrialState.COMPLETE, reached
-    elif trial.state in ENDED:  # one that failed has reached nothing: it counts as the worst
+    elif trial.state in ENDED:  # a failed trial has no value and counts as the worst
         state = TrialState.PRUNED
         if trial.state != "failed" and reached is not None:
             steps = {trial.step: reached}
@@ -253,7 +253,7 @@ def _frozen(space: dict[str, Domain], metric: Metric, trial: Trial) -> FrozenTri
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """A domain in Optuna's words; of a choice, which may be of anything, its number."""
+    """A domain as Optuna's distribution. A choice becomes its index, since it may be any value."""
     if domain.choice is not None:
         return CategoricalDistribution(range(len(domain.choice)))
     if domain.randint is not None:

@@ -1,8 +1,8 @@
-"""Sweeping hyperparameters on Ray Tune: a trial is `fit()` with another configuration.
+"""The tune stage: a sweep over hyperparameters on Ray Tune. A trial is `fit()` with other values.
 
-Trials of one worker run inside Tune's own actors, which are reused, so that a further trial costs
-milliseconds rather than the start of processes. Each trial is written down as it goes: a sweep that
-was killed goes on with those that ran, and knows what the others came to.
+Trials of one worker run in Tune's own actors. Tune reuses them, so that another trial starts within
+milliseconds. Each trial is recorded while it runs: a sweep that was killed continues the trials
+that ran, and keeps the results of the others.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from orchestrator.job.job import Job
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import FINDINGS, PreparedData, Sweep
 from orchestrator.storage.folder import Folder
-from orchestrator.train.spares import KEPT_MEMORY
+from orchestrator.train.preload import KEPT_MEMORY
 from orchestrator.tune.findings import findings, ranked
 from orchestrator.tune.precision import choose_for_trials
 from orchestrator.tune.recorder import Recorder
@@ -30,20 +30,19 @@ from orchestrator.tune.schedule import replay, scheduler
 from orchestrator.tune.search import Search
 from orchestrator.tune.trial import Sweeping, run_trial, warmup_steps
 
-ATTEMPTS = 2  # starts of a trial whose process was lost: the second may be luckier
-NO_RESOURCES = {
-    "memory": 1.0
-}  # of a trial whose workers have their own: Tune wants it to have some
+ATTEMPTS = 2  # starts of a trial, where its process was lost
+# Of a trial whose workers have their own resources. Tune requires it to have some.
+NO_RESOURCES = {"memory": 1.0}
 
 
 def tune(
     job: Job, prepared: PreparedData, folder: Folder, cluster: Cluster, progress: Progress
 ) -> Sweep:
-    """Run the trials of `job.tune` that have not ended yet; the best of all wins.
+    """Run the trials of `job.tune` that have not ended yet, and pick the best of all.
 
     Raises:
-        StageError: where not one trial succeeded.
-        StoppedError: where somebody asked the sweep to stop.
+        StageError: where no trial succeeded.
+        StoppedError: where a user asked the sweep to stop.
     """
     assert job.tune is not None
     metric = job.build_task().metric
@@ -59,10 +58,10 @@ def tune(
     state, error = "failed", "interrupted"
     try:
         if not search.exhausted and not recorder.out_of_time:
-            _run_trials(settled(job, prepared, record, folder), prepared, recorder)
+            _run_trials(with_precision(job, prepared, record, folder), prepared, recorder)
         if recorder.stop_asked:
             state, error = "stopped", ""
-            raise StoppedError("somebody asked the sweep to: the same command goes on with it")
+            raise StoppedError("a user stopped the sweep: the same command continues it")
         recorder.flush()
         sweep = _result(job, record, folder, recorder.seconds, list(search.trials.values()))
         state, error = "finished", ""
@@ -78,8 +77,8 @@ def tune(
         progress.finish()
 
 
-def settled(job: Job, prepared: PreparedData, record: SweepRecord, folder: Folder) -> Job:
-    """The job as its trials have it: in one precision, chosen at the sweep's first start."""
+def with_precision(job: Job, prepared: PreparedData, record: SweepRecord, folder: Folder) -> Job:
+    """The job with the precision of its trials, which is chosen at the sweep's first start."""
     assert job.tune is not None
     if job.train.precision != "auto" or "train.precision" in job.tune.space:
         return job
@@ -113,7 +112,7 @@ def _new_record(job: Job, cluster: Cluster) -> SweepRecord:
 
 
 def room_for_trials(job: Job, cluster: Cluster) -> int:
-    """How many trials the cluster has room for at the same time; others wait."""
+    """How many trials the cluster can run at the same time."""
     assert job.tune is not None
     sizes, workers = job.cluster, job.tune.workers
     room = cluster.cpus // (workers * sizes.cpus_per_worker)
@@ -124,7 +123,7 @@ def room_for_trials(job: Job, cluster: Cluster) -> int:
 
 def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
     assert job.tune is not None
-    # Ray's own records of the trials are not what a rerun reads.
+    # Ray's own records of the trials, which a rerun does not read.
     ray_folder = recorder.folder / "ray"
     in_population = job.tune.scheduler == "pbt"
     sweeping = Sweeping(job, prepared.folder.uri, recorder.folder.uri, in_population)
@@ -139,14 +138,14 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
             search_alg=_Suggestions(recorder),
             num_samples=-1,
             reuse_actors=True,
-            # The trials of a population take turns, which needs all of them begun.
+            # The trials of a population take turns, so all of them must have begun.
             max_concurrent_trials=None if in_population else recorder.record.concurrent,
         ),
         run_config=ray.tune.RunConfig(
             name=f"{job.name}-{time.time_ns()}",
             **ray_folder.for_ray(),
             callbacks=[recorder],
-            stop=_Wishes(recorder),
+            stop=_Requests(recorder),
             failure_config=ray.tune.FailureConfig(max_failures=ATTEMPTS - 1),
             checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
             verbose=0,
@@ -161,7 +160,7 @@ def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
 
 @contextlib.contextmanager
 def _kept_memory() -> Iterator[None]:
-    """For the actors of trials: Tune has no other place for an environment of theirs."""
+    """Set the environment of trials' actors. Tune has no setting for it."""
     with unittest.mock.patch.dict(class_cache.DEFAULT_ENV_VARS, KEPT_MEMORY):
         yield
 
@@ -176,7 +175,7 @@ def resources_of_a_trial(job: Job) -> dict[str, float]:
 
 
 class _Suggestions(Searcher):
-    """Hands the search's trials to Tune. How they end, the recorder tells the search."""
+    """Hands the search's trials to Tune. The recorder tells the search how they end."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder.metric.name, recorder.metric.mode)
@@ -206,14 +205,14 @@ class _Suggestions(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        pass  # for a restore of Tune's own, which is never done
+        pass  # for Tune's own restore, which is never used
 
     def restore(self, checkpoint_path: str) -> None:
         pass
 
 
-class _Wishes(ray.tune.Stopper):
-    """Ends trials, or the sweep, at their next validation, where somebody asked for it."""
+class _Requests(ray.tune.Stopper):
+    """Ends a trial, or the sweep, at the next validation after a user asked for it."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -232,7 +231,7 @@ def _result(
     metric = job.build_task().metric
     order = ranked(trials, metric)
     if not order:
-        reasons = [trial.reason for trial in trials if trial.reason] or ["none was begun"]
+        reasons = [trial.reason for trial in trials if trial.reason] or ["no trial began"]
         raise StageError(f"every trial failed; the first: {reasons[0]}")
     best = order[0]
     chosen = described(best.overrides)
@@ -250,7 +249,7 @@ def _result(
 
 
 def described(overrides: dict[str, Any]) -> str:
-    """A trial's values on one line, floats short; a choice may be of text or anything else."""
+    """A trial's values on one line, floats rounded. A choice may be text or anything else."""
     return ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in overrides.items()

@@ -1,7 +1,7 @@
-"""One trial, in a process of Ray Tune's: the same `fit()` that trains, with another configuration.
+"""One trial, in a process of Ray Tune: the same `fit()` that trains, with other values.
 
-A trial of one worker runs in Tune's own actor, which the next one takes over. A trial of several
-starts a group of workers as `train` does, and waits for it.
+A trial of one worker runs in Tune's own actor, which then runs the next trial. A trial of several
+workers starts a worker group, as `train` does, and waits for it.
 """
 
 import json
@@ -17,8 +17,8 @@ import torch
 
 from orchestrator.errors import StageError
 from orchestrator.job.job import Job
-from orchestrator.learn.agreement import Directive
 from orchestrator.learn.checkpoints import Checkpoints, step_name
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
 from orchestrator.learn.snapshot import Snapshot
 from orchestrator.learn.world import World
@@ -26,24 +26,24 @@ from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.train.failures import explain
-from orchestrator.train.follower import Feed
+from orchestrator.train.follower import Follower
 from orchestrator.train.stage import train_group
 from orchestrator.tune.log import logged
 from orchestrator.tune.schedule import VALIDATIONS, decides_at
 
-REPORT_SECONDS = 1.0  # between reports that nothing depends on: a trial waits until each is heard
-SAVE_SECONDS = 10.0  # at most so much of a trial is lost with its process
-WORST = 1e30  # what a failed trial reports: finite, since schedulers take means of it
+REPORT_SECONDS = 1.0  # between reports that the scheduler does not need: a trial waits for each
+SAVE_SECONDS = 10.0  # a trial loses at most so much with its process
+WORST = 1e30  # reported by a failed trial; finite, since schedulers take means of it
 
 
 @dataclass(frozen=True)
 class Sweeping:
-    """What all trials of a sweep have in common."""
+    """What all trials of a sweep share."""
 
     job: Job
     prepared: str
     folder: str
-    in_population: bool  # whose trials may go on from one another's weights
+    in_population: bool  # with population based training: trials may take over others' weights
 
     @property
     def steps(self) -> int:
@@ -52,26 +52,26 @@ class Sweeping:
 
 
 def run_trial(config: dict[str, Any], sweeping: Sweeping) -> None:
-    """Train as the configuration says, from where an earlier start of this trial came to.
+    """Train as the configuration says, from the newest checkpoint of this trial.
 
-    A failure is reported, not raised: it is a row of the sweep, not its end.
+    A failure is reported to Tune, not raised: it ends the trial, not the sweep.
     """
     folder = trial_folder(Folder(sweeping.folder), config["number"])
     with logged(folder):
-        _train_or_tell(config, folder, sweeping)
+        _train_or_report_failure(config, folder, sweeping)
 
 
-def _train_or_tell(config: dict[str, Any], folder: Folder, sweeping: Sweeping) -> None:
+def _train_or_report_failure(config: dict[str, Any], folder: Folder, sweeping: Sweeping) -> None:
     job = sweeping.job
     try:
-        job = _job_of(config, sweeping)  # keys that are valid one by one may not be together
+        job = _job_of(config, sweeping)  # raises if valid values exclude one another
         data = PreparedData.load(Folder(sweeping.prepared))
         if data is None:
             raise StageError(
                 f"{sweeping.prepared}: the prepared data is gone, or on no shared storage"
             )
         if job.cluster.most_workers > 1:
-            _train_group(job, data, folder)
+            _train_on_workers(job, data, folder)
         else:
             _train_here(job, data, folder, sweeping.in_population)
     except Exception as error:
@@ -86,7 +86,7 @@ def trial_folder(sweep: Folder, number: int) -> Folder:
 
 
 def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
-    """The job with a trial's values, its budget, and, for a repeat, another seed."""
+    """The job with a trial's values and budget, and with another seed for a repeat."""
     job = sweeping.job
     assert job.tune is not None
     budget = {
@@ -104,38 +104,38 @@ def _job_of(config: dict[str, Any], sweeping: Sweeping) -> Job:
 
 
 def warmup_steps(job: Job) -> int:
-    """Of a trial, which is shorter than the training: so that it comes to the rate it is to try."""
+    """Of a trial: shorter than the training's, so that a short trial reaches its learning rate."""
     assert job.tune is not None
     return min(job.train.warmup_steps, job.tune.steps // 5)
 
 
 def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: bool) -> None:
-    """In this process, on its cores alone."""
+    """Train in this process, on its cores alone."""
     torch.set_num_threads(job.cluster.cpus_per_worker)
     world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
     task = job.build_task()
-    checkpoints = Checkpoints(folder / "checkpoints", task.metric, tell=_unheard)
+    checkpoints = Checkpoints(folder / "checkpoints", task.metric, listener=_ignore_event)
     if in_population:
         _take_over(checkpoints)
-        fit(task, data, job.train, world, _Silent(), _Shown(checkpoints))
+        fit(task, data, job.train, world, _SilentReporter(), _SharedCheckpoints(checkpoints))
     else:
         assert job.tune is not None
-        kept = _Sparing(checkpoints, with_last=job.tune.deploy_best_trial)
-        fit(task, data, job.train, world, _TuneReporter(job, task.metric.name), kept)
+        rare = _RareCheckpoints(checkpoints, with_last=job.tune.deploy_best_trial)
+        fit(task, data, job.train, world, _TuneReporter(job, task.metric.name), rare)
 
 
-def _train_group(job: Job, data: PreparedData, folder: Folder) -> None:
-    """On workers of its own, which Ray Train starts."""
-    feed = Feed(job, folder, EventLog(folder), _Group(job))
+def _train_on_workers(job: Job, data: PreparedData, folder: Folder) -> None:
+    """Train on workers that Ray Train starts for this trial."""
+    follower = Follower(job, folder, EventLog(folder), _TuneProgress(job))
     try:
-        train_group(job, data, folder, feed)
+        train_group(job, data, folder, follower)
     finally:
-        feed.close()
+        follower.close()
         (folder / "ray").delete()
 
 
 def _take_over(checkpoints: Checkpoints) -> None:
-    """Go on from the weights that Tune gives: another trial's, which did better, or one's own."""
+    """Continue from the checkpoint that Tune gives: this trial's own, or that of a better trial."""
     given = ray.tune.get_checkpoint()
     if given is None:
         return
@@ -146,17 +146,17 @@ def _take_over(checkpoints: Checkpoints) -> None:
     own = checkpoints.folder / name
     if own.exists(MANIFEST) and own.read(MANIFEST) == manifest:
         return
-    checkpoints.folder.delete()  # what it had come to itself is given up
+    checkpoints.folder.delete()  # the better trial's weights replace its own
     own.write_whole([*((n, [content]) for n, content in files.items()), (MANIFEST, [manifest])])
 
 
-def _unheard(kind: str, **fields: Any) -> None:
+def _ignore_event(kind: str, **fields: Any) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Validated:
-    """One validation of a trial."""
+    """A validation of a trial."""
 
     at: float  # by this process's monotonic clock
     step: int
@@ -164,16 +164,16 @@ class Validated:
 
 
 def report(metric: str, points: list[Validated], checkpoint: Any = None) -> None:
-    """Tell Tune of validations; Tune ends the trial here where its scheduler says so."""
+    """Report validations to Tune, which ends the trial here if its scheduler decides so."""
     now, last = time.monotonic(), points[-1]
-    told = [{"age": now - p.at, "step": p.step, "metrics": p.metrics} for p in points]
+    reported = [{"age": now - p.at, "step": p.step, "metrics": p.metrics} for p in points]
     ray.tune.report(
-        {metric: last.metrics[metric], "step": last.step, "points": told}, checkpoint=checkpoint
+        {metric: last.metrics[metric], "step": last.step, "points": reported}, checkpoint=checkpoint
     )
 
 
-class _Sparing:
-    """Checkpoints that are saved now and then: most trials are short, and few are interrupted."""
+class _RareCheckpoints:
+    """Saves a checkpoint every SAVE_SECONDS: most trials are short, and few are interrupted."""
 
     def __init__(self, checkpoints: Checkpoints, with_last: bool) -> None:
         self.finish, self.restore = checkpoints.finish, checkpoints.restore
@@ -188,8 +188,8 @@ class _Sparing:
             self._saved = time.monotonic()
 
 
-class _Shown:
-    """Checkpoints that other trials may go on from: Tune gets them with each validation."""
+class _SharedCheckpoints:
+    """Gives Tune a checkpoint with each validation, from which other trials may continue."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.finish, self.restore = checkpoints.finish, checkpoints.restore
@@ -208,13 +208,15 @@ class _Shown:
                 path = Path(temporary)
                 for name in folder.names():
                     (path / name).write_bytes(folder.read(name))
-            shown = ray.tune.Checkpoint.from_directory(path)
+            shared = ray.tune.Checkpoint.from_directory(path)
             point = Validated(time.monotonic(), snapshot.step, snapshot.metrics)
-            report(self._metric, [point], shown)
+            report(self._metric, [point], shared)
 
 
-class _Silent:
-    """A reporter that says nothing."""
+class _SilentReporter:
+    """A reporter that ignores everything."""
+
+    wants_samples = False
 
     def stepped(self, step: int, seconds: float) -> None:
         pass
@@ -233,15 +235,16 @@ class _Silent:
 
 
 class _TuneReporter:
-    """Tells Tune of validations: at once where its scheduler decides, else once a second."""
+    """Reports validations to Tune: at once if its scheduler decides then, else once a second."""
 
     def __init__(self, job: Job, metric: str) -> None:
         assert job.tune is not None
         self._config, self._warmup = job.tune, job.train.warmup_steps
         self._metric = metric
         self._points: list[Validated] = []
+        self.wants_samples = False
         self._reported = time.monotonic()
-        silent = _Silent()
+        silent = _SilentReporter()
         self.stepped, self.progress = silent.stepped, silent.progress
         self.directive, self.event = silent.directive, silent.event
 
@@ -255,8 +258,8 @@ class _TuneReporter:
             report(self._metric, points)
 
 
-class _Group:
-    """Takes the progress of a group of workers, and tells Tune of each validation."""
+class _TuneProgress:
+    """Receives the progress of a worker group, and reports each validation to Tune."""
 
     def __init__(self, job: Job) -> None:
         self.metric = job.build_task().metric.name
@@ -272,6 +275,9 @@ class _Group:
         named = {k.removeprefix("validation "): v for k, v in values.items() if "validation " in k}
         if self.metric in named:
             report(self.metric, [Validated(time.monotonic(), self.step, named)])
+
+    def note(self, text: str) -> None:
+        pass
 
     def finish(self) -> None:
         pass

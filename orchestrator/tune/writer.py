@@ -1,4 +1,4 @@
-"""Writes records beside the sweep: a trial that has reported waits for no disk."""
+"""Writes records in a thread, so that no trial waits for storage."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Writer:
-    """A thread that writes files of a folder; of several contents of one file, the last."""
+    """A thread that writes files of a folder. Of several contents for a file, the last counts."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class Writer:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Return when all is written, or the storage has refused for a while."""
+        """Return when all is written, or storage has failed for PATIENCE seconds."""
         with self._changed:
             self._changed.wait_for(lambda: not (self._waiting or self._busy), PATIENCE)
 
@@ -49,19 +49,19 @@ class Writer:
                     return
                 name = next(iter(self._waiting))
                 content, self._busy = self._waiting.pop(name), True
-            refused = not self._written(name, content)
+            failed = not self._written(name, content)
             with self._changed:
                 self._busy = False
-                if refused:
+                if failed:
                     self._waiting.setdefault(name, content)
                 self._changed.notify_all()
-            if refused:
+            if failed:
                 time.sleep(RETRY_SECONDS)
 
     def _written(self, name: str, content: bytes) -> bool:
         try:
             self._folder.write(name, content)
-        except Exception as error:  # a storage that refuses now may take it later
+        except Exception as error:  # the next attempt may succeed
             logger.warning("%s", error)
             return False
         return True

@@ -1,6 +1,6 @@
-"""What all drills share: a cluster, prepared data, and trainings that nobody disturbed.
+"""Fixtures of all drills: a cluster, prepared data, and undisturbed trainings to compare with.
 
-DRILL_SEED=7 repeats the random moments of an earlier session, which tells its own where it fails.
+A failing drill prints its seed; DRILL_SEED=7 repeats the random moments of that session.
 """
 
 import os
@@ -17,7 +17,7 @@ from orchestrator.job.job import Job
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.train import stage as train_module
-from orchestrator.train.follower import Feed
+from orchestrator.train.follower import Follower
 from tests.drills.s3 import Storage, storage
 from tests.drills.trainings import Command, Drill, Ending, assert_clean, ending, make_job
 from tests.integration.conftest import connected, prepared
@@ -34,7 +34,7 @@ Undisturbed = Callable[..., Ending]
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
-    """Draws the moments of a drill, the same ones whichever drills run before it."""
+    """Draws the moments of a drill. They do not depend on the drills that run before."""
     print(f"DRILL_SEED={SEED}")
     return random.Random(f"{SEED} {request.node.name}")
 
@@ -48,9 +48,9 @@ def s3() -> Iterator[Storage]:
 
 @pytest.fixture(scope="session")
 def head(s3: Storage) -> Iterator[Head]:
-    """Whose workers, too, know of that storage."""
-    with ray_head(cpus=4) as found:
-        yield found
+    """A head whose workers have the settings of the S3 storage too."""
+    with ray_head(cpus=4) as started:
+        yield started
 
 
 @pytest.fixture
@@ -58,18 +58,18 @@ def begin(
     head: Head, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Begin]:
     """Begins trainings, and proves afterwards that nothing of them stayed."""
-    feeds: list[Feed] = []
+    followers: list[Follower] = []
     drills: list[Drill] = []
 
-    def recorded(*arguments: Any) -> Feed:
-        feeds.append(Feed(*arguments))
-        return feeds[-1]
+    def recorded(*arguments: Any) -> Follower:
+        followers.append(Follower(*arguments))
+        return followers[-1]
 
     def begin(**changes: Any) -> Drill:
-        drills.append(Drill(make_job(prepared, tmp_path, **changes), prepared, feeds))
+        drills.append(Drill(make_job(prepared, tmp_path, **changes), prepared, followers))
         return drills[-1]
 
-    monkeypatch.setattr(train_module, "Feed", recorded)
+    monkeypatch.setattr(train_module, "Follower", recorded)
     yield begin
     for drill in drills:
         drill.join()
@@ -78,7 +78,7 @@ def begin(
 
 @pytest.fixture(scope="session")
 def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """How a training with these changes ends when nobody disturbs it; made once each."""
+    """The ending of an undisturbed training with these changes, which runs once for each."""
     known: dict[str, Ending] = {}
 
     def made(**changes: Any) -> Ending:
@@ -97,7 +97,7 @@ def undisturbed(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def make(prepared: PreparedData, tmp_path: Path) -> Make:
-    """Makes jobs whose prepared data lies where their own command finds it."""
+    """Makes jobs whose prepared data is where their command looks for it."""
 
     def make(**changes: object) -> Job:
         job = make_job(prepared, tmp_path, **changes)
@@ -115,7 +115,7 @@ def job(make: Make) -> Job:
 
 @pytest.fixture
 def commands() -> Iterator[list[Command]]:
-    """Those that a drill starts, to be ended whatever happens."""
+    """The commands that a drill starts. They are ended even if the drill fails."""
     started: list[Command] = []
     yield started
     for command in started:

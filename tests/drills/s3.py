@@ -1,6 +1,6 @@
-"""A storage that speaks as much S3 as pyarrow does, and that can be slow or refuse all it is asked.
+"""A server with the part of S3 that pyarrow uses, which can be slow or refuse requests.
 
-It keeps its objects in memory, checks no signature, and knows no multipart uploads.
+Objects are in memory. Signatures are not checked, and multipart uploads are not supported.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ REGION = "us-east-1"
 
 
 class Storage(ThreadingHTTPServer):
-    """Objects by `/bucket/key`, with the time of their last change."""
+    """Objects by `/bucket/key`, with the time of their last modification."""
 
     daemon_threads = True
 
@@ -31,7 +31,7 @@ class Storage(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to take this for S3."""
+        """The environment variables with which a process uses this server as S3."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.server_port}",
             "AWS_REGION": REGION,
@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(204)
 
     def do_POST(self) -> None:
-        """Of all posts only that which deletes many objects."""
+        """Only the deletion of many objects is supported."""
         self._begin()
         if self._is_refused():
             return
@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         self.key = unquote(parts.path).rstrip("/") or "/"
         if parts.path.endswith("/") and self.key.count("/") > 1:
-            self.key += "/"  # what stands for a folder
+            self.key += "/"  # the marker of a folder
         self.query = parse_qs(parts.query, keep_blank_values=True)
         self.body = self._read()
         time.sleep(self.server.delay)
@@ -138,10 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         content, changed = self.server.objects[self.key]
         headers = {"ETag": _tag(content), "Last-Modified": formatdate(changed, usegmt=True)}
-        wanted = self.headers.get("Range", "").removeprefix("bytes=")
-        if not wanted:
+        byte_range = self.headers.get("Range", "").removeprefix("bytes=")
+        if not byte_range:
             return self._answer(200, content, headers)
-        first, _, last = wanted.partition("-")
+        first, _, last = byte_range.partition("-")
         part = content[int(first) : int(last) + 1 if last else None]
         headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
         self._answer(206, part, headers)
@@ -157,8 +157,10 @@ class _Handler(BaseHTTPRequestHandler):
             key = path.removeprefix(f"{bucket}/")
             if key == path or not key.startswith(prefix):
                 continue
-            head, found, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
-            if found:
+            head, separator, _ = (
+                key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
+            )
+            if separator:
                 folders.add(f"{prefix}{head}{delimiter}")
                 continue
             at = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(changed))

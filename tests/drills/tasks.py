@@ -1,4 +1,4 @@
-"""Tasks that go wrong: named by import path in the jobs of drills."""
+"""Tasks that fail. The jobs of drills name them by import path."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FLIP = "flip"
 
 
 class Poisoned(LanguageModelling):
-    """Its loss is no number for the rows in the file `poison.npy` of the data's folder."""
+    """The loss is NaN for the rows that the file `poison.npy` in the data's folder lists."""
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, count = super().loss(model, batch)
@@ -30,7 +30,7 @@ class Poisoned(LanguageModelling):
 
 
 class Flipped(Poisoned):
-    """A bit of a weight of the last worker flips, once, when there is a file `flip`."""
+    """One bit of a weight flips in the last worker, once, when the file `flip` exists."""
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         last = dist.get_rank() == dist.get_world_size() - 1

@@ -1,4 +1,4 @@
-"""The command itself: killed, told to end, started twice, and started again under another clock."""
+"""The command: killed, terminated, started twice, and run while the clock is set."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ from tests.drills.trainings import Command, assert_clean, ending
 from tests.ray_head import Head
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
-# These look a minute for a head that is gone; they give themselves a name when they are up.
+# These processes search for a lost head for a minute. They rename themselves once started.
 AGENTS = ("ray::DashboardAgent", "dashboard/agent.py")
 AGENTS += ("ray::RuntimeEnvAgent", "runtime_env/agent/main.py")
-AGENTS += ("workers/default_worker.py",)  # one that was just being started
+AGENTS += ("workers/default_worker.py",)  # a process that was just starting
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 
 
@@ -65,13 +65,13 @@ def test_sigterm_saves_a_last_checkpoint(
     time.sleep(1 + chance.random())
     started = time.monotonic()
     os.kill(commands[0].process.pid, signal.SIGTERM)
-    said = commands[0].end(code=143)
+    output = commands[0].end(code=143)
     seconds = time.monotonic() - started
     print(f"\nSIGTERM: ended after {seconds:.1f} s")
-    assert "the same command continues" in said and "Traceback" not in said
+    assert "the same command continues" in output and "Traceback" not in output
     assert seconds < 30
     saved = commands[0].events("checkpoint")
-    assert saved[-1]["step"] not in (0, 150)  # none that was due
+    assert saved[-1]["step"] not in (0, 150)  # no scheduled checkpoint
     assert commands[0].events("ended")[-1]["exit_code"] == 143
     commands[0].assert_nothing_left()
     assert_clean(head, commands[0].folder)
@@ -82,7 +82,9 @@ def test_sigterm_saves_a_last_checkpoint(
     assert ending(commands[1].folder) == undisturbed()
 
 
-def test_a_second_run_of_a_name_is_refused(job: Job, commands: list[Command], head: Head) -> None:
+def test_a_second_run_of_the_same_name_is_refused(
+    job: Job, commands: list[Command], head: Head
+) -> None:
     commands.append(Command(job, head.environment))
     commands[0].wait_for_checkpoint(0)
     started = time.monotonic()
@@ -90,10 +92,10 @@ def test_a_second_run_of_a_name_is_refused(job: Job, commands: list[Command], he
     start_up = time.monotonic() - started
     started = time.monotonic()
     commands.append(Command(job, head.environment))
-    said = commands[1].end(code=2)
+    output = commands[1].end(code=2)
     seconds = time.monotonic() - started
     print(f"\nrefused after {seconds:.1f} s, of which {start_up:.1f} s to start up")
-    assert f"in use by process {commands[0].process.pid}" in said
+    assert f"in use by process {commands[0].process.pid}" in output
     assert seconds - start_up < 2
     commands[0].end()
 
@@ -107,7 +109,7 @@ def test_the_clock_may_be_set(
     shift: str,
     chance: Random,
 ) -> None:
-    """Of the whole machine, as far as the command and its Ray see it."""
+    """The clock of the command and of its Ray is set, as if the machine's were."""
     if not Path(FAKETIME).exists():
         pytest.skip("libfaketime is not installed: apt-get install faketime")
     commands.append(Command(job, own_ray()))
@@ -117,8 +119,8 @@ def test_the_clock_may_be_set(
     clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": shift, "NO_FAKE_STAT": "1"}
     commands.append(Command(job, own_ray() | clock))
     commands[1].end()
-    told = [event["time"] for event in commands[1].events("resumed")]
-    hours = (datetime.fromisoformat(told[0]) - datetime.now(UTC)).total_seconds() / 3600
+    times = [event["time"] for event in commands[1].events("resumed")]
+    hours = (datetime.fromisoformat(times[0]) - datetime.now(UTC)).total_seconds() / 3600
     assert abs(hours - int(shift[:2])) < 0.1
     assert ending(commands[1].folder) == undisturbed()
     commands[1].assert_nothing_left()

@@ -17,19 +17,20 @@ import pytest
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.snapshot import Snapshot, pack
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tasks.task import Metric
 
 STEPS = 5
-LOSSES = {2: 0.5, 4: 0.7}  # of the steps that are validated: the second one stays the best
+LOSSES = {2: 0.5, 4: 0.7}  # of the validated steps; the second step stays the best
 MIB = 2**20
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"}
 
 
 def snapshot(step: int, floats: int = 24) -> Snapshot:
-    """What a deterministic training would be after this step."""
+    """The state of a deterministic training after this step."""
     generator = torch.Generator().manual_seed(step)
     return Snapshot(
         step=step,
@@ -60,17 +61,17 @@ def assert_restored(checkpoints: Checkpoints, step: int, floats: int = 24) -> No
 
 
 def step_folders(path: Path) -> list[int]:
-    return sorted(int(found.name.removeprefix("step-")) for found in path.glob("step-*"))
+    return sorted(int(folder.name.removeprefix("step-")) for folder in path.glob("step-*"))
 
 
 # kill -9 at every write of a commit
 
 
 def die_at(change: int) -> None:
-    """Have this process kill itself before its n-th change of a file system, whatever it is.
+    """Make this process kill itself before its n-th change of a file system.
 
-    Python tells of most changes by itself; of `write`, which dies in its middle, and `fsync` it
-    does not. Only the thread that commits counts, so that each run counts alike.
+    Python's audit events report most changes. `write`, which is killed halfway, and `fsync` have
+    none and are wrapped. Only changes of the committing thread count, so that all runs count alike.
     """
     done, write, fsync = 0, os.write, os.fsync
 
@@ -100,14 +101,14 @@ def die_at(change: int) -> None:
 
 
 def save_all(path: Path) -> None:
-    """A training that continues what lies there, and notes each step that it is told of."""
+    """A training that continues from the checkpoints in `path`, and records each reported step."""
 
     def note(kind: str, **fields: Any) -> None:
         if kind == "checkpoint":
             with path.with_suffix(".committed").open("a") as notes:
                 notes.write(f"{fields['step']}\n")
 
-    checkpoints = open_checkpoints(path, tell=note)
+    checkpoints = open_checkpoints(path, listener=note)
     saved = checkpoints.restore()
     for step in range(saved.checkpoint.step + 1 if saved else 1, STEPS + 1):
         checkpoints.save(snapshot(step))
@@ -115,7 +116,7 @@ def save_all(path: Path) -> None:
 
 
 def run_killed(path: Path, change: int) -> bool:
-    """Run a process that is killed at a change; whether it was."""
+    """Run a process that is killed at a change; returns whether it was."""
     child = os.fork()
     if child == 0:
         die_at(change)
@@ -127,27 +128,27 @@ def run_killed(path: Path, change: int) -> bool:
 
 
 def kill_at_every_change(root: Path) -> None:
-    """A training for each change, in a folder of its own, killed there; until one survives."""
+    """For each change, run a training in a new folder that is killed there, until one survives."""
     change = 1
     while run_killed(root / str(change), change):
         change += 1
 
 
 def kill_again_and_again(path: Path) -> None:
-    """One training that is killed at ever later changes, and each time continues."""
+    """Kill one training at later and later changes; it continues each time."""
     change = 1
     while run_killed(path, change):
         change += 1
 
 
 def run_here(function: Callable[[Path], None], path: Path) -> None:
-    """Call it in a process without threads, which can fork with all its imports done."""
+    """Call `function` in a process without threads, which can fork after its imports."""
     code = f"from {__name__} import *; {function.__name__}(Path(sys.argv[1]))"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=root, check=True, timeout=280)
 
 
-def told(path: Path) -> list[int]:
+def reported_steps(path: Path) -> list[int]:
     notes = path.with_suffix(".committed")
     return [int(line) for line in notes.read_text().split()] if notes.exists() else []
 
@@ -155,21 +156,23 @@ def told(path: Path) -> list[int]:
 def test_killed_at_every_change_the_newest_committed_checkpoint_loads(tmp_path: Path) -> None:
     run_here(kill_at_every_change, tmp_path)
     last = max(int(path.name) for path in tmp_path.iterdir() if path.is_dir())
-    assert last > STEPS * 15  # each commit is that many changes at least
+    assert last > STEPS * 15  # each commit has at least this many changes
     seen = set()
     for change in range(1, last + 1):
         path, events = tmp_path / str(change), []
         newest = max(step_folders(path), default=0)
         seen.add(newest)
         # What has its name is whole, and what was told is there; it may have died between the two.
-        assert newest - max(told(path), default=0) in (0, 1)
-        checkpoints = open_checkpoints(path, tell=lambda kind, **fields: events.append(kind))  # noqa: B023
+        assert newest - max(reported_steps(path), default=0) in (0, 1)
+        checkpoints = open_checkpoints(path, listener=lambda kind, **fields: events.append(kind))  # noqa: B023
         for step in step_folders(path):
             assert checkpoints.restore(step) is not None
         if newest:
             assert_restored(checkpoints, newest)
         assert not events  # nothing was damaged
-        assert newest < 3 or {2, newest - 1} <= set(step_folders(path))  # the best, and one more
+        assert newest < 3 or {2, newest - 1} <= set(
+            step_folders(path)
+        )  # the best, and the one before
         checkpoints.save(snapshot(STEPS + 1))
         checkpoints.finish()
         assert_restored(open_checkpoints(path), STEPS + 1)
@@ -178,14 +181,16 @@ def test_killed_at_every_change_the_newest_committed_checkpoint_loads(tmp_path: 
     assert seen == set(range(STEPS + 1))
 
 
-def test_killed_again_and_again_a_training_still_gets_to_its_end(tmp_path: Path) -> None:
+def test_a_training_that_is_killed_again_and_again_still_finishes(tmp_path: Path) -> None:
     run_here(kill_again_and_again, tmp_path / "run")
     checkpoints = open_checkpoints(tmp_path / "run")
     assert_restored(checkpoints, STEPS)
-    checkpoints.save(snapshot(STEPS + 1))  # the first commit that nobody disturbs tidies up
+    checkpoints.save(snapshot(STEPS + 1))  # an undisturbed commit removes leftovers
     checkpoints.finish()
     assert sorted(os.listdir(tmp_path / "run")) == [f"step-{n:08d}" for n in (2, STEPS, STEPS + 1)]
-    assert told(tmp_path / "run") == sorted(told(tmp_path / "run"))  # no step was lost once told
+    assert reported_steps(tmp_path / "run") == sorted(
+        reported_steps(tmp_path / "run")
+    )  # no reported step was lost
 
 
 # Damage to what was committed
@@ -202,21 +207,21 @@ def flipped(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncated, flipped])
 @pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE, MANIFEST])
-def test_a_damaged_newest_checkpoint_is_put_aside_and_its_step_made_again(
+def test_a_damaged_newest_checkpoint_is_set_aside_and_its_step_repeated(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
 ) -> None:
     run_here(save_all, tmp_path / "run")
     file = tmp_path / "run" / f"step-{STEPS:08d}" / name
     file.write_bytes(damage(file.read_bytes()))
-    run_here(save_all, tmp_path / "run")  # falls back by one step, and makes it again
-    assert told(tmp_path / "run") == [1, 2, 3, 4, 5, 5]
+    run_here(save_all, tmp_path / "run")  # goes back one step and repeats it
+    assert reported_steps(tmp_path / "run") == [1, 2, 3, 4, 5, 5]
     assert_restored(open_checkpoints(tmp_path / "run"), STEPS)
     damaged = tmp_path / "run" / f"damaged-step-{STEPS:08d}-1"
     assert (damaged / name).exists()
     assert step_folders(tmp_path / "run") == [2, STEPS - 1, STEPS]
 
 
-# Disks that take no more
+# Full and read-only disks
 
 
 def mount(*arguments: str) -> None:
@@ -236,7 +241,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path) -> Path:
-    """Take all but 512 KiB of the disk."""
+    """Fill the disk except 512 KiB."""
     free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
     filler = path / "filler"
     filler.write_bytes(bytes(free - MIB // 2))
@@ -246,7 +251,7 @@ def fill(path: Path) -> Path:
 FLOATS = MIB // 8  # a checkpoint of 1 MiB: half a MiB each for the model and its optimizer
 
 
-def test_a_full_disk_is_named_and_training_goes_on_once_space_is_freed(disk: Path) -> None:
+def test_a_full_disk_is_named_and_training_continues_after_space_is_freed(disk: Path) -> None:
     checkpoints = open_checkpoints(disk / "run", patience=0.2)
     checkpoints.save(snapshot(1, FLOATS))
     checkpoints.finish()
@@ -257,14 +262,14 @@ def test_a_full_disk_is_named_and_training_goes_on_once_space_is_freed(disk: Pat
     assert f"cannot write {disk}/run/step-00000002/" in str(refusal.value)
     assert "No space left on device; free some space and run it again" in str(refusal.value)
     assert "it continues from step 1" in str(refusal.value)
-    assert os.listdir(disk / "run") == ["step-00000001"]  # nothing half-written takes up space
+    assert os.listdir(disk / "run") == ["step-00000001"]  # no half-written file takes space
     assert_restored(open_checkpoints(disk / "run"), 1, FLOATS)
     filler.unlink()
     checkpoints.finish()
     assert_restored(open_checkpoints(disk / "run"), 2, FLOATS)
 
 
-def test_space_that_is_freed_in_time_fails_no_training(disk: Path) -> None:
+def test_a_training_survives_if_space_is_freed_in_time(disk: Path) -> None:
     checkpoints = open_checkpoints(disk / "run", patience=60.0)
     filler = fill(disk)
     checkpoints.save(snapshot(1, FLOATS))
@@ -273,7 +278,7 @@ def test_space_that_is_freed_in_time_fails_no_training(disk: Path) -> None:
     assert_restored(open_checkpoints(disk / "run"), 1, FLOATS)
 
 
-def test_a_disk_that_stays_full_ends_the_training_before_much_is_lost(disk: Path) -> None:
+def test_a_disk_that_stays_full_ends_the_training_soon(disk: Path) -> None:
     checkpoints = open_checkpoints(disk / "run", patience=0.0)
     fill(disk)
     with pytest.raises(StageError, match=r"No space left on device.*starts anew"):
@@ -281,7 +286,7 @@ def test_a_disk_that_stays_full_ends_the_training_before_much_is_lost(disk: Path
             checkpoints.save(snapshot(step, FLOATS))
 
 
-def test_a_read_only_disk_is_named_and_training_goes_on_once_it_is_writable(disk: Path) -> None:
+def test_a_read_only_disk_is_named_and_training_continues_when_it_is_writable(disk: Path) -> None:
     checkpoints = open_checkpoints(disk / "run", patience=0.2)
     checkpoints.save(snapshot(1))
     checkpoints.finish()

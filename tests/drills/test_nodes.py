@@ -1,4 +1,4 @@
-"""Machines that die, that are taken away with notice, and that come and go."""
+"""Nodes that die, that are preempted with notice, and that leave and join."""
 
 import contextlib
 import os
@@ -35,17 +35,17 @@ class Cluster:
             time.sleep(0.2)
 
     def alive(self) -> dict[str, str]:
-        """Ray's id of each node that lives, by its address."""
+        """The id of each living node, by its address."""
         nodes = list_nodes(self.head.dashboard)
         return {node.node_ip: node.node_id for node in nodes if node.state == "ALIVE"}
 
     def workers(self) -> list[str]:
-        """The addresses of the nodes on which workers of a training are."""
+        """The addresses of the nodes that run workers of a training."""
         names = {node: address for address, node in self.alive().items()}
         actors = list_actors(self.head.dashboard, detail=True, limit=10_000)
         alive = [actor for actor in actors if actor.state == "ALIVE"]
-        found = [actor for actor in alive if actor.class_name.endswith("RayTrainWorker")]
-        return sorted(names[actor.node_id] for actor in found)
+        workers = [actor for actor in alive if actor.class_name.endswith("RayTrainWorker")]
+        return sorted(names[actor.node_id] for actor in workers)
 
     def kill_raylet(self, address: str) -> None:
         for process in processes_of(self._nodes[address].pid):
@@ -59,7 +59,7 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(stack.enter_context(ray_head(cpus=0)), stack)
 
 
-def test_a_node_that_dies_is_replaced_by_another(
+def test_a_dead_node_is_replaced_by_another(
     cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
     for _ in range(3):
@@ -84,15 +84,15 @@ def test_a_node_that_dies_is_replaced_by_another(
     assert_clean(cluster.head, command.folder)
 
 
-def test_a_node_that_is_taken_away_with_notice_costs_no_step(
+def test_a_preempted_node_costs_no_step(
     cluster: Cluster, make: Make, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
     for _ in range(3):
         cluster.add_node()
-    job = make(cluster__max_failures=0, train__checkpoint_every=1000)  # not one failure is free
+    job = make(cluster__max_failures=0, train__checkpoint_every=1000)  # no failure is allowed
     command = Command(job, cluster.head.environment)
     commands.append(command)
-    command.wait_for_checkpoint(50)  # of a validation
+    command.wait_for_checkpoint(50)  # saved at a validation
     drained = chance.choice(cluster.workers())
     started = time.monotonic()
     drain = [str(BIN / "ray"), "drain-node", "--address", cluster.head.address]
@@ -104,8 +104,8 @@ def test_a_node_that_is_taken_away_with_notice_costs_no_step(
     print(f"\nnotice: {time.monotonic() - started:.1f} s until it goes on elsewhere, {preempted}")
     assert time.monotonic() - started < 15 + 15
     saved = [event["step"] for event in command.events("checkpoint")]
-    assert resumed["step"] in saved and resumed["step"] % 50  # it was saved for this
-    assert resumed["step"] >= preempted["step"]  # none is made again
+    assert resumed["step"] in saved and resumed["step"] % 50  # saved because of the notice
+    assert resumed["step"] >= preempted["step"]  # no step is repeated
     assert drained not in cluster.workers()
     command.end()
     assert ending(command.folder) == undisturbed()

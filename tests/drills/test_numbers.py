@@ -1,4 +1,4 @@
-"""Numbers that go wrong: a loss that is none, and a weight whose bit flips on one worker."""
+"""Wrong numbers: a loss that is NaN, and a flipped bit in a weight of one worker."""
 
 from pathlib import Path
 from random import Random
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import DivergedError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
@@ -27,7 +27,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def poison(prepared: PreparedData, data: Path, steps: list[int], worker: int) -> list[int]:
-    """Poison one row of each of these steps, computed by this worker; returns the rows."""
+    """Poison one row of this worker in each of these steps; returns the rows."""
     config = TrainConfig(steps=SLOW["train__steps"], global_batch_size=8)
     batches = Batches(prepared, config, World())
     rows = [int(batches.rows(step)[worker * 4]) for step in steps]
@@ -39,19 +39,19 @@ def poisoned_job(data: Path) -> dict[str, Any]:
     return {"task": "tests.drills.tasks:Poisoned", "data__source": str(data)}
 
 
-def test_a_step_whose_loss_is_no_number_is_skipped_by_all(
+def test_a_step_with_a_nan_loss_is_skipped_by_all_workers(
     begin: Begin, prepared: PreparedData, data: Path, chance: Random
 ) -> None:
     poison(prepared, data, [chance.randrange(20, 80)], chance.randrange(2))
     drill = begin(**poisoned_job(data), train__spike_sigmas=0)
     training = drill.end()
     skipped = drill.events("step skipped")
-    assert skipped and not drill.events("rolled back")  # some are seen again in the next epoch
+    assert skipped and not drill.events("rolled back")  # some rows come again in the next epoch
     assert all(event["skipped"] == 1 for event in skipped)
     assert training.metrics["loss"] < 5
 
 
-def test_losses_that_stay_no_number_end_the_training_and_name_the_rows(
+def test_losses_that_stay_nan_end_the_training_and_the_rows_are_named(
     begin: Begin, prepared: PreparedData, data: Path, chance: Random
 ) -> None:
     first = chance.randrange(20, 80)
@@ -63,7 +63,7 @@ def test_losses_that_stay_no_number_end_the_training_and_name_the_rows(
     (back,) = drill.events("rolled back")
     assert f"step {first}" in back["reason"]
     assert not drill.events("worker lost")
-    saved = checkpoints(drill.folder).restore()  # what is saved is good: bad steps were skipped
+    saved = checkpoints(drill.folder).restore()  # the checkpoint is good: bad steps were skipped
     assert saved is not None and saved.checkpoint.step <= first + 2
     assert all(tensor.isfinite().all() for tensor in saved.model.values())
 

@@ -1,4 +1,4 @@
-"""A storage that is slow, that answers 503, that is full."""
+"""A storage that is slow, answers 503, or is full."""
 
 import os
 import time
@@ -28,15 +28,15 @@ def well(s3: Storage) -> Iterator[Storage]:
 
 def speed(drill: Drill, seconds: float) -> float:
     """Steps a second over so many seconds."""
-    before, started = drill.beats()[0].step, time.monotonic()
+    before, started = drill.heartbeats()[0].step, time.monotonic()
     time.sleep(seconds)
-    return (drill.beats()[0].step - before) / (time.monotonic() - started)
+    return (drill.heartbeats()[0].step - before) / (time.monotonic() - started)
 
 
-def test_a_slow_or_refusing_storage_does_not_hold_up_the_training(
+def test_a_slow_or_refusing_storage_does_not_delay_the_training(
     begin: Begin, undisturbed: Undisturbed, well: Storage, chance: Random
 ) -> None:
-    # Without spares, whose start takes its part of the processors at some time.
+    # Without spare processes, whose start would slow the training at some moment.
     drill = begin(**LONGER, storage="s3://drill/slow", cluster__spares=False)
     drill.wait_for_step(chance.randrange(25, 60))
     usual = speed(drill, 3)
@@ -52,12 +52,12 @@ def test_a_slow_or_refusing_storage_does_not_hold_up_the_training(
     assert ending(drill.folder) == undisturbed(**LONGER)
     saved = checkpoints(drill.folder)
     steps = [name for name in saved.folder.names() if name.startswith("step-")]
-    assert all(saved.restore(step_of(name)) for name in steps)  # none is torn
+    assert all(saved.restore(step_of(name)) for name in steps)  # no checkpoint is incomplete
     (failed, *_) = drill.events("checkpoint failed")
     assert "s3://drill/slow" in failed["error"] and "AWS Error" in failed["error"]
 
 
-def test_a_storage_that_goes_on_refusing_ends_the_training_which_continues_later(
+def test_a_storage_that_keeps_refusing_ends_the_training_which_continues_later(
     begin: Begin, undisturbed: Undisturbed, well: Storage, chance: Random
 ) -> None:
     drill = begin(storage="s3://drill/refused")
@@ -72,7 +72,7 @@ def test_a_storage_that_goes_on_refusing_ends_the_training_which_continues_later
     assert ending(again.folder) == undisturbed()
 
 
-def test_a_full_disk_ends_the_training_which_continues_once_there_is_room(
+def test_a_full_disk_ends_the_training_which_continues_after_space_is_freed(
     begin: Begin, undisturbed: Undisturbed, disk: Path, chance: Random
 ) -> None:
     drill = begin(storage=str(disk))

@@ -1,4 +1,4 @@
-"""The command of a sweep is killed: the same command goes on, and nothing is tried twice."""
+"""A sweep's command is killed; the same command continues it and repeats no trial."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ SWEEP = {
 
 
 def essence(trials: dict[int, Trial]) -> dict[int, object]:
-    """What must come out the same: what was tried, and what it came to at each validation."""
+    """What must be equal: the configuration of each trial, and its metric at each validation."""
     return {
         number: (trial.overrides, [{**point, "seconds": 0.0} for point in trial.curve])
         for number, trial in trials.items()

@@ -1,4 +1,4 @@
-"""Workers that are killed, that stop, that fall behind; and Ray Train's own controller."""
+"""Workers that are killed, stopped or slowed; and Ray Train's controller."""
 
 import contextlib
 import os
@@ -23,9 +23,9 @@ def test_killed_workers_cost_one_checkpoint_interval_at_most(
     begin: Begin, undisturbed: Undisturbed, chance: Random, ranks: list[int]
 ) -> None:
     drill = begin()
-    beats = drill.wait_for_step(chance.randrange(25, 90))
+    heartbeats = drill.wait_for_step(chance.randrange(25, 90))
     for rank in ranks:
-        os.kill(beats[rank].process, signal.SIGKILL)
+        os.kill(heartbeats[rank].process, signal.SIGKILL)
     drill.wait_until_it_goes_on(f"kill -9 of {ranks}")
     drill.end()
     assert ending(drill.folder) == undisturbed()
@@ -35,33 +35,33 @@ def test_killed_workers_cost_one_checkpoint_interval_at_most(
     assert resumed["step"] >= lost["step"] - 10
 
 
-def test_a_stopped_worker_is_found_and_replaced(
+def test_a_stopped_worker_is_detected_and_replaced(
     begin: Begin, undisturbed: Undisturbed, chance: Random
 ) -> None:
     drill = begin()
     rank = chance.randrange(2)
-    beat = drill.wait_for_step(chance.randrange(25, 90))[rank]
+    heartbeat = drill.wait_for_step(chance.randrange(25, 90))[rank]
     stopped = time.monotonic()
-    os.kill(beat.process, signal.SIGSTOP)
+    os.kill(heartbeat.process, signal.SIGSTOP)
     hanging = drill.wait_for_event("worker hangs")
     seconds = time.monotonic() - stopped
-    print(f"\nSIGSTOP of rank {rank}: found after {seconds:.1f} s")
+    print(f"\nSIGSTOP of rank {rank}: detected after {seconds:.1f} s")
     assert seconds < 20
-    assert (hanging["rank"], hanging["process"]) == (rank, beat.process)
+    assert (hanging["rank"], hanging["process"]) == (rank, heartbeat.process)
     drill.wait_until_it_goes_on("SIGSTOP, from when it was found", before=0)
     drill.end()
     assert ending(drill.folder) == undisturbed()
-    assert not psutil.pid_exists(beat.process)
+    assert not psutil.pid_exists(heartbeat.process)
 
 
 def controller(head: Head) -> int:
-    """The process of Ray Train's controller."""
+    """The process id of Ray Train's controller."""
     alive = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")])
-    (found,) = [actor for actor in alive if actor.class_name == "TrainController"]
-    return int(found.pid)
+    (controller,) = [actor for actor in alive if actor.class_name == "TrainController"]
+    return int(controller.pid)
 
 
-def test_a_killed_controller_is_started_again(
+def test_a_killed_controller_is_restarted(
     begin: Begin, undisturbed: Undisturbed, head: Head, chance: Random
 ) -> None:
     drill = begin()
@@ -74,10 +74,11 @@ def test_a_killed_controller_is_started_again(
     assert not drill.events("worker lost")
 
 
-def test_what_ray_train_notes_down_is_not_needed(
+def test_the_snapshot_of_ray_train_is_not_needed(
     begin: Begin, undisturbed: Undisturbed, head: Head, chance: Random
 ) -> None:
-    """Its snapshot is truncated: it would not start with it, though all checkpoints are good."""
+    """The snapshot is truncated. Ray Train would not start with it, though all checkpoints are
+    good."""
     drill = begin()
     drill.wait_for_step(chance.randrange(25, 90))
     assert drill.folder.local_path is not None
@@ -91,35 +92,35 @@ def test_what_ray_train_notes_down_is_not_needed(
     assert ending(drill.folder) == undisturbed()
 
 
-def test_a_worker_with_a_fifth_of_its_processor_is_named(
+def test_a_worker_with_a_fifth_of_its_core_is_named(
     begin: Begin, undisturbed: Undisturbed, chance: Random
 ) -> None:
     drill = begin()
     rank = chance.randrange(2)
-    beat = drill.wait_for_step(30)[rank]
+    heartbeat = drill.wait_for_step(30)[rank]
     slowed, ended = threading.Event(), threading.Event()
 
     def hold_back() -> None:
-        """A fifth of each tenth of a second."""
+        """Let the worker run for a fifth of each tenth of a second."""
         with contextlib.suppress(ProcessLookupError):
             while not ended.is_set():
-                os.kill(beat.process, signal.SIGSTOP)
+                os.kill(heartbeat.process, signal.SIGSTOP)
                 time.sleep(0.08)
-                os.kill(beat.process, signal.SIGCONT)
+                os.kill(heartbeat.process, signal.SIGCONT)
                 slowed.set()
                 time.sleep(0.02)
 
     holder = threading.Thread(target=hold_back)
     holder.start()
     slowed.wait()
-    since = drill.beats()[rank].step
+    since = drill.heartbeats()[rank].step
     try:
         straggler = drill.wait_for_event("straggler")
     finally:
         ended.set()
         holder.join()
     print(f"\nheld back from step {since} on: {straggler}")
-    assert (straggler["rank"], straggler["process"]) == (rank, beat.process)
+    assert (straggler["rank"], straggler["process"]) == (rank, heartbeat.process)
     assert straggler["step"] <= since + 20
     drill.end()
     assert ending(drill.folder) == undisturbed()

@@ -1,4 +1,5 @@
-"""Trainings to disturb: in a thread of the test, or by their own command; and what may stay."""
+"""Trainings for drills to disturb, in a thread of the test or as a command, and checks that they
+leave nothing behind."""
 
 import contextlib
 import json
@@ -18,24 +19,25 @@ import yaml
 from ray.util.state import list_actors, list_placement_groups
 
 from orchestrator.job.job import Job
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.events import EventLog, read_events
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tasks.task import Metric
-from orchestrator.train.follower import Feed
+from orchestrator.train.follower import Follower
 from orchestrator.train.stage import train
-from orchestrator.train.supervisor import Beat
+from orchestrator.train.supervisor import Heartbeat
 from tests.integration.conftest import Silent, tiny_job
 from tests.ray_head import Head
 
-# Micro-batches of one row make slow steps, so that a fault comes in the midst of the training.
+# Micro-batches of one row make slow steps, so a fault happens in the middle of the training.
 SLOW = {
     "train__steps": 150,
     "train__micro_batch_size": 1,
-    # One of the two, since the faster one may differ from run to run, and so would the bits; of a
-    # model as small as this it is the slower one.
+    # The precision is fixed: the faster one may differ between runs, and with it the bits. For a
+    # model this small it is the slower one.
     "train__precision": "bf16",
     "train__checkpoint_every": 10,
     "train__eval_every": 50,
@@ -47,7 +49,7 @@ ACTORS += ("PreemptionWatcher", "Supervisor")
 
 
 def make_job(prepared: PreparedData, folder: Path, **changes: Any) -> Job:
-    """A job on the prepared data whose run is kept in this folder."""
+    """A job on the prepared data, whose run is in this folder."""
     source = Path(prepared.folder.uri).parents[2]
     settings = SLOW | {"storage": str(folder / "runs")} | changes
     return Job.model_validate(tiny_job(source, **settings))
@@ -55,7 +57,8 @@ def make_job(prepared: PreparedData, folder: Path, **changes: Any) -> Job:
 
 @dataclass(frozen=True)
 class Ending:
-    """What trainings that are the same end with: weights, optimizer and guard, and samples."""
+    """The end of a training, which must be equal for equal trainings: the weights, the optimizer
+    with the guard, and the samples."""
 
     step: int
     model: str
@@ -64,7 +67,7 @@ class Ending:
 
 
 def ending(folder: Folder) -> Ending:
-    """Of the training in this folder, from its newest checkpoint."""
+    """The ending of the training in this folder, from its newest checkpoint."""
     newest = checkpoints(folder).all()[-1]
     files = newest.files
     return Ending(newest.step, files[MODEL_FILE], files[OPTIMIZER_FILE], newest.samples)
@@ -75,15 +78,15 @@ def checkpoints(folder: Folder) -> Checkpoints:
 
 
 class Drill:
-    """A training in a thread, and what there is to see of it meanwhile."""
+    """A training in a thread, and its progress while it runs."""
 
-    def __init__(self, job: Job, prepared: PreparedData, feeds: list[Feed]) -> None:
+    def __init__(self, job: Job, prepared: PreparedData, followers: list[Follower]) -> None:
         self.run = Run(job)
         self.folder = self.run.folder / "train"
         self.training: Training | None = None
         self.error: BaseException | None = None
         self._arguments = job, prepared, self.folder, EventLog(self.run.folder), Silent()
-        self._feeds = feeds  # the last one is this training's
+        self._followers = followers  # the last one is this training's
         self._thread = threading.Thread(target=self._train, daemon=True)
         self._thread.start()
 
@@ -96,38 +99,40 @@ class Drill:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in read_events(self.run.folder) if event["event"] == kind]
 
-    def beats(self) -> dict[int, Beat]:
+    def heartbeats(self) -> dict[int, Heartbeat]:
         """What each worker said last."""
-        if (supervisor := self._feeds[-1].supervisor) is None:  # it has only just begun
+        if (supervisor := self._followers[-1].supervisor) is None:  # it has only just begun
             return {}
-        found: dict[int, tuple[float, Beat]] = ray.get(
-            supervisor.__ray_call__.remote(lambda self: self.beats)
+        found: dict[int, tuple[float, Heartbeat]] = ray.get(
+            supervisor.__ray_call__.remote(lambda self: self.heartbeats)
         )
-        return {rank: beat for rank, (_, beat) in found.items()}
+        return {rank: heartbeat for rank, (_, heartbeat) in found.items()}
 
     def wait_for_event(self, kind: str, count: int = 1) -> dict[str, Any]:
         self._wait_until(lambda: len(self.events(kind)) >= count, kind)
         return self.events(kind)[count - 1]
 
-    def wait_for_step(self, step: int, workers: int = 2) -> dict[int, Beat]:
+    def wait_for_step(self, step: int, workers: int = 2) -> dict[int, Heartbeat]:
         """Until so many workers are at this step or beyond; what they said then."""
-        beats: dict[int, Beat] = {}
+        heartbeats: dict[int, Heartbeat] = {}
 
         def there() -> bool:
-            nonlocal beats
-            beats = self.beats() if self._feeds else {}
-            return len(beats) >= workers and all(beat.step >= step for beat in beats.values())
+            nonlocal heartbeats
+            heartbeats = self.heartbeats() if self._followers else {}
+            return len(heartbeats) >= workers and all(
+                heartbeat.step >= step for heartbeat in heartbeats.values()
+            )
 
         self._wait_until(there, f"step {step}")
-        return beats
+        return heartbeats
 
     def _wait_until(self, done: Callable[[], bool], what: str) -> None:
         wait_until(done, what, lambda: "" if self.is_running else f"it ended: {self.error!r}")
 
     def wait_until_it_goes_on(self, cause: str, before: int | None = None) -> float:
-        """Until there is a step after the fault of this moment; prints and returns the seconds."""
+        """Wait for the first step after a fault now; prints and returns the seconds it took."""
         started = time.monotonic()
-        if before is None:  # how often it went on before the fault
+        if before is None:  # how often it had continued before the fault
             before = len(self.events("resumed"))
         first = self.wait_for_event("resumed", before + 1)["step"]
         self.wait_for_step(first + 1, workers=1)
@@ -144,7 +149,7 @@ class Drill:
         assert not self.is_running, "it does not end"
 
     def end(self) -> Training:
-        """The finished training; raises what it raised."""
+        """Wait for the training; returns it, or raises its error."""
         self.join()
         if self.error is not None:
             raise self.error
@@ -153,7 +158,7 @@ class Drill:
 
 
 class Command:
-    """`orchestrator train`, or `tune`, on the prepared data, in a session of its own."""
+    """`orchestrator train` or `tune` on the prepared data, in a new process session."""
 
     def __init__(self, job: Job, environment: dict[str, str], stage: str = "train") -> None:
         self.run = Run(job)
@@ -179,7 +184,8 @@ class Command:
     def wait_for_checkpoint(self, step: int) -> None:
         saved = checkpoints(self.folder)
         self.wait_until(
-            lambda: any(found.step >= step for found in saved.all()), f"checkpoint of step {step}"
+            lambda: any(checkpoint.step >= step for checkpoint in saved.all()),
+            f"checkpoint of step {step}",
         )
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
@@ -189,13 +195,14 @@ class Command:
         wait_until(done, what, ended)
 
     def end(self, code: int = 0) -> str:
-        """Its exit, with this code; returns what it printed."""
-        said = self.process.communicate(timeout=240)[0]
-        assert self.process.returncode == code, said
-        return said
+        """Wait for the command to exit with this code; returns its output."""
+        output = self.process.communicate(timeout=240)[0]
+        assert self.process.returncode == code, output
+        return output
 
     def assert_nothing_left(self, seconds: float = 15, but: tuple[str, ...] = ()) -> None:
-        """No process of its session, but for those whose command has one of these words."""
+        """Check that no process of the session is left, except those whose command has one of the
+        words in `but`."""
         deadline = time.monotonic() + seconds
         while left := [
             p for p in commands_of(self.process.pid) if not any(word in p for word in but)
@@ -205,16 +212,16 @@ class Command:
 
 
 def commands_of(session: int) -> list[str]:
-    """What the living processes of a session were started as, or call themselves."""
-    found = []
+    """The command lines of the living processes of a session; some processes rename themselves."""
+    commands = []
     for process in processes_of(session):
         with contextlib.suppress(psutil.Error):
-            found.append(" ".join(process.cmdline()))
-    return found
+            commands.append(" ".join(process.cmdline()))
+    return commands
 
 
 def wait_until(done: Callable[[], bool], what: str, ended: Callable[[], str]) -> None:
-    """Two minutes at most, and no longer than the training runs."""
+    """Wait until `done` holds, for two minutes at most, and only while the training runs."""
     deadline = time.monotonic() + 120
     while not done():
         assert not (reason := ended()), f"no {what}: {reason}"
@@ -224,18 +231,18 @@ def wait_until(done: Callable[[], bool], what: str, ended: Callable[[], str]) ->
 
 def processes_of(session: int) -> list[psutil.Process]:
     """The living processes of a session."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (ProcessLookupError, psutil.NoSuchProcess):
             pass
-    return found
+    return processes
 
 
 def assert_clean(head: Head, folder: Folder) -> None:
-    """No actor, placement group or half-written checkpoint of a training is left on the cluster."""
+    """Check that no actor, placement group or half-written checkpoint is left on the cluster."""
     deadline = time.monotonic() + 30
     while left := left_over(head, folder):
         assert time.monotonic() < deadline, left

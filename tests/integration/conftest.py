@@ -1,4 +1,4 @@
-"""One Ray cluster for the whole session, and jobs of seconds to run on it."""
+"""One Ray cluster for the whole test session, and jobs that take seconds on it."""
 
 import json
 import os
@@ -23,13 +23,13 @@ WORDS = "the of and to a in that is was he for it with as his on be at by i this
 
 @pytest.fixture(scope="session")
 def head() -> Iterator[Head]:
-    with ray_head(cpus=4) as found:
-        yield found
+    with ray_head(cpus=4) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
 def connected(head: Head) -> Iterator[Any]:
-    """This process, connected to the head."""
+    """Connects this process to the head."""
     from orchestrator.cluster.connection import connect
 
     os.environ["RAY_ADDRESS"] = head.address
@@ -39,7 +39,7 @@ def connected(head: Head) -> Iterator[Any]:
 
 
 def write_texts(folder: Path, count: int = 120, seed: int = 0) -> Path:
-    """A folder of small text files with something in them to learn."""
+    """A folder of small text files in which every word comes twice, which a model can learn."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(seed)
     for number in range(count):
@@ -51,7 +51,7 @@ def write_texts(folder: Path, count: int = 120, seed: int = 0) -> Path:
 
 
 def tiny_job(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A job of seconds; `changes` are sections or keys with `__` for the dot."""
+    """A job that takes seconds. `changes` are sections, or keys with `__` in place of the dot."""
     job: dict[str, Any] = {
         "name": "tiny",
         "task": "language_modelling",
@@ -91,7 +91,7 @@ def orchestrate(
 
 
 class Silent:
-    """A display that nobody looks at, but which remembers what it was told."""
+    """A display that prints nothing and records its calls."""
 
     def __init__(self) -> None:
         self.activities: list[str] = []
@@ -107,21 +107,24 @@ class Silent:
     def show(self, values: dict[str, Any]) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
 
 def stages(job: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """What `status --json` says of each stage."""
+    """The stages in the output of `status --json`."""
     done = orchestrate("status", job, "--json", environment=environment)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["stages"]
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)["stages"]
+    return result
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, connected: Any) -> PreparedData:
-    """Small texts as shards, for all that train on them."""
+    """Small texts as shards, shared by all tests that train on them."""
     folder = tmp_path_factory.mktemp("data")
     write_texts(folder / "data")
     job = Job.model_validate(tiny_job(folder))

@@ -1,4 +1,5 @@
-"""A task whose trials go wrong, by their dropout: named by import path in the jobs of sweeps."""
+"""A task for sweeps whose trials fail: the dropout of a trial says how. Jobs name it by import
+path."""
 
 import os
 import signal
@@ -14,10 +15,10 @@ KILLED, KILLED_ONCE, HUNGRY = 0.125, 0.25, 0.375
 
 
 class Fatal(LanguageModelling):
-    """Kills its own process, always or once, or asks for more memory than there is."""
+    """Kills its own process, always or once, or allocates more memory than the machine has."""
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert "trim_threshold" in os.environ["GLIBC_TUNABLES"]  # as the workers of a training
+        assert "trim_threshold" in os.environ["GLIBC_TUNABLES"]  # as in the workers of a training
         assert isinstance(self.data.source, str)
         died = Path(self.data.source).parent / "died"
         dropout = self.model.dropout

@@ -1,4 +1,4 @@
-"""The dashboard's page in a real browser: Chromium, where there is one."""
+"""The dashboard's page in a real browser. Skipped if Chromium is not installed."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ CHROMIUM = (
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
-Page = Any  # of playwright, which may be missing
+Page = Any  # playwright's; playwright may be missing
 HOSTILE = "<img src=x onerror=alert(1)>"
 COMMAND = "orchestrator run job.yaml train.minutes=20"
 
@@ -48,7 +48,7 @@ def browser() -> Iterator[Any]:
 
 
 class Served:
-    """The dashboard of a storage, in a thread of this process."""
+    """A dashboard server for a storage, in a thread of this process."""
 
     def __init__(self, storage: Path, token: str | None) -> None:
         app = make_app(Catalog(Folder(str(storage))), token, frozenset({"127.0.0.1"}))
@@ -65,7 +65,7 @@ class Served:
 
 
 class Watched:
-    """A page of which everything is told that it should not do."""
+    """A page that records its errors, warnings, dialogs and requests to other hosts."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.address = address
@@ -81,7 +81,7 @@ class Watched:
         self.page.on("dialog", lambda dialog: self.troubles.append(f"dialog: {dialog.message}"))
 
     def _console(self, message: Any) -> None:
-        # The latter is of this test, which reads canvases back.
+        # The second warning comes from this test, which reads canvases.
         expected = ("status of 400", "willReadFrequently")
         if message.type in ("error", "warning") and not any(e in message.text for e in expected):
             self.troubles.append(f"console: {message.text}")
@@ -100,7 +100,8 @@ Show = Callable[..., Watched]
 
 @pytest.fixture
 def show(browser: Any) -> Iterator[Show]:
-    """Opens the dashboard of a storage; pages are closed before what they ask."""
+    """Opens the dashboard of a storage. At the end the pages close before their servers, and the
+    test fails if a page recorded troubles."""
     servers: dict[Path, Served] = {}
     opened: list[Watched] = []
 
@@ -119,7 +120,7 @@ def show(browser: Any) -> Iterator[Show]:
 
 
 class Live:
-    """A sweep that a thread could be running: this test writes it, and holds the run."""
+    """A sweep that seems to be running: the test writes its files and holds its lease."""
 
     def __init__(self, storage: Path) -> None:
         self.run = Folder(str(storage / "reviews"))
@@ -148,7 +149,7 @@ class Live:
         return min(whole, key=lambda trial: trial.metrics["loss"])
 
     def validate(self, loss: float) -> None:
-        """One more validation of the trial that runs."""
+        """Add one validation to the running trial."""
         last = self.running.curve[-1]
         point = {"step": last["step"] + 10, "seconds": last["seconds"] + 2, "loss": loss}
         self.running.curve = [*self.running.curve, {**point, "accuracy": 0.9}]
@@ -181,22 +182,22 @@ INKED = """(selector) => [...document.querySelectorAll(selector)].map((canvas) =
 
 
 def inked(page: Page, chart: str) -> int:
-    """Pixels that are painted on the canvases of a chart: the marks of trials."""
+    """The number of painted pixels on the canvases of a chart."""
     return int(page.evaluate(INKED, f"{chart} canvas"))
 
 
 def base(page: Page, chart: str) -> int:
-    """The same of all trials' marks alone."""
+    """The number of painted pixels on the canvas with the marks of all trials."""
     return int(page.evaluate(INKED, f"{chart} canvas:first-of-type"))
 
 
 def overlay(page: Page, chart: str) -> int:
-    """The same of what stands out."""
+    """The number of painted pixels on the canvas of highlighted trials."""
     return int(page.evaluate(INKED, f"{chart} canvas:last-of-type"))
 
 
 def until(condition: Callable[[], Any], seconds: float = 5.0) -> float:
-    """How long it takes until a condition holds."""
+    """Wait until a condition holds; returns the seconds it took."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds
@@ -206,7 +207,9 @@ def until(condition: Callable[[], Any], seconds: float = 5.0) -> float:
 
 def ready(page: Page) -> None:
     page.wait_for_selector("#table tr[data-number]")
-    page.locator("#curves").scroll_into_view_if_needed()  # what is out of sight is not drawn
+    page.locator(
+        "#curves"
+    ).scroll_into_view_if_needed()  # charts outside the viewport are not drawn
     page.wait_for_selector("#curves canvas.painted")
     until(lambda: page.evaluate("document.querySelector('#curves canvas')?.width > 300"))
     until(lambda: inked(page, "#curves") > 200)
@@ -225,7 +228,7 @@ def test_a_live_sweep_is_followed(tmp_path: Path, live: Live, show: Show) -> Non
         live.validate(loss)
         took.append(until(lambda loss=loss: str(loss) in page.inner_text(row)))
     print(json.dumps({"seconds_to_screen": [round(t, 2) for t in took]}))
-    assert sorted(took)[1] < 2.0  # two of three: what else the machine does may slow one
+    assert sorted(took)[1] < 2.0  # two of three: other processes may delay one
     before = base(page, "#curves")
     live.validate(0.9)
     until(lambda: base(page, "#curves") != before, 2.0)
@@ -243,12 +246,12 @@ def test_trials_are_sorted_filtered_and_brushed(tmp_path: Path, live: Live, show
     assert rows(page) == sorted(rows(page), key=int)
     page.fill("#filter", "lr<0.01 optimizer=muon")
     until(lambda: "of 17" in page.inner_text("#shown"))
-    wanted = [
+    expected = [
         t.number
         for t in live.trials[:17]
         if t.overrides["train.lr"] < 0.01 and t.overrides["train.optimizer"] == "muon"
     ]
-    assert [int(number) for number in rows(page)] == wanted
+    assert [int(number) for number in rows(page)] == expected
     page.click("#clear")
     until(lambda: len(rows(page)) == 17)
     page.click("#states .chip.failed")
@@ -353,7 +356,7 @@ def test_trials_and_sweep_are_stopped_and_resumed(
         ready(page)
         page.dblclick(f"#table tr[data-number='{live.running.number}']")
         page.click("#drawer .stop")
-        page.click("#drawer .stop")  # sure
+        page.click("#drawer .stop")  # confirm
         until(lambda: (live.folder / "requests").names() == ["stop-00016"])
         until(lambda: page.inner_text("#drawer .state") == "stopping")
         page.keyboard.press("Escape")
@@ -391,7 +394,7 @@ def test_all_runs_are_listed_and_lead_to_their_sweeps(tmp_path: Path, show: Show
     assert page.locator(".run h2").all_inner_texts() == [
         "summaries",
         "reviews",
-    ]  # the newest first
+    ]  # newest first
     assert "12 of 12" in page.locator(".sweep").last.inner_text()
     page.locator(".sweep").last.click()
     ready(page)
@@ -446,13 +449,13 @@ new MutationObserver(() => {
         }
     }
 }).observe(document, { subtree: true, childList: true, attributeFilter: ['class'] });
-"""  # since the address was opened
+"""  # seconds since the page was opened
 
 
 def test_a_thousand_trials_of_500_points_stay_usable(tmp_path: Path, show: Show) -> None:
     folder, _, trials = big_sweep(tmp_path)
     firsts = {}
-    for attempt in ("cold", "warm"):  # the server has read nothing, or everything
+    for attempt in ("cold", "warm"):  # the server has read none of the files, or all
         watched = show(tmp_path)
         watched.page.add_init_script(FIRSTS)
         page = watched.open()
@@ -465,7 +468,7 @@ def test_a_thousand_trials_of_500_points_stay_usable(tmp_path: Path, show: Show)
     write_trial(folder, trials[7].model_copy(update={"metrics": {"loss": 0.011}}))
     update = until(lambda: "0.011" in page.inner_text("#table tr[data-number='7']"))
     print(json.dumps({"seconds": firsts, "update": round(update, 2)}))
-    # The better one: what else the machine does may slow one.
+    # The better one: other processes may delay one.
     assert min(firsts["cold"]["curves"], firsts["warm"]["curves"]) < 2.0
     assert update < 2.0
     sizes = [len(answer.body()) for answer in answers if "since=" in answer.url]

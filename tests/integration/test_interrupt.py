@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in every stage of a run that starts its own Ray, and the command again."""
+"""A run with its own Ray is interrupted in every stage, and the same command continues it."""
 
 import os
 import re
@@ -40,7 +40,8 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
 
 
 def interrupt(process: "subprocess.Popen[str]", number: int = signal.SIGINT) -> str:
-    """Ctrl-C goes to all of the foreground, SIGTERM to the one process. Returns the last words."""
+    """Send Ctrl-C to the whole process group, or SIGTERM to one process; returns the rest of the
+    output."""
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
     else:
@@ -50,7 +51,7 @@ def interrupt(process: "subprocess.Popen[str]", number: int = signal.SIGINT) -> 
 
 
 def left_over(session: int) -> list[str]:
-    """Processes of the session that are still alive a few seconds after its leader."""
+    """The processes of the session that are still alive seconds after its leader has ended."""
     for _ in range(50):
         listing = subprocess.run(
             ["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True
@@ -73,7 +74,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(400)
-def test_a_run_interrupted_in_every_stage_goes_on_where_it_stopped(job: Path) -> None:
+def test_a_run_interrupted_in_every_stage_continues_where_it_stopped(job: Path) -> None:
     for stage, number, code in [
         ("prepare", signal.SIGINT, 130),
         ("tune", signal.SIGTERM, 143),
@@ -91,7 +92,7 @@ def test_a_run_interrupted_in_every_stage_goes_on_where_it_stopped(job: Path) ->
 
     process = start(job)
     before = read_until(process, "serving until Ctrl-C")
-    assert before.count("already finished") == 3  # evaluate alone is run again
+    assert before.count("already finished") == 3  # only evaluate runs again
     url = re.findall(r"http://\S+/v1/completions", before)[-1]
     assert httpx.post(url, json={"prompt": "the", "max_tokens": 2}).status_code == 200
     assert stages(job, dict(os.environ))["serve"]["state"] == "running"
@@ -102,7 +103,7 @@ def test_a_run_interrupted_in_every_stage_goes_on_where_it_stopped(job: Path) ->
     assert stages(job, dict(os.environ))["serve"]["state"] == "pending"
 
 
-def test_a_second_run_of_the_name_is_refused_at_once(job: Path) -> None:
+def test_a_second_run_of_the_same_name_is_refused_at_once(job: Path) -> None:
     from orchestrator.job.file import load_job
     from orchestrator.run import Run
 

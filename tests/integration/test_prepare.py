@@ -1,4 +1,4 @@
-"""Preparing data on Ray Data: every format, bad rows, and the same shards however it went."""
+"""Preparation on Ray Data: all formats, bad rows, and shards that do not depend on its course."""
 
 import csv
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import UserError
+from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.job import Job
-from orchestrator.learn.fit import load_processor
 from orchestrator.prepare import stage
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
@@ -73,7 +73,7 @@ def test_documents_come_back_whole_from_the_blocks(from_txt: PreparedData) -> No
 def test_duplicate_and_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = texts(tmp_path)
     (tmp_path / "data").mkdir()
-    # The second is the same text, decomposed: NFC makes them one.
+    # The second text is the first one, decomposed: NFC makes them equal.
     rows += [rows[0], "Zo\u00eb " * 100, "Zoe\u0308 " * 100, "", "  \n"]
     write_as("jsonl", tmp_path / "data" / "rows.jsonl", rows)
     prepared = run_prepare(tmp_path)
@@ -90,8 +90,8 @@ def test_bad_rows_are_quarantined_with_file_and_row(tmp_path: Path) -> None:
     prepared = run_prepare(tmp_path)
     assert prepared.documents["quarantined"] == 4
     assert "4 rows set aside" in prepared.summary
-    (told,) = prepared.notices
-    assert told.startswith("4 of 124 rows (3.2 %) are set aside") and f"{path}, row 121" in told
+    (notice,) = prepared.notices
+    assert notice.startswith("4 of 124 rows (3.2 %) are set aside") and f"{path}, row 121" in notice
     lines = prepared.folder.read("quarantine.jsonl").decode().splitlines()
     bad = [json.loads(line) for line in lines]
     assert [row["row"] for row in bad] == [121, 122, 123, 124]
@@ -102,12 +102,12 @@ def test_too_many_bad_rows_fail_naming_the_first(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "rows.jsonl"
     path.write_text('{"text": "fine"}\n' + "oops\n" * 5)
-    told = rf"5 of 6 rows .*max_bad_rows = 4.*{path}, row 2"
-    with pytest.raises(UserError, match=told):
+    message = rf"5 of 6 rows .*max_bad_rows = 4.*{path}, row 2"
+    with pytest.raises(UserError, match=message):
         run_prepare(tmp_path, data__max_bad_rows=4)
 
 
-def test_too_little_text_is_told_in_numbers(tmp_path: Path) -> None:
+def test_too_little_text_is_reported_in_numbers(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "short.txt").write_text("only this")
     with pytest.raises(UserError, match=r"data\.source") as error:
@@ -115,7 +115,7 @@ def test_too_little_text_is_told_in_numbers(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_shards_do_not_depend_on_how_the_reading_was_cut_up(
+def test_the_shards_do_not_depend_on_the_blocks_that_were_read(
     tmp_path: Path, from_txt: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "PARALLEL_BUCKETS", 3)
@@ -123,7 +123,7 @@ def test_the_shards_do_not_depend_on_how_the_reading_was_cut_up(
     assert run_prepare(tmp_path).splits == from_txt.splits
 
 
-def test_an_interrupted_preparation_does_only_what_is_missing(
+def test_an_interrupted_preparation_continues_with_the_missing_buckets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "MIN_BUCKET_BYTES", 10_000)  # several buckets
@@ -139,7 +139,7 @@ def test_an_interrupted_preparation_does_only_what_is_missing(
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*-00000.*")} == before
 
 
-def test_data_that_has_moved_away_is_not_needed_once_it_is_prepared(tmp_path: Path) -> None:
+def test_sources_may_be_deleted_after_preparation(tmp_path: Path) -> None:
     write_texts(tmp_path / "data")
     prepared = run_prepare(tmp_path)
     shutil.rmtree(tmp_path / "data")
@@ -148,7 +148,7 @@ def test_data_that_has_moved_away_is_not_needed_once_it_is_prepared(tmp_path: Pa
 
 
 def labelled(folder: Path, labels: list[str]) -> dict[str, Any]:
-    """A job of texts with these labels, which come in turn."""
+    """A job on texts whose labels alternate through `labels`."""
     (folder / "data").mkdir()
     rows = [
         {"text": text, "label": labels[i % len(labels)]} for i, text in enumerate(texts(folder))
@@ -158,7 +158,7 @@ def labelled(folder: Path, labels: list[str]) -> dict[str, Any]:
     return {"task": "text_classification"}
 
 
-def test_a_label_of_one_row_is_a_class_however_small_the_sample(
+def test_a_label_with_one_row_is_a_class_in_any_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "SAMPLE_BYTES", 1000)
@@ -176,15 +176,15 @@ def test_rows_without_a_label_are_counted_by_this_reason(tmp_path: Path) -> None
     assert "40 of 120 rows (33 %) are left out: no label" in prepared.notices[0]
 
 
-def test_one_class_ends_the_stage_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_single_class_ends_the_stage_before_it_writes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training rows have the label 'spam'"):
         run_prepare(tmp_path, **labelled(tmp_path, ["spam"]))
 
 
-def test_test_rows_that_stand_in_training_too_are_told(tmp_path: Path) -> None:
+def test_test_rows_that_are_also_training_rows_are_reported(tmp_path: Path) -> None:
     settings = labelled(tmp_path, ["a", "b"])
     copy = tmp_path / "copy.jsonl"
     shutil.copy(tmp_path / "data" / "rows.jsonl", copy)
     prepared = run_prepare(tmp_path, **settings, data__test_source=str(copy))
-    (told,) = [notice for notice in prepared.notices if "repeat" in notice]
-    assert "of 120 test rows" in told and "repeat the text of a training row" in told
+    (repeated,) = [notice for notice in prepared.notices if "repeat" in notice]
+    assert "of 120 test rows" in repeated and "repeat the text of a training row" in repeated

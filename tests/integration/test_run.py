@@ -1,4 +1,4 @@
-"""The whole line through the command line, on a cluster that is already there."""
+"""All stages through the command line, on a running cluster."""
 
 import json
 import subprocess
@@ -27,14 +27,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, head: Head) -> Path:
 
 
 def test_every_stage_leaves_an_artifact(finished: Path, head: Head) -> None:
-    found = stages(finished, head.environment)
+    results = stages(finished, head.environment)
     for stage in ("prepare", "tune", "train", "evaluate"):
-        assert found[stage]["state"] == "finished"
-        assert found[stage]["seconds"] > 0
-        assert (Path(found[stage]["path"]) / "manifest.json").is_file()
+        assert results[stage]["state"] == "finished"
+        assert results[stage]["seconds"] > 0
+        assert (Path(results[stage]["path"]) / "manifest.json").is_file()
 
 
-def test_the_report_tells_the_model_beside_its_baselines(finished: Path, head: Head) -> None:
+def test_the_report_compares_the_model_with_its_baselines(finished: Path, head: Head) -> None:
     folder = Path(stages(finished, head.environment)["evaluate"]["path"])
     report = json.loads((folder / "report.json").read_text())
     assert set(report["metrics"]) == {"loss", "perplexity", "bits_per_byte"}
@@ -45,16 +45,16 @@ def test_the_report_tells_the_model_beside_its_baselines(finished: Path, head: H
 
 
 def test_the_sweep_chose_the_best_trial_and_training_used_it(finished: Path, head: Head) -> None:
-    found = stages(finished, head.environment)
-    sweep = json.loads((Path(found["tune"]["path"]) / "manifest.json").read_text())
+    results = stages(finished, head.environment)
+    sweep = json.loads((Path(results["tune"]["path"]) / "manifest.json").read_text())
     assert len(sweep["trials"]) == 3
     best = min(sweep["trials"], key=lambda trial: trial["metrics"]["loss"])
     assert sweep["best"] == best["overrides"]
-    report = json.loads((Path(found["evaluate"]["path"]) / "report.json").read_text())
+    report = json.loads((Path(results["evaluate"]["path"]) / "report.json").read_text())
     assert report["config"]["train"]["lr"] == sweep["best"]["train.lr"]
 
 
-def test_a_finished_run_does_nothing_again_and_needs_no_cluster(finished: Path, head: Head) -> None:
+def test_a_finished_run_repeats_nothing_and_needs_no_cluster(finished: Path, head: Head) -> None:
     nowhere = head.environment | {"RAY_ADDRESS": "127.0.0.1:1"}
     started = time.monotonic()
     done = orchestrate("run", finished, "--until", "evaluate", environment=nowhere)
@@ -69,7 +69,7 @@ def test_training_leaves_tensorboard_files(finished: Path, head: Head) -> None:
     assert events and all(path.stat().st_size > 100 for path in events)
 
 
-def test_a_changed_learning_rate_prepares_nothing_again(finished: Path, head: Head) -> None:
+def test_a_changed_learning_rate_does_not_prepare_again(finished: Path, head: Head) -> None:
     changes = ["train.lr=0.5", "tune=null"]
     plan = orchestrate("status", finished, *changes, environment=head.environment)
     prepare, train = (
@@ -80,7 +80,9 @@ def test_a_changed_learning_rate_prepares_nothing_again(finished: Path, head: He
     assert "pending" in train
 
 
-def test_more_workers_than_the_cluster_has_is_one_line(tmp_path: Path, head: Head) -> None:
+def test_more_workers_than_the_cluster_has_is_an_error_of_one_line(
+    tmp_path: Path, head: Head
+) -> None:
     write_texts(tmp_path / "data")
     job = write_job(tmp_path, cluster__workers=8)
     done = orchestrate("train", job, environment=head.environment)
@@ -89,7 +91,7 @@ def test_more_workers_than_the_cluster_has_is_one_line(tmp_path: Path, head: Hea
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_an_unreachable_cluster_is_one_line(tmp_path: Path, head: Head) -> None:
+def test_an_unreachable_cluster_is_an_error_of_one_line(tmp_path: Path, head: Head) -> None:
     write_texts(tmp_path / "data")
     nowhere = head.environment | {"RAY_ADDRESS": "127.0.0.1:1"}
     done = orchestrate("prepare", write_job(tmp_path), environment=nowhere)
@@ -101,7 +103,7 @@ def test_an_unreachable_cluster_is_one_line(tmp_path: Path, head: Head) -> None:
 def test_a_command_that_the_dashboard_resumes_runs_no_code_of_its_folder(
     tmp_path: Path, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor do its workers, whom Ray would let import from there before all else."""
+    """Its workers run none either, though Ray by default puts that folder first on their path."""
     write_texts(tmp_path / "data")
     write_job(tmp_path, train__steps=3)
     (tmp_path / "orchestrator").mkdir()

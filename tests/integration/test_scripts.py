@@ -1,4 +1,4 @@
-"""Text of every script, from the file through all stages to the client, byte for byte."""
+"""Text of many scripts stays the same, byte for byte, from the file to the client."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from orchestrator.run import Run
 from orchestrator.serve.deploy import deploy
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.tasks.sequence_pairs import texts_of
+from orchestrator.tasks.sequence_to_sequence import decode_column
 from tests.integration.conftest import Silent, orchestrate, stages
 from tests.ray_head import Head, free_port
 
@@ -33,7 +33,7 @@ ANSWERS = [
 def test_answers_of_every_script_reach_the_client(
     tmp_path: Path, head: Head, connected: Cluster
 ) -> None:
-    """A job of task and data alone learns a few answers by heart, and says them."""
+    """A job with only task and data memorises a few answers, and the endpoint returns them."""
     rows = [
         {"question": f"{number}: {answer[:2]}?", "answer": answer}
         for number, answer in enumerate(ANSWERS)
@@ -50,21 +50,21 @@ def test_answers_of_every_script_reach_the_client(
     done = orchestrate("run", job, "--until", "evaluate", environment=head.environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    found = stages(job, head.environment)
-    report = json.loads((Path(found["evaluate"]["path"]) / "report.json").read_text())
+    results = stages(job, head.environment)
+    report = json.loads((Path(results["evaluate"]["path"]) / "report.json").read_text())
     assert report["metrics"]["exact_match"] == 1.0
-    prepared = PreparedData.load(Folder(found["prepare"]["path"]))
+    prepared = PreparedData.load(Folder(results["prepare"]["path"]))
     assert prepared is not None
     run = Run(load_job(str(job)))
     processor = run.job.build_task().load_processor(prepared.folder.read(prepared.processor))
     test = ShardReader(prepared, "test").read(range(len(ANSWERS)))
-    assert sorted(texts_of(test, "target", processor)) == sorted(ANSWERS)
+    assert sorted(decode_column(test, "target", processor)) == sorted(ANSWERS)
 
     finished = run.finished(run.job)
     assert finished is not None
     url = deploy(run.job, *finished[:2], Silent())
     asked = [{"question": row["question"]} for row in rows]
     answer = httpx.post(f"{url}/v1/predict", json={"inputs": asked}, timeout=60)
-    serve.delete("scripts")  # the core that it takes is other tests'
+    serve.delete("scripts")  # frees its core for other tests
     assert [one["answer"] for one in answer.json()["outputs"]] == ANSWERS
     assert ANSWERS[0].encode() in answer.content

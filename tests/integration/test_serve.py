@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve, asked over HTTP."""
+"""The endpoint on Ray Serve, over HTTP."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def test_models_and_health_answer(url: str) -> None:
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
 
 
-def test_a_first_answer_is_text(url: str, trained: tuple[Job, PreparedData, Training]) -> None:
+def test_the_first_answer_is_text(url: str, trained: tuple[Job, PreparedData, Training]) -> None:
     assert isinstance(ask(url, trained[0]), str)
 
 
@@ -83,13 +83,13 @@ def test_bad_requests_get_an_error_in_openais_envelope(url: str, body: bytes, st
     assert answer.json()["error"]["message"]
 
 
-def test_unknown_routes_and_methods_too(url: str) -> None:
+def test_unknown_routes_and_methods_get_the_same_envelope(url: str) -> None:
     for answer in (httpx.get(f"{url}/v2"), httpx.get(f"{url}/v1/completions")):
         assert answer.status_code in (404, 405)
         assert answer.json()["error"]["message"]
 
 
-def test_a_deployment_without_its_checkpoint_fails_and_says_so(
+def test_a_deployment_without_its_checkpoint_fails_with_the_reason(
     url: str, trained: tuple[Job, PreparedData, Training], tmp_path: Path
 ) -> None:
     job, prepared, training = trained

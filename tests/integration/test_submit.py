@@ -27,7 +27,7 @@ def submit(head: Head, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_submitted_job_runs_the_line_and_leaves_the_endpoint(
+def test_a_submitted_job_runs_all_stages_and_leaves_the_endpoint(
     head: Head, tmp_path: Path, texts: Path
 ) -> None:
     port = free_port()
@@ -41,7 +41,7 @@ def test_a_submitted_job_runs_the_line_and_leaves_the_endpoint(
         "data.test_fraction=0.1",
         "tokenizer.vocab_size=300",
         f"serve.port={port}",
-        "serve.route_prefix=/submitted",  # other tests' endpoints are on this cluster too
+        "serve.route_prefix=/submitted",  # other tests have endpoints on this cluster
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "the endpoint stays deployed" in done.stdout
@@ -52,11 +52,11 @@ def test_a_submitted_job_runs_the_line_and_leaves_the_endpoint(
     assert answer.json()["model"] == "stdlib-lm-debug"
 
 
-def test_without_the_token_nobody_submits(head: Head) -> None:
+def test_a_submission_without_the_token_is_refused(head: Head) -> None:
     assert httpx.get(f"{head.dashboard}/api/jobs/").status_code == 401
 
 
-def test_a_mistake_in_a_submitted_job_is_told_in_its_log(head: Head, tmp_path: Path) -> None:
+def test_an_error_in_a_submitted_job_is_in_its_log(head: Head, tmp_path: Path) -> None:
     done = submit(head, "run", "jobs/language_modelling_debug.yaml", "train.lrr=1")
     assert done.returncode != 0
     assert "train.lrr: unknown key; did you mean lr?" in done.stdout + done.stderr

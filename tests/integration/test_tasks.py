@@ -1,4 +1,4 @@
-"""Tasks that predict, through the command line, and out to Hugging Face's libraries."""
+"""A predicting task through the command line, and its export to Hugging Face's libraries."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from tests.ray_head import Head
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, head: Head) -> Path:
-    """Sentences with "good" or "bad" in them, in a csv file, with a test file beside it."""
+    """A finished run on a csv file of sentences with "good" or "bad", with a separate test file."""
     folder = tmp_path_factory.mktemp("tasks")
     chance = random.Random(0)
     for name, count in (("train", 300), ("test", 41)):
@@ -48,7 +48,7 @@ def test_a_classifier_learns_and_is_tested_on_all_of_its_test_file(
     assert set(report["baselines"]) == {"commonest label", "naive Bayes"}
 
 
-def test_what_is_exported_says_the_same(finished: Path, head: Head, tmp_path: Path) -> None:
+def test_an_export_predicts_the_same(finished: Path, head: Head, tmp_path: Path) -> None:
     done = orchestrate("export", finished, str(tmp_path), environment=head.environment)
     assert done.returncode == 0, done.stderr
     assert "AutoModelForSequenceClassification" in done.stdout
@@ -69,7 +69,7 @@ def test_what_is_exported_says_the_same(finished: Path, head: Head, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("data.columns.label=rating", "has no column 'rating'"),
         ("data.columns.stars=label", "data.columns.stars: is no column of this task"),
@@ -77,18 +77,14 @@ def test_what_is_exported_says_the_same(finished: Path, head: Head, tmp_path: Pa
         ("data.test_source=nowhere.csv", "data.test_source = nowhere.csv: no such file"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
-    finished: Path, head: Head, override: str, told: str
-) -> None:
+def test_an_error_is_one_line(finished: Path, head: Head, override: str, message: str) -> None:
     overrides = [override, "name=other"]
     done = orchestrate("train", finished, *overrides, environment=head.environment)
     assert done.returncode == 2
-    assert told in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    assert message in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
 
 
-def test_what_is_exported_starts_another_training(
-    finished: Path, head: Head, tmp_path: Path
-) -> None:
+def test_an_export_starts_another_training(finished: Path, head: Head, tmp_path: Path) -> None:
     orchestrate("export", finished, str(tmp_path), environment=head.environment)
     content = yaml.safe_load(finished.read_text())
     content |= {"name": "again", "model": {"init_from": str(tmp_path)}}
@@ -100,7 +96,7 @@ def test_what_is_exported_starts_another_training(
     assert json.loads((folder / "report.json").read_text())["metrics"]["accuracy"] > 0.9
 
 
-def test_what_no_library_has_starts_another_training_all_the_same(
+def test_a_model_without_an_architecture_starts_another_training_too(
     finished: Path, head: Head, tmp_path: Path
 ) -> None:
     content = yaml.safe_load(finished.read_text())
@@ -112,10 +108,10 @@ def test_what_no_library_has_starts_another_training_all_the_same(
 
     refused = orchestrate("export", own, str(tmp_path / "model"), environment=head.environment)
 
-    told = " ".join(refused.stderr.split())
-    assert refused.returncode == 2 and "Traceback" not in told
-    assert "no architecture of Hugging Face's" in told and "activation = gelu" in told
-    assert f"model.init_from: {left}".replace(" ", "") in told.replace(" ", "")
+    error = " ".join(refused.stderr.split())
+    assert refused.returncode == 2 and "Traceback" not in error
+    assert "no architecture of Hugging Face's" in error and "activation = gelu" in error
+    assert f"model.init_from: {left}".replace(" ", "") in error.replace(" ", "")
     assert not (tmp_path / "model").exists()
     assert "init_from" in (left / "README.md").read_text()
     content |= {"name": "again-own", "model": {"init_from": str(left)}}
@@ -124,6 +120,8 @@ def test_what_no_library_has_starts_another_training_all_the_same(
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_not_trained_cannot_be_exported(finished: Path, head: Head, tmp_path: Path) -> None:
+def test_an_unfinished_training_cannot_be_exported(
+    finished: Path, head: Head, tmp_path: Path
+) -> None:
     done = orchestrate("export", finished, str(tmp_path), "name=x", environment=head.environment)
     assert done.returncode == 2 and "holds no finished training" in done.stderr

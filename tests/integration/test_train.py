@@ -1,4 +1,4 @@
-"""Training on Ray Train: workers that die, errors that no retry mends, and the same weights."""
+"""Training on Ray Train: killed workers, errors that are not retried, and identical weights."""
 
 import contextlib
 import os
@@ -14,7 +14,8 @@ import pytest
 from ray.util.state import list_actors
 
 from orchestrator.errors import StageError
-from orchestrator.job.job import Job, TrainConfig
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.batches import Batches
 from orchestrator.learn.checkpoints import step_name
 from orchestrator.learn.world import World
@@ -22,16 +23,16 @@ from orchestrator.run import Run
 from orchestrator.storage.artifact import Checkpoint, PreparedData, Training
 from orchestrator.storage.events import EventLog, read_events
 from orchestrator.storage.folder import Folder
-from orchestrator.train import spares
+from orchestrator.train import preload
 from orchestrator.train.stage import train
 from tests.drills.tasks import POISON
 from tests.integration.conftest import Silent, tiny_job
 from tests.ray_head import Head
 
 pytestmark = pytest.mark.usefixtures("connected")
-# Micro-batches of one row make slow steps, so that a fault comes in the midst of the training.
+# Micro-batches of one row make slow steps, so a fault happens in the middle of the training.
 SETTINGS = {"train__steps": 60, "train__eval_every": 5, "cluster__workers": 2}
-# In a given precision: which one is the faster may differ from run to run, and so would the bits.
+# The precision is fixed: the faster one may differ between runs, and with it the bits.
 SETTINGS |= {"train__micro_batch_size": 1, "train__precision": "fp32"}
 
 
@@ -42,7 +43,7 @@ def run_train(prepared: PreparedData, folder: Path, **changes: Any) -> Training:
 
 
 def ending(training: Training) -> tuple[dict[str, str], str]:
-    """Hashes of the last weights, of the optimizer, and of the order of all samples."""
+    """Hashes of the last weights and of the optimizer, and the digest of the sample order."""
     last = Checkpoint.load(training.folder / "checkpoints" / step_name(training.steps))
     assert last is not None
     return last.files, last.samples
@@ -65,13 +66,13 @@ def test_the_model_learns_and_the_best_checkpoint_is_kept(undisturbed: Training)
     assert undisturbed.steps == 60
 
 
-def test_a_killed_worker_costs_no_bit_of_the_result(
+def test_a_killed_worker_does_not_change_a_bit_of_the_result(
     tmp_path: Path, prepared: PreparedData, undisturbed: Training, head: Head
 ) -> None:
     folder = tmp_path / "runs" / "tiny" / "train" / "checkpoints"
     killed: list[int] = []
 
-    def kill_after_the_first_checkpoint() -> None:  # but for that of the start
+    def kill_after_the_first_checkpoint() -> None:  # the one of the start does not count
         while not list(folder.glob("step-*[1-9]*/manifest.json")):
             time.sleep(0.01)
         killed.append(worker_process(head))
@@ -86,7 +87,7 @@ def test_a_killed_worker_costs_no_bit_of_the_result(
     assert len(events(tmp_path, "worker lost")) == len(events(tmp_path, "resumed")) == 1
 
 
-def test_a_step_whose_loss_is_no_number_is_skipped(tmp_path: Path, prepared: PreparedData) -> None:
+def test_a_step_with_a_nan_loss_is_skipped(tmp_path: Path, prepared: PreparedData) -> None:
     config = TrainConfig(global_batch_size=8)
     batches = Batches(prepared, config, World())
     data = tmp_path / "data"
@@ -99,11 +100,11 @@ def test_a_step_whose_loss_is_no_number_is_skipped(tmp_path: Path, prepared: Pre
     assert skipped["step"] > 20 and skipped["skipped"] == 1
 
 
-def test_another_training_in_processes_that_stand_by_ends_in_the_same_bits(
+def test_a_second_training_in_spare_processes_ends_in_the_same_bits(
     tmp_path: Path, prepared: PreparedData, undisturbed: Training, head: Head
 ) -> None:
     """Ray takes such a process only where what it was started with is the same to the byte."""
-    spares.start_for_workers(2)
+    preload.start_for_workers(2)
     deadline = time.monotonic() + 60
     while len(ready := standing_by()) < 2:
         assert time.monotonic() < deadline, ready
@@ -116,16 +117,16 @@ def test_another_training_in_processes_that_stand_by_ends_in_the_same_bits(
 
 
 def standing_by() -> set[int]:
-    """Processes that wait for the actor of a worker."""
-    found = set()
+    """The spare processes, which wait for the actor of a worker."""
+    processes = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "ray::IDLE" in process.cmdline()[:1] and spares.HOOK in process.environ():
-                found.add(process.pid)
-    return found
+            if "ray::IDLE" in process.cmdline()[:1] and preload.HOOK in process.environ():
+                processes.add(process.pid)
+    return processes
 
 
-def test_a_diverged_training_is_told_once_and_not_retried(
+def test_a_diverged_training_is_reported_once_and_not_retried(
     tmp_path: Path, prepared: PreparedData
 ) -> None:
     started = time.monotonic()
@@ -134,7 +135,9 @@ def test_a_diverged_training_is_told_once_and_not_retried(
     assert time.monotonic() - started < 60
 
 
-def test_the_precision_is_measured_kept_and_told(tmp_path: Path, prepared: PreparedData) -> None:
+def test_the_precision_is_measured_kept_and_reported(
+    tmp_path: Path, prepared: PreparedData
+) -> None:
     training = run_train(prepared, tmp_path, train__precision="auto", train__steps=5)
     (event,) = events(tmp_path, "precision")
     assert event["precision"] == training.precision == training.checkpoint().precision
@@ -150,7 +153,7 @@ def worker_process(head: Head) -> int:
     return max(workers)
 
 
-def test_a_storage_that_takes_no_checkpoint_is_named(
+def test_a_storage_that_refuses_checkpoints_is_named(
     tmp_path: Path, prepared: PreparedData
 ) -> None:
     folder = tmp_path / "runs" / "tiny" / "train"

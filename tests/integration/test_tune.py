@@ -1,4 +1,4 @@
-"""Sweeps on Ray Tune: reused actors, schedulers, failing trials, and going on where one was."""
+"""Sweeps on Ray Tune: reused actors, schedulers, failing trials, and resuming."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ RunTune = Callable[..., Sweep]
 
 @pytest.fixture
 def run_tune(tmp_path: Path, prepared: PreparedData, connected: Cluster) -> RunTune:
-    """Sweeps into `tmp_path/sweep`, with settings of the tune section."""
+    """Runs a sweep in `tmp_path/sweep` with settings of the tune section."""
 
     def run(space: Any = SPACE, folder: str = "sweep", **settings: Any) -> Sweep:
         job = make_job(tmp_path, space=space, **settings)
@@ -60,8 +60,8 @@ def test_the_best_trial_wins_and_asha_stops_some(run_tune: RunTune, tmp_path: Pa
     assert all(trial.curve[-1]["loss"] == trial.metrics["loss"] for trial in trials)
     stopped = next(trial for trial in trials if trial.state == "stopped early")
     assert stopped.step < 16 and stopped.reason == f"asha at step {stopped.step}"
-    found = (tmp_path / "sweep" / FINDINGS).read_text()
-    assert f"| {best.number} | {best.metrics['loss']:.4f} | 16 |" in found
+    findings = (tmp_path / "sweep" / FINDINGS).read_text()
+    assert f"| {best.number} | {best.metrics['loss']:.4f} | 16 |" in findings
     record = SweepRecord.load(Folder(str(tmp_path / "sweep")))
     assert record is not None and (record.state, record.concurrent) == ("finished", 4)
     assert record.precision in ("fp32", "bf16") and sweep.notices == record.notices != []
@@ -82,10 +82,10 @@ def test_an_interrupted_sweep_runs_only_the_trials_that_are_left(
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("trial-*.json")}
     assert [name for name in times if after[name] != times[name]] == [lost.name]
     assert again.best == whole.best
-    assert recorded(folder)[2].metrics == before[2].metrics  # the same to the last bit
+    assert recorded(folder)[2].metrics == before[2].metrics  # identical to the last bit
 
 
-def test_a_failing_trial_is_a_row_and_not_the_end(run_tune: RunTune, tmp_path: Path) -> None:
+def test_a_failing_trial_does_not_end_the_sweep(run_tune: RunTune, tmp_path: Path) -> None:
     space = {"train.grad_clip": {"choice": [1e30]}, "train.lr": {"choice": [1e-3, 1e30]}}
     sweep = run_tune(space, trials=6, scheduler="none", search="random")
     failed = [trial for trial in recorded(tmp_path / "sweep") if trial.state == "failed"]
@@ -96,7 +96,7 @@ def test_a_failing_trial_is_a_row_and_not_the_end(run_tune: RunTune, tmp_path: P
     assert sweep.best["train.lr"] == 1e-3
 
 
-def test_a_sweep_of_nothing_but_failures_says_why(run_tune: RunTune, tmp_path: Path) -> None:
+def test_a_sweep_whose_trials_all_fail_gives_the_reason(run_tune: RunTune, tmp_path: Path) -> None:
     space = {"train.grad_clip": {"choice": [1e30]}, "train.lr": {"choice": [1e30]}}
     with pytest.raises(StageError, match=r"every trial failed.*diverged"):
         run_tune(space, trials=2)
@@ -105,15 +105,16 @@ def test_a_sweep_of_nothing_but_failures_says_why(run_tune: RunTune, tmp_path: P
 
 
 def test_a_further_trial_costs_little(run_tune: RunTune) -> None:
-    """Trials of one step: from the fifth on, each adds what Ray, Tune and we cost."""
+    """From the fifth trial of one step on, each measures only the overhead of Ray, Tune and this
+    package."""
     few = run_tune(trials=4, steps=1, folder="few")
     many = run_tune(trials=24, steps=1, folder="many")
     seconds = (many.seconds - few.seconds) / 20
     print(json.dumps({"seconds_per_further_trial": round(seconds, 3)}))
-    assert seconds < 1.0  # on a machine that does other things; 0.1 is what the benchmark is for
+    assert seconds < 1.0  # loose, for a busy machine; the benchmark measures about 0.1
 
 
-def test_a_population_goes_on_from_the_weights_of_those_that_do_better(
+def test_a_population_continues_from_the_weights_of_better_trials(
     run_tune: RunTune, tmp_path: Path
 ) -> None:
     space = {"train.lr": {"loguniform": [1e-6, 1e-2]}}
@@ -131,7 +132,7 @@ def test_a_population_goes_on_from_the_weights_of_those_that_do_better(
     assert sweep.best_trial == min(trials, key=lambda trial: trial.metrics["loss"]).number
 
 
-def test_a_median_stops_those_that_are_worse(run_tune: RunTune, tmp_path: Path) -> None:
+def test_the_median_rule_stops_worse_trials(run_tune: RunTune, tmp_path: Path) -> None:
     space = {"train.lr": {"choice": [1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 1e-7]}}
     run_tune(space, trials=16, steps=16, scheduler="median", search="random")
     trials = recorded(tmp_path / "sweep")
@@ -139,7 +140,7 @@ def test_a_median_stops_those_that_are_worse(run_tune: RunTune, tmp_path: Path) 
     assert stopped and all(trial.reason.startswith("median") for trial in stopped)
 
 
-def test_repeats_have_seeds_of_their_own(run_tune: RunTune, tmp_path: Path) -> None:
+def test_repeats_have_different_seeds(run_tune: RunTune, tmp_path: Path) -> None:
     sweep = run_tune({"train.lr": {"choice": [1e-3, 1e-2]}}, repeats=3, scheduler="none")
     trials = recorded(tmp_path / "sweep")
     assert len(trials) == len(sweep.trials) == 6
@@ -171,10 +172,10 @@ def test_the_best_trials_weights_are_deployed(
     assert saved is not None and saved.checkpoint.step == training.steps == 8
 
 
-def test_what_a_user_asks_for_is_done(
+def test_requests_of_a_user_are_carried_out(
     run_tune: RunTune, prepared: PreparedData, connected: Cluster, tmp_path: Path
 ) -> None:
-    """One trial is stopped for good; then the sweep, which goes on afterwards."""
+    """A trial is stopped for good; then the sweep is stopped, and continues later."""
     folder = Folder(str(tmp_path / "sweep"))
     settings = {"trials": 5, "steps": 300, "scheduler": "none", "search": "random"}
 
@@ -201,7 +202,7 @@ def test_what_a_user_asks_for_is_done(
     assert sweep.seconds > record.seconds
 
 
-def test_trials_whose_processes_die_are_rows_and_leak_nothing(
+def test_trials_whose_processes_die_are_recorded_and_leak_nothing(
     prepared: PreparedData, connected: Cluster, tmp_path: Path
 ) -> None:
     before = living()
@@ -230,7 +231,7 @@ def test_trials_of_two_workers_queue_and_leak_nothing(run_tune: RunTune, tmp_pat
 
 
 def living() -> tuple[int, int]:
-    """Placement groups that are there, and actors that live."""
+    """The numbers of existing placement groups and of living actors."""
     groups = [g for g in list_placement_groups() if g.state != "REMOVED"]
     return len(groups), len(list_actors(filters=[("state", "=", "ALIVE")]))
 

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import BadRow, Kind, Note, Reading
+from orchestrator.data.reading import BadRow, Note
 from orchestrator.data.rows import check_columns, read_rows
 from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
 
-TEXT: dict[str, Kind] = {"text": "text"}
-LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}
-PAIR: dict[str, Kind] = {"source": "text", "target": "text"}
-ANSWERED: dict[str, Kind] = {
+TEXT: dict[str, str] = {"text": "text"}
+LABELLED: dict[str, str] = {"text": "text", "label": "value"}
+PAIR: dict[str, str] = {"source": "text", "target": "text"}
+ANSWERED: dict[str, str] = {
     "context": "text",
     "question": "text",
     "answer": "answers",
@@ -29,12 +29,12 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def read(
-    source: Path, columns: dict[str, Kind] = LABELLED, /, **settings: Any
+    source: Path, columns: dict[str, str] = LABELLED, /, **settings: Any
 ) -> tuple[list[dict[str, Any]], list[BadRow], list[str]]:
     """The rows, the bad rows and the notes of a source."""
     data = DataConfig(source=str(source), **settings)
     optional = ("answer_start",) if "answer_start" in columns else ()
-    reading = Reading(data, columns, lines=True, optional=optional)
+    reading = data.reading(columns, optional, lines=True)
     files, notes = find_files(data)
     check_columns(files, reading)
     found = [row for file in files for row in read_rows(file, reading)]
@@ -43,7 +43,7 @@ def read(
     return [row for row in found if isinstance(row, dict)], bad, notes
 
 
-def refused(source: Path, columns: dict[str, Kind] = LABELLED, /, **settings: Any) -> str:
+def refused(source: Path, columns: dict[str, str] = LABELLED, /, **settings: Any) -> str:
     """The one line in which a file is refused."""
     with pytest.raises(UserError) as caught:
         read(source, columns, **settings)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.job.job import Job, TrainConfig
-from orchestrator.learn.batches import to_device
+from orchestrator.infer.batch import to_device
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.optimizer import build_optimizers
 from orchestrator.learn.world import World
 from orchestrator.tasks.task import Task

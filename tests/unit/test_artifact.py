@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.errors import StageError, UserError
-from orchestrator.storage import folder as folders
+from orchestrator.storage import files as storage_files
 from orchestrator.storage.artifact import (
     Checkpoint,
     Evaluation,
@@ -37,7 +37,7 @@ def folder(
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     store = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
-    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(storage_files, "_filesystem", lambda scheme_and_host: store)
     return Folder("toy://bucket/run")
 
 

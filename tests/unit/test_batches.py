@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.data.arrays import join
 from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.errors import StageError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.world import World, join
+from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import Batch
@@ -84,7 +85,7 @@ def test_deterministic_cuts_are_the_same_for_any_number_of_workers(
     def cuts(workers: int) -> list[tuple[object, ...]]:
         every = [Batches(prepared, config, World(rank, workers)) for rank in range(workers)]
         if validating:
-            return [(tokens([batch]),) for one in every for batch, _ in one.validate()]
+            return [(tokens([batch]),) for one in every for batch in one.validate()]
         return [(tokens([m.batch]), m.seed) for one in every for m in one.step(3)]
 
     assert len(cuts(1)) == 4
@@ -134,7 +135,7 @@ def test_the_workers_together_validate_on_each_row_once(
 ) -> None:
     config = toy_config(eval_rows=100, micro_batch_size=2)
     every = [Batches(prepared, config, World(rank, workers)) for rank in range(workers)]
-    seen = [row for one in every for row in tokens([batch for batch, _ in one.validate()])]
+    seen = [row for one in every for row in tokens(one.validate())]
     assert seen == ShardReader(prepared, "validation").read(range(9))["tokens"].tolist()
 
 

@@ -116,7 +116,7 @@ def test_a_head_for_other_labels_stays_new_and_that_is_told(
     mine, new, (told,) = begun(tmp_path, ours)
     assert new == ["head.logits.weight", "head.logits.bias"]
     assert told.startswith(f"model.init_from has no head for this task (its labels are {theirs[0]}")
-    assert told.endswith("head.logits begin at random")
+    assert told.endswith("head.logits start from random weights")
     assert torch.equal(mine.state_dict()["head.dense.weight"], model.bert.pooler.dense.weight)
 
 
@@ -145,7 +145,7 @@ def test_a_head_of_its_own_architecture_that_is_missing_is_an_error(tmp_path: Pa
         del weights[part]
         safetensors.torch.save_file(weights, path)
         labels = ("start", "end") if name.endswith("Answering") else None
-        with pytest.raises(UserError, match=rf"model\.safetensors: there is no {part}"):
+        with pytest.raises(UserError, match=rf"model\.safetensors: {part} is missing"):
             begun(folder, labels, head, count=2)  # type: ignore[arg-type]
 
 
@@ -153,8 +153,8 @@ def test_another_task_s_head_is_told_and_left(tmp_path: Path) -> None:
     bert(tmp_path, "BertForMaskedLM")
     _, new, told = begun(tmp_path, ("a", "b"))
     assert len(new) == 4
-    assert told[0].endswith("head.dense, head.logits begin at random")
-    assert "no place: cls.predictions." in told[1] and len(told) == 2
+    assert told[0].endswith("head.dense, head.logits start from random weights")
+    assert "not used: cls.predictions." in told[1] and len(told) == 2
 
 
 def test_spans_of_their_head_and_of_an_older_export_are_read(tmp_path: Path) -> None:
@@ -256,5 +256,5 @@ def test_biases_that_a_config_promises_must_be_there(tmp_path: Path) -> None:
     weights = safetensors.torch.load_file(path)
     del weights["model.layers.0.mlp.up_proj.bias"]
     safetensors.torch.save_file(weights, path)
-    with pytest.raises(UserError, match=r"there is no model\.layers\.0\.mlp\.up_proj\.bias"):
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.up_proj\.bias is missing"):
         begun(tmp_path, None, "tokens", 1)

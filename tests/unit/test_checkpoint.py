@@ -18,9 +18,10 @@ import safetensors.torch
 import torch
 
 from orchestrator.errors import StageError, UserError
-from orchestrator.job.job import TrainConfig
+from orchestrator.infer.trained_model import load_weights
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import checkpoints as checkpoint_module
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints, load_weights
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.optimizer import (
     Optimizer,
     build_optimizers,
@@ -30,8 +31,9 @@ from orchestrator.learn.optimizer import (
 from orchestrator.learn.snapshot import Snapshot, pack
 from orchestrator.learn.world import World
 from orchestrator.model.transformer import Transformer
-from orchestrator.storage import folder as folders
+from orchestrator.storage import files
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
 
@@ -59,7 +61,7 @@ def open_again(tmp_path: Path, events: Events) -> Opener:
     """The folder's checkpoints as another process would see them."""
 
     def open_again(**settings: Any) -> Checkpoints:
-        settings = {"metric": LOSS, "tell": events, "patience": 0.0, **settings}
+        settings = {"metric": LOSS, "listener": events, "patience": 0.0, **settings}
         return Checkpoints(Folder(str(tmp_path / "checkpoints")), **settings)
 
     return open_again
@@ -639,7 +641,7 @@ def test_a_listener_that_fails_hurts_no_checkpoint(open_again) -> None:
     def fail(kind: str, **fields: Any) -> None:
         raise RuntimeError("the driver is gone")
 
-    checkpoints = open_again(tell=fail)
+    checkpoints = open_again(listener=fail)
     commit(checkpoints, small(1), small(2))
     assert steps(checkpoints) == [1, 2]
 
@@ -672,7 +674,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     [
         (errno.ENOSPC, "No space left on device; free some space and run it again"),
         (errno.EROFS, "Read-only file system; mount it writable and run it again"),
-        (errno.EIO, "Input/output error; mend the storage and run it again"),
+        (errno.EIO, "Input/output error; repair the storage and run it again"),
     ],
 )
 def test_a_disk_that_refuses_is_named_and_loses_nothing(
@@ -763,13 +765,13 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(memory))
-    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: filesystem)
+    monkeypatch.setattr(files, "_filesystem", lambda scheme_and_host: filesystem)
     return memory
 
 
 @pytest.fixture
 def remote(store: Any, events: Events) -> Checkpoints:
-    return Checkpoints(Folder("toy://bucket/run"), LOSS, tell=events, patience=0.0)
+    return Checkpoints(Folder("toy://bucket/run"), LOSS, listener=events, patience=0.0)
 
 
 def test_an_object_store_keeps_what_a_disk_would(remote, events: Events) -> None:

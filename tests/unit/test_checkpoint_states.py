@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 
 from orchestrator.errors import StageError
 from orchestrator.learn import checkpoints as checkpoint
-from orchestrator.learn.checkpoints import MODEL_FILE, OPTIMIZER_FILE, Checkpoints
+from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.snapshot import Packed, Snapshot, pack
+from orchestrator.storage.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.tasks.task import Metric
 
@@ -104,7 +105,7 @@ class Training(RuleBasedStateMachine):
     def restart(self) -> None:
         self.process.left = math.inf
         self.checkpoints = Checkpoints(
-            Folder(str(self.path)), Metric("loss", "min"), patience=0.0, tell=self.hear
+            Folder(str(self.path)), Metric("loss", "min"), patience=0.0, listener=self.hear
         )
 
     def hear(self, kind: str, **fields: Any) -> None:

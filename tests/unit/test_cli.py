@@ -19,12 +19,13 @@ import ray
 import orchestrator.cluster.connection
 import orchestrator.pipeline
 import orchestrator.serve.deploy  # as the commands do, but here no test's time counts it
-from orchestrator import cli
+from orchestrator import cli, tables
 from orchestrator.cli import main
 from orchestrator.display import TerminalDisplay
 from orchestrator.errors import StageError, UserError
 from orchestrator.job.file import load_job
-from orchestrator.job.job import Job, json_schema
+from orchestrator.job.job import Job
+from orchestrator.job.schema import json_schema
 from orchestrator.progress import STAGES, Display, Stage, StageStatus
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData, Shard
@@ -374,7 +375,7 @@ def test_what_looks_like_markup_is_text(capsys: pytest.CaptureFixture[str]) -> N
     display = TerminalDisplay(cli.console)
     path = "runs[bold]/a[/x].csv"
     display.stage_finished(StageStatus("train", "finished", path, 1.0, "best [red] of a[1]"), False)
-    cli.console.print(cli.stage_table([StageStatus("train", "finished", path, 1.0)]))
+    cli.console.print(tables.stage_table([StageStatus("train", "finished", path, 1.0)]))
     told = capsys.readouterr().out
     assert "best [red] of a[1]" in told and path in told
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from orchestrator.job.cost import compiles, num_parameters, tokens_seen, train_seconds
-from orchestrator.job.job import TASKS, Job
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import TASKS
 
 GPU = {"gpus_per_worker": 1}
 

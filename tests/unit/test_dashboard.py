@@ -11,7 +11,7 @@ import pyarrow.fs
 import pytest
 from fastapi.testclient import TestClient
 
-import orchestrator.storage.folder
+import orchestrator.storage.files
 from orchestrator.dashboard import sweep as following
 from orchestrator.dashboard.app import STATIC, make_app
 from orchestrator.dashboard.catalog import Catalog
@@ -155,7 +155,7 @@ def test_sweeps_are_followed_on_storage_that_is_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda _: store)
+    monkeypatch.setattr(orchestrator.storage.files, "_filesystem", lambda _: store)
     (tmp_path / "bucket/runs/reviews").mkdir(parents=True)
     record, trials = plan(trials=3)
     write_finished(Folder(str(tmp_path / "bucket/runs/reviews")), record, trials)

@@ -8,7 +8,9 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.job.defaults import derive
-from orchestrator.job.job import TASKS, Job
+from orchestrator.job.fingerprint import fingerprint
+from orchestrator.job.job import Job
+from orchestrator.job.task_registry import TASKS
 from orchestrator.model.config import SIZES, ModelConfig
 
 MEGABYTE = 1 << 20
@@ -87,7 +89,7 @@ def test_a_job_that_says_how_large_its_model_is_keeps_the_fixed_defaults(
 def test_a_size_stands_for_its_numbers_and_leaves_no_other_trace() -> None:
     by_size = make(model={"size": "small", "max_seq_len": 64})
     by_hand = make(model={**SIZES["small"], "max_seq_len": 64})
-    assert by_size.fingerprint("train") == by_hand.fingerprint("train")
+    assert fingerprint(by_size, "train") == fingerprint(by_hand, "train")
     larger = by_size.override({"model.size": "medium"})
     assert larger.model.d_model == SIZES["medium"]["d_model"]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import orchestrator.storage.events
-import orchestrator.storage.folder
+import orchestrator.storage.files
 from orchestrator.storage.events import EventLog, describe, read_events
 from orchestrator.storage.folder import Folder
 
@@ -23,7 +23,7 @@ from orchestrator.storage.folder import Folder
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
     (tmp_path / "host/a/events").mkdir(parents=True)  # as no object store needs
-    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda _: filesystem)
+    monkeypatch.setattr(orchestrator.storage.files, "_filesystem", lambda _: filesystem)
     return Folder("memory-test://host/a")
 
 

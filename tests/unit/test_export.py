@@ -11,9 +11,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-from orchestrator.evaluate.export import USE, write
+from orchestrator.evaluate.card import USE
+from orchestrator.evaluate.export import write
+from orchestrator.infer.batch import to_device
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
 from orchestrator.model.generate import GREEDY, generate
 from orchestrator.model.hf import Outputs
 from orchestrator.model.transformer import Transformer
@@ -178,7 +179,7 @@ def test_language_modelling(tmp_path: Path) -> None:
     assert exported.tokenizer(prompt)["input_ids"] == tokens
     written = list(generate(exported.model, tokens, 24 - len(tokens), GREEDY, processor.end_token))
     found = exported.card(text=prompt)
-    assert found["written"] == processor.decode([*tokens, *written])
+    assert found["generated"] == processor.decode([*tokens, *written])
     inputs = torch.tensor([tokens])
     with torch.no_grad():
         expected = exported.model(inputs)
@@ -214,7 +215,7 @@ def test_masked_language_modelling(style: dict[str, Any], tmp_path: Path) -> Non
 def test_translation(style: dict[str, Any], text: str, tmp_path: Path) -> None:
     exported = Exported(job_of("translation", **style), tmp_path)
     expected = exported.answers(source=text)["target"]
-    assert expected and exported.card(text=text)["written"] == expected
+    assert expected and exported.card(text=text)["generated"] == expected
 
 
 @pytest.mark.parametrize("context", ["the cat sat on a mat", "", LONG])

@@ -7,7 +7,7 @@ import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError
 
 from orchestrator.errors import DivergedError, OrchestratorError, StageError, UserError
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.train.failures import Decision, PreemptedError, decide, explain
 
 CONFIG = TrainConfig(micro_batch_size=32)

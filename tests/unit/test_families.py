@@ -40,10 +40,10 @@ def test_padding_changes_nothing_of_an_encoder(
 def test_logits_of_some_tokens_alone_are_those_of_all(make_model) -> None:
     model, tokens = make_model(family="encoder"), random_tokens(2, 6)
     real_BT = torch.arange(6)[None] < torch.tensor([[6], [4]])
-    asked_BT = torch.zeros(2, 6, dtype=torch.bool)
-    asked_BT[0, 5], asked_BT[0, 1], asked_BT[1, 3] = True, True, True
-    found = model(tokens, real_BT, asked_BT=asked_BT)
-    torch.testing.assert_close(found, model(tokens, real_BT)[asked_BT])
+    selected_BT = torch.zeros(2, 6, dtype=torch.bool)
+    selected_BT[0, 5], selected_BT[0, 1], selected_BT[1, 3] = True, True, True
+    found = model(tokens, real_BT, selected_BT=selected_BT)
+    torch.testing.assert_close(found, model(tokens, real_BT)[selected_BT])
 
 
 def test_an_encoder_sees_what_comes_later(make_model) -> None:

@@ -9,10 +9,10 @@ import torch
 
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import DivergedError
+from orchestrator.infer.batch import to_device
+from orchestrator.infer.trained_model import load_processor, load_weights
 from orchestrator.learn import pace as pace_module
-from orchestrator.learn.batches import to_device
-from orchestrator.learn.checkpoints import load_weights
-from orchestrator.learn.fit import fit, load_processor
+from orchestrator.learn.fit import fit
 from orchestrator.learn.optimizer import learning_rate
 from orchestrator.learn.pace import CALIBRATION_STEPS
 from orchestrator.learn.world import World

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from orchestrator.infer.batch import to_device
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
 from orchestrator.processors.text import TextProcessor
 from orchestrator.tasks.task import Task
 
@@ -105,9 +105,9 @@ def test_what_stands_around_a_text_is_neither_hidden_nor_scored() -> None:
     class Watched(torch.nn.Module):
         vocab_size = processor.vocab_size
 
-        def forward(self, shown_BT: Any, real_BT: Any, asked_BT: torch.Tensor) -> torch.Tensor:
-            hidden.append(asked_BT)
-            return torch.zeros(int(asked_BT.sum()), self.vocab_size)
+        def forward(self, shown_BT: Any, real_BT: Any, selected_BT: torch.Tensor) -> torch.Tensor:
+            hidden.append(selected_BT)
+            return torch.zeros(int(selected_BT.sum()), self.vocab_size)
 
     _, count = task.loss(Watched(), batch)
     assert (hidden[0].any(1)).all() and count == hidden[0].sum()

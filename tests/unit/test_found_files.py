@@ -15,20 +15,22 @@ import pyarrow.fs
 import pyarrow.parquet
 import pytest
 
-import orchestrator.storage.folder
-from orchestrator.data import streams
+import orchestrator.storage.files
 from orchestrator.data.config import DataConfig
-from orchestrator.data.sources import Listing, SourceFile, find_files, named_split
+from orchestrator.data.heads import Head
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import Listing, find_files, named_split
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.run import Run
+from orchestrator.storage import files as storage_files
 from orchestrator.storage.artifact import PreparedData
 
 
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(streams, "WAITS", (0.0,) * 4)
+    monkeypatch.setattr(storage_files, "WAITS", (0.0,) * 4)
 
 
 def write(*names: str, content: str | bytes = "x\n") -> None:
@@ -182,7 +184,7 @@ def test_a_remote_storage_and_remote_runs_are_not_read(monkeypatch: pytest.Monke
     write("root/b/a.csv", "root/b/runs/job/x.csv", "root/b/c/old/y.csv", "root/b/[z].csv")
     write("root/b/c/old/prepare-0123456789ab-01234567/z.csv", "root/b/note.docx")
     store = pyarrow.fs.SubTreeFileSystem("root", pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(orchestrator.storage.files, "_filesystem", lambda scheme_and_host: store)
     listing = found("s3://b", "s3://b/runs")
     assert names(listing) == ["s3://b/[z].csv", "s3://b/a.csv"]
     assert listing.notes == ["s3://b/: 1 file is not read: note.docx"]
@@ -390,7 +392,7 @@ class FailingFilesystem:
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     def use(*errors: BaseException, after: int = 0) -> FailingFilesystem:
         store = FailingFilesystem(*errors, after=after)
-        monkeypatch.setattr(streams, "_open_once", store.open_input_file)
+        monkeypatch.setattr(storage_files, "open_file", store.open_input_file)
         return store
 
     return use
@@ -420,7 +422,7 @@ def test_a_table_is_read_over_passing_errors(failing: Any) -> None:
     write("a.parquet", content=sink.getvalue())
     (file,) = found("a.parquet").files
     failing(*[OSError(errno.EIO, "passing")] * 3, after=1_000)
-    with file.open_whole() as opened:
+    with file.open_whole(Head(magic=b"PAR1")) as opened:
         assert pyarrow.parquet.read_table(opened).to_pydict() == columns
 
 

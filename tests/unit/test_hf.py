@@ -326,12 +326,12 @@ def test_a_body_saved_alone_is_read_and_the_head_stays_new(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "model_type = 'mamba' cannot be loaded; these can: llama"),
+        ({"model_type": "mamba"}, "model_type = 'mamba' is not supported; llama"),
         ({"hidden_act": "tanh"}, "hidden_act = 'tanh' is not supported"),
         ({"sliding_window": 4}, "sliding_window = 4 is not supported"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = 'yarn' is not supported"),
         ({"hidden_size": None}, "d_model"),
-        ({"num_hidden_layers": 3}, "there is no model.layers.2."),
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
         ({"intermediate_size": 48}, "has the shape [40, 24], the model's"),
     ],
 )
@@ -352,7 +352,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     theirs(class_name, **settings).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
 
-    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
         ours(tmp_path)
 
 
@@ -376,7 +376,7 @@ def test_a_model_that_is_none_of_theirs_has_a_layout_of_its_own(
 
     again = ours(tmp_path, head, model.num_outputs)
 
-    assert not hf.is_theirs(config) and again.config == config
+    assert not hf.has_architecture(config) and again.config == config
     inputs = {"source_BS": tokens()} if config.family == "encoder_decoder" else {}
     given = tokens(), padding("right")
     torch.testing.assert_close(again(*given, **inputs), model(*given, **inputs), rtol=0, atol=0)

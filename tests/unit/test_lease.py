@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
-import orchestrator.storage.folder
+import orchestrator.storage.files
 from orchestrator.errors import StageError, UserError
 from orchestrator.storage import lease
 from orchestrator.storage.folder import Folder
@@ -24,14 +24,14 @@ from orchestrator.storage.folder import Folder
 HOLD = """
 import subprocess, sys, time
 import pyarrow.fs
-import orchestrator.storage.folder
+import orchestrator.storage.files
 from orchestrator.storage import lease
 from orchestrator.storage.folder import Folder
 from orchestrator.errors import OrchestratorError
 
 folder, root, then = sys.argv[1:]
 filesystem = pyarrow.fs.SubTreeFileSystem(root, pyarrow.fs.LocalFileSystem())
-orchestrator.storage.folder._filesystem = lambda _: filesystem
+orchestrator.storage.files._filesystem = lambda _: filesystem
 lease.HEARTBEAT, lease.EXPIRY, lease.SETTLE = 0.15, 0.5, 0.2
 print("ready", flush=True)
 sys.stdin.readline()
@@ -52,7 +52,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     filesystem = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
     (tmp_path / "host/a").mkdir(parents=True)  # as no object store needs
-    monkeypatch.setattr(orchestrator.storage.folder, "_filesystem", lambda _: filesystem)
+    monkeypatch.setattr(orchestrator.storage.files, "_filesystem", lambda _: filesystem)
     for name, seconds in {"HEARTBEAT": 0.15, "EXPIRY": 0.5, "SETTLE": 0.2}.items():
         monkeypatch.setattr(lease, name, seconds)
     return Folder("memory-test://host/a")
@@ -260,7 +260,7 @@ def test_a_lost_lease_ends_the_block_though_a_signal_is_ignored(
 def test_a_storage_that_is_away_for_a_while_costs_no_lease(
     remote: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError("slow down")
 
     with lease.hold(remote, "a"):
@@ -285,7 +285,7 @@ def test_an_object_that_cannot_be_read_is_a_dead_holder_s_at_last(
 def test_a_storage_that_refuses_the_lease_is_told(
     remote: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
         raise PermissionError("access denied")
 
     monkeypatch.setattr(Folder, "read", refuse)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.train.spares import ENVIRONMENT
+from orchestrator.train.preload import ENVIRONMENT
 
 PAGES = """
 import resource, threading

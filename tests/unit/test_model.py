@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.model.attention import Attention, Sight, attend
+from orchestrator.model.attention import Attention, AttentionMask, attend
 from orchestrator.model.block import FeedForward
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import Positions, sinusoids
@@ -85,7 +85,7 @@ def test_attention_is_the_formula_written_out(
     rotation = None
     if positions == "rotary":
         _, rotation = Positions(config, causal=False)(x_BTD, slice(0, 7))
-    found = attention(x_BTD, Sight(causal), rotation)
+    found = attention(x_BTD, AttentionMask(causal), rotation)
     np.testing.assert_allclose(found.detach(), expected, atol=1e-5)
 
 
@@ -121,9 +121,9 @@ def test_a_new_block_is_the_identity_and_a_random_one_is_not() -> None:
     config = ModelConfig(num_layers=1, d_model=16, num_heads=4)
     block = Transformer(config, 11).decoder.blocks[0]
     x_BTD = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(block(x_BTD, Sight()), x_BTD)
+    assert torch.equal(block(x_BTD, AttentionMask()), x_BTD)
     x_BTD = x_BTD.double()
-    assert not torch.allclose(randomised(block)(x_BTD, Sight()), x_BTD, atol=0.1)
+    assert not torch.allclose(randomised(block)(x_BTD, AttentionMask()), x_BTD, atol=0.1)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -158,14 +158,14 @@ def test_cached_logits_equal_uncached_ones_however_the_tokens_are_cut(
 def test_relative_positions_prefer_by_distance_alone(make_config) -> None:
     config = make_config(positions="relative", d_model=24, num_heads=3, max_seq_len=300)
     positions = Positions(config, causal=False)
-    preference_HTS = positions.preference(0, 300)
-    assert preference_HTS is not None and preference_HTS.shape == (3, 300, 300)
-    assert torch.equal(preference_HTS[:, 1:, 1:], preference_HTS[:, :-1, :-1])
-    first_HS = preference_HTS[:, 0]  # of what comes after: eight of their own, eight that share
+    bias_HTS = positions.attention_bias(0, 300)
+    assert bias_HTS is not None and bias_HTS.shape == (3, 300, 300)
+    assert torch.equal(bias_HTS[:, 1:, 1:], bias_HTS[:, :-1, :-1])
+    first_HS = bias_HTS[:, 0]  # of what comes after: eight of their own, eight that share
     assert [len(head.unique()) for head in first_HS] == [16] * 3
     assert (first_HS[:, 128:] == first_HS[:, -1:]).all()
-    assert not torch.equal(preference_HTS[:, 0, 5], preference_HTS[:, 5, 0])
-    torch.testing.assert_close(positions.preference(290, 10), preference_HTS[:, 290:])
+    assert not torch.equal(bias_HTS[:, 0, 5], bias_HTS[:, 5, 0])
+    torch.testing.assert_close(positions.attention_bias(290, 10), bias_HTS[:, 290:])
 
 
 def test_two_caches_do_not_know_of_each_other(make_model) -> None:
@@ -282,10 +282,10 @@ def test_short_attention_in_bf16_is_the_fused_one(start: int) -> None:
         torch.randn(2, 3, length, 8, generator=torch.Generator().manual_seed(i))
         for i, length in enumerate((6, 6 + start, 6 + start))
     )
-    sight = Sight(causal=True, start=start)
-    exact = attend(query, key, value, sight)
-    short = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), sight)
+    mask = AttentionMask(causal=True, start=start)
+    exact = attend(query, key, value, mask)
+    short = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
     torch.testing.assert_close(short.float(), exact, atol=0.03, rtol=0.03)
     key[:, :, start + 1 :], value[:, :, start + 1 :] = 9.0, 9.0  # what comes later
-    changed = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), sight)
+    changed = attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
     torch.testing.assert_close(changed[:, :, 0], short[:, :, 0])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from orchestrator.job.job import TrainConfig
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn.optimizer import (
     AdamW,
     Muon,

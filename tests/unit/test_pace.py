@@ -106,14 +106,16 @@ def test_progress_is_reported_about_twice_a_second_and_at_the_end(
     assert 18 <= len(reports) <= 21  # ten seconds of steps
 
 
-def pulses(pace: Pace, clock: Clock, step_seconds: Callable[[int], float], steps: int) -> list[int]:
+def agreements(
+    pace: Pace, clock: Clock, step_seconds: Callable[[int], float], steps: int
+) -> list[int]:
     """The steps after which the workers of a training compare notes."""
     found = []
     for step in range(1, steps + 1):
         clock.now += step_seconds(step)
         pace.step_done(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(True))
-        if pace.pulse_due(step):
-            pace.next_pulse = step + pace.pulse_interval(step)
+        if pace.agreement_due(step):
+            pace.next_agreement = step + pace.agreement_interval(step)
             found.append(step)
     return found
 
@@ -123,7 +125,7 @@ def test_there_is_a_pulse_about_once_a_second(
     clock: Clock, step_seconds: float, apart: int
 ) -> None:
     pace = Pace(toy_config(steps=1000, eval_every=1000), World(), ROWS)
-    found = pulses(pace, clock, lambda step: step_seconds, 200)
+    found = agreements(pace, clock, lambda step: step_seconds, 200)
     assert found[0] == 1
     distances = {later - earlier for earlier, later in itertools.pairwise(found)}
     assert distances <= {apart, apart + 1}
@@ -131,13 +133,13 @@ def test_there_is_a_pulse_about_once_a_second(
 
 def test_slow_first_steps_do_not_make_all_later_pulses_frequent(clock: Clock) -> None:
     pace = Pace(toy_config(steps=1000, eval_every=1000), World(), ROWS)
-    found = pulses(pace, clock, lambda step: 60.0 if step == 1 else 0.02, 500)
+    found = agreements(pace, clock, lambda step: 60.0 if step == 1 else 0.02, 500)
     assert len(found) < 15
 
 
 def test_there_is_a_pulse_before_each_checkpoint(clock: Clock) -> None:
     pace = Pace(toy_config(steps=100, eval_every=15, checkpoint_every=4), World(), ROWS)
-    found = pulses(pace, clock, lambda step: 0.001, 100)
+    found = agreements(pace, clock, lambda step: 0.001, 100)
     assert {step for step in range(1, 101) if pace.checkpoint_due(step)} <= set(found)
 
 

@@ -3,18 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from orchestrator.data.shards import ShardReader
-from orchestrator.evaluate.stage import _Predictor
-from orchestrator.job.job import Job
+from orchestrator.infer.batch import to_device
 from orchestrator.learn import precision
-from orchestrator.learn.batches import Batches, to_device
-from orchestrator.learn.precision import autocast, choose, keep
+from orchestrator.learn.batches import Batches
+from orchestrator.learn.precision import choose
 from orchestrator.learn.world import World
-from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import Batch
 from tests.unit.toy import (
@@ -79,6 +77,7 @@ def test_the_faster_one_is_chosen_and_fp32_of_equals(
     assert found.precision == faster
     assert found.event == {
         "precision": faster,
+        "reason": found.reason,
         "fp32_seconds": pytest.approx(0.1),
         "bf16_seconds": pytest.approx(bf16),
     }
@@ -164,50 +163,3 @@ def test_a_resumed_training_keeps_it_on_another_machine_too(
     assert ending(tmp_path / "torn")[:4] == ending(tmp_path / "said")[:4]
     assert not listener.heard("precision")
     assert newest(tmp_path / "torn").notices
-
-
-@pytest.mark.parametrize("trained_in", ["fp32", "bf16"])
-def test_a_trained_model_is_used_in_its_precision(
-    prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_in: str
-) -> None:
-    monkeypatch.setattr(precision, "_can_bf16", lambda device: trained_in == "fp32")
-    train(prepared, tmp_path / "checkpoints", toy_config(steps=1, precision=trained_in))
-    training = Training(
-        folder=Folder(str(tmp_path)),
-        seconds=0,
-        summary="",
-        best_checkpoint="checkpoints/step-00000001",
-        steps=1,
-        metrics={},
-        history=[],
-        precision=newest(tmp_path / "checkpoints").precision,
-    ).commit()
-    model = toy_task().model.model_dump()
-    given = {"name": "toy", "task": "language_modelling", "data": {"source": "toy"}}
-    job = Job.model_validate({**given, "model": model})
-    computed = set()
-
-    def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        computed.add(output.dtype)
-
-    predictor = _Predictor(job, prepared.folder.uri, training.folder.uri)
-    predictor.model.decoder.blocks[0].attention.query.register_forward_hook(note)
-    predictor({"row": np.arange(2)})
-    assert computed == {torch.float32 if trained_in == "fp32" else torch.bfloat16}
-
-
-def test_weights_that_are_kept_in_bf16_change_no_bit() -> None:
-    torch.manual_seed(0)
-    model, tokens_BT = toy_task().build_model(257, 1).eval(), torch.arange(12).view(2, 6)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    with torch.inference_mode(), autocast(CPU, "bf16"):
-        converted = model(tokens_BT)
-        keep(model, "bf16")
-        assert torch.equal(model(tokens_BT), converted)
-
-
-def test_an_autocast_is_that_of_its_precision() -> None:
-    for name in ("fp32", "bf16"):
-        with autocast(CPU, name):
-            assert torch.is_autocast_enabled("cpu") == (name == "bf16")

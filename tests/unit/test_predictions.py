@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.learn.checkpoints import Checkpoints
 from orchestrator.learn.snapshot import Snapshot, pack
-from orchestrator.serve.predictions import Predictor
+from orchestrator.serve.predictions import PredictionEngine
 from orchestrator.serve.protocol import PredictionRequest
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
@@ -26,7 +27,7 @@ ROWS: dict[str, dict[str, str]] = {
 }
 
 
-def predictor(folder: Folder, task_name: str) -> Predictor:
+def engine_for(folder: Folder, task_name: str) -> PredictionEngine:
     model = {"num_layers": 1, "d_model": 16, "num_heads": 2, "max_seq_len": 24}
     data = {"source": "python-stdlib"}
     job = Job.model_validate({"name": "a", "task": task_name, "data": data, "model": model})
@@ -53,16 +54,17 @@ def predictor(folder: Folder, task_name: str) -> Predictor:
         folder=folder / "train", seconds=0, summary="", best_checkpoint="step-00000001", steps=1,
         metrics={}, history=[], precision="fp32",
     )  # fmt: skip
-    return Predictor(job, prepared, training)
+    trained = TrainedModel.load(task, prepared, training.checkpoint())
+    return PredictionEngine(job, trained)
 
 
 @pytest.mark.parametrize("task_name", ROWS)
 def test_a_text_that_was_cut_says_so(tmp_path: Path, task_name: str) -> None:
-    found = predictor(Folder(str(tmp_path)), task_name)
-    short = {name: ROWS[task_name][name] for name in found.task.inputs}
+    engine = engine_for(Folder(str(tmp_path)), task_name)
+    short = {name: ROWS[task_name][name] for name in engine.task.inputs}
     rows: list[dict[str, Any]] = [short]
-    rows += [short | {name: "z" * 40} for name in found.task.inputs]
-    answer = found.predict(PredictionRequest(inputs=rows))
+    rows += [short | {name: "z" * 40} for name in engine.task.inputs]
+    answer = engine.answer(PredictionRequest(inputs=rows))
     assert [output.get("truncated") for output in answer.outputs] == [
         None,
         *[True] * (len(rows) - 1),
@@ -70,9 +72,9 @@ def test_a_text_that_was_cut_says_so(tmp_path: Path, task_name: str) -> None:
 
 
 def test_a_text_that_fits_just_so_is_whole(tmp_path: Path) -> None:
-    found = predictor(Folder(str(tmp_path)), "text_classification")
+    engine = engine_for(Folder(str(tmp_path)), "text_classification")
     rows = [{"text": "z" * length} for length in (23, 24, 25)]  # and a space before it
-    answer = found.predict(PredictionRequest(inputs=rows))
-    tokens = [len(found.processor.text.encode(row["text"])) for row in rows]
+    answer = engine.answer(PredictionRequest(inputs=rows))
+    tokens = [len(engine.processor.text.encode(row["text"])) for row in rows]
     cut = [output.get("truncated", False) for output in answer.outputs]
     assert cut == [count > 24 for count in tokens] and any(cut) and not all(cut)

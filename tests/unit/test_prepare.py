@@ -13,14 +13,10 @@ import pytest
 from orchestrator.data.reading import BadRow, Note
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
-from orchestrator.prepare.index import Index, hidden_splits, quarantine, record
-from orchestrator.prepare.stage import (
-    Bounds,
-    _num_buckets,
-    _table,
-    shuffled,
-    split_bounds,
-)
+from orchestrator.prepare.buckets import count_buckets, shuffled
+from orchestrator.prepare.index import Index, quarantine
+from orchestrator.prepare.keys import record, table_of
+from orchestrator.prepare.splits import Bounds, hidden_splits, split_bounds
 from orchestrator.storage.artifact import SPLITS
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import Task
@@ -140,7 +136,7 @@ def test_a_table_holds_every_record_as_it_was() -> None:
     texts = ["plain", "ends in NUL\x00", "\x00", "long" * 1000, "🙂", " "]
     records = [record({"text": text}, TASK, 8) for text in texts]
     records.append(record(BadRow("a", 1, "b"), TASK, 8))
-    table = _table(records)
+    table = table_of(records)
     assert set(table) == set(records[0])
     for name, column in table.items():
         assert [str(value) for value in column] == [str(each[name]) for each in records]
@@ -148,14 +144,14 @@ def test_a_table_holds_every_record_as_it_was() -> None:
 
 def test_one_long_row_does_not_make_the_others_as_large() -> None:
     records = [record({"text": text}, TASK, 8) for text in ["x" * 100_000, *["short"] * 63]]
-    assert _table(records)["text"].nbytes < 1_000_000
+    assert table_of(records)["text"].nbytes < 1_000_000
 
 
 # Buckets and order
 
 
 def test_buckets_grow_in_number_with_the_data_not_in_size() -> None:
-    counts = [_num_buckets(1 << power) for power in range(45)]
+    counts = [count_buckets(1 << power) for power in range(45)]
     assert counts == sorted(counts)
     assert counts[0] == 1
     assert max((1 << power) / count for power, count in enumerate(counts)) <= 64 << 20
@@ -188,7 +184,7 @@ GOOD = [{"text": str(i)} for i in range(200)]
 def index_of(rows: list[Any], task: Task[Any] = TASK, code: str = "") -> Index:
     """What the driver knows of cleaned rows, of bad ones, of None for an empty one, of notes."""
     places = (f"{i}" if code else "" for i in range(len(rows)))
-    return Index([_table([record(row, task, 8, next(places), code) for row in rows])])
+    return Index([table_of([record(row, task, 8, next(places), code) for row in rows])])
 
 
 def kept(folder: Folder) -> list[Any]:
@@ -244,7 +240,7 @@ def test_without_a_cap_of_the_job_a_share_of_each_split_may_be_bad(
 def test_a_split_s_bad_rows_do_not_hide_among_another_s(tmp_path: Path) -> None:
     tested = [BadRow("t.csv", i, "is bad") for i in range(20)]
     index = index_of([*[None] * 10_000])
-    index._add(_table([record(row, TASK, 8, "", "t") for row in [*tested, *[None] * 20]]))
+    index._add(table_of([record(row, TASK, 8, "", "t") for row in [*tested, *[None] * 20]]))
     with pytest.raises(UserError, match="20 of 40 test rows"):
         quarantine(index, JOB.override({"data.max_bad_rows": None}), Folder(str(tmp_path)))
 
@@ -317,7 +313,7 @@ def test_test_rows_that_repeat_training_rows_are_counted_whatever_their_labels()
 def test_a_named_split_whose_labels_are_hidden_is_left_out_and_told() -> None:
     index = index_of(labelled(("a", "0"), ("b", "1")), LABELS)
     hidden = [record(row, LABELS, 8, str(i), "t") for i, row in enumerate(labelled(("c", "-1")))]
-    index._add(_table(hidden))
+    index._add(table_of(hidden))
     named: Any = [SimpleNamespace(split="test", by_name=True)]
     given: Any = [SimpleNamespace(split="test", by_name=False)]
     splits, (told,) = hidden_splits(index, named)

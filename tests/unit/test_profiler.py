@@ -19,7 +19,7 @@ from orchestrator.learn.profiler import WARM_UP_STEPS, StepProfiler
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
-from orchestrator.train.worker import Line
+from orchestrator.train.worker import SupervisorLink
 from tests.unit.toy import (
     Listener,
     final_weights,
@@ -107,7 +107,7 @@ def test_no_step_that_fixes_the_length_of_a_training_is_recorded() -> None:
         "train": {"minutes": 1},
     }
     supervisor: Any = SimpleNamespace(put=SimpleNamespace(remote=lambda message: None))
-    line = Line(supervisor, World(), Job.model_validate(job))
+    line = SupervisorLink(supervisor, World(), Job.model_validate(job))
     recorded: list[int] = []
     line.profiler = SimpleNamespace(step_done=recorded.append)  # type: ignore[assignment]
     line.stepped(1, 0.1)

@@ -5,27 +5,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from orchestrator.errors import UserError
-from orchestrator.serve.app import MAX_BODY_BYTES, make_api
+from orchestrator.serve.app import MAX_BODY_BYTES, make_app
+from orchestrator.serve.completions import CompletionEngine
 from orchestrator.serve.protocol import NEUTRAL, CompletionRequest
 
 PATH = "/v1/completions"
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    api = make_api()
+class Count(BaseModel):
+    length: int
 
-    @api.post(PATH)
-    async def complete(request: CompletionRequest) -> dict[str, Any]:
+
+class Counting(CompletionEngine):
+    """Answers completion requests without a model."""
+
+    def answer(self, request: CompletionRequest) -> Count:  # type: ignore[override]
         if request.prompt == "wrong":
             raise UserError("the prompt is wrong")
-        return {"length": len(request.prompt)}
+        return Count(length=len(request.prompt))
 
-    with TestClient(api, raise_server_exceptions=False) as found:
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    app = make_app("tiny", Counting.__new__(Counting))
+    with TestClient(app, raise_server_exceptions=False) as found:
         yield found
 
 

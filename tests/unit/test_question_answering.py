@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.infer.batch import to_device
 from orchestrator.job.job import Job
-from orchestrator.learn.batches import to_device
 from orchestrator.tasks.answers import score_answers, unpack
 from orchestrator.tasks.task import LeftOut, Task
 
@@ -49,7 +49,7 @@ def test_a_span_is_found_again_from_its_tokens(answer: str) -> None:
     batch = to_device(arrays, CPU)
     oracle = Oracle(arrays["start"].tolist(), arrays["end"].tolist())
     found = task.predict(oracle, batch, processor)
-    assert found["said"].tolist() == [answer, "Bob"]
+    assert found["predictions"].tolist() == [answer, "Bob"]
     found |= task.keep(rows)
     assert task.score(found)["f1"] == 1 and task.score(found)["loss"] < 1e-3
     assert task.reply(found, 0, processor)["probability"] > 0.99
@@ -84,7 +84,7 @@ def test_neither_the_question_nor_padding_is_ever_the_answer() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_()
-            said = task.predict(model, batch, processor)["said"].tolist()
+            said = task.predict(model, batch, processor)["predictions"].tolist()
         assert all(one in row["context"] for one, row in zip(said, rows, strict=True))
 
 
@@ -116,7 +116,7 @@ def test_an_answer_counts_as_right_just_where_generation_says_it() -> None:
                 parameter[processor.end_token] += 2.9
         right = task.predict(model, batch, processor)["right"]
         said = task.answer(model, batch, processor)
-        exact = [one == other for one, other in zip(said["said"], words, strict=True)]
+        exact = [one == other for one, other in zip(said["predictions"], words, strict=True)]
         assert right.tolist() == exact
 
 

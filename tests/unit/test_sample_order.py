@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.data.shards import Rows, SampleOrder
+from orchestrator.data.sample_order import Rows, SampleOrder
 
 seeds = st.one_of(st.integers(0, 3), st.integers(0, 2**63 - 1), st.just(2**63 - 1))
 sizes = st.lists(st.integers(0, 40) | st.sampled_from([0, 1, 300]), min_size=1, max_size=40)

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data import shards
+from orchestrator.data import shard_cache
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.shards import ShardReader, write_shard
 from orchestrator.errors import StageError
-from orchestrator.storage import folder as folders
+from orchestrator.storage import files
 from orchestrator.storage.artifact import PreparedData, Shard
 from orchestrator.storage.folder import Folder
 
@@ -238,7 +238,7 @@ def test_too_many_open_files_are_no_damage(tmp_path: Path, monkeypatch: pytest.M
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder on a storage that is not local; what is copied from it lies in `copies`."""
     store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(folders, "_filesystem", lambda scheme_and_host: store)
+    monkeypatch.setattr(files, "_filesystem", lambda scheme_and_host: store)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
     (tmp_path / "bucket").mkdir()
     return Folder("toy://bucket")
@@ -304,7 +304,7 @@ def test_a_copy_is_proved_once_in_a_process(
 ) -> None:
     prepared = prepared_of(remote, samples(3, seed=0))
     ShardReader(prepared, "train").read([0])
-    shards._whole.clear()  # as another process finds it
+    shard_cache._whole.clear()  # as another process finds it
     ShardReader(prepared, "train").read([0])
     monkeypatch.setattr("hashlib.file_digest", None)
     ShardReader(prepared, "train").read([0])

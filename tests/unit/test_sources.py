@@ -16,16 +16,17 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import BadRow, Kind, Note, Reading
+from orchestrator.data.reading import BadRow, Note
 from orchestrator.data.rows import check_columns, read_rows
-from orchestrator.data.sources import SourceFile, find_files
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.cleaning import read_cleaned
 from orchestrator.tasks.task import reading_of
 
-COLUMNS: dict[str, Kind] = {"text": "text"}
-ANY = Reading(DataConfig(source="x"), COLUMNS)
+COLUMNS: dict[str, str] = {"text": "text"}
+ANY = DataConfig(source="x").reading(COLUMNS)
 
 
 def files_of(source: str | Path | list[str], **settings: Any) -> list[str]:
@@ -39,7 +40,7 @@ def read(path: Path, **settings: Any) -> tuple[list[str], list[BadRow]]:
     """The texts and the bad rows of one file."""
     data = DataConfig(source=str(path), **settings)
     (file,) = find_files(data).files
-    rows = list(read_rows(file, Reading(data, COLUMNS)))
+    rows = list(read_rows(file, data.reading(COLUMNS)))
     good = [row["text"] for row in rows if not isinstance(row, BadRow)]
     bad = [row for row in rows if isinstance(row, BadRow)]
     assert all(row.file == str(path) and row.reason for row in bad)
@@ -138,7 +139,7 @@ def test_a_file_that_went_away_is_an_error(tmp_path: Path) -> None:
     (file,) = find_files(data).files
     path.unlink()
     with pytest.raises(UserError, match=r"a\.txt: cannot be read: No such file"):
-        list(read_rows(file, Reading(data, COLUMNS)))
+        list(read_rows(file, data.reading(COLUMNS)))
 
 
 # Text
@@ -355,7 +356,7 @@ def test_any_name_can_be_read_below_a_file_uri(name: str, tmp_path: Path) -> Non
     write(tmp_path / name, "x")
     data = DataConfig(source=f"file://{tmp_path}")
     (file,) = find_files(data).files
-    assert list(read_rows(file, Reading(data, COLUMNS))) == [{"text": "x"}]
+    assert list(read_rows(file, data.reading(COLUMNS))) == [{"text": "x"}]
 
 
 @pytest.mark.parametrize(
@@ -451,8 +452,8 @@ def test_an_empty_file_beside_others_is_told(kind: str, tmp_path: Path) -> None:
     write(tmp_path / f"empty.{kind}", "")
     data = DataConfig(source=str(tmp_path))
     files = find_files(data).files
-    check_columns(files, Reading(data, COLUMNS))
-    rows = [row for file in files for row in read_rows(file, Reading(data, COLUMNS))]
+    check_columns(files, data.reading(COLUMNS))
+    rows = [row for file in files for row in read_rows(file, data.reading(COLUMNS))]
     assert rows == [Note(str(tmp_path / f"empty.{kind}"), "is empty"), {"text": "x"}]
 
 
@@ -462,7 +463,7 @@ def test_the_standard_library_is_found_and_read() -> None:
     assert len(files) > 500
     assert not [file.uri for file in files if "site-packages" in file.uri]
     (file,) = [file for file in files if file.uri.endswith("/json/decoder.py")]
-    (row,) = read_rows(file, Reading(data, COLUMNS))
+    (row,) = read_rows(file, data.reading(COLUMNS))
     assert row == {"text": Path(file.uri).read_text()}
 
 
@@ -487,7 +488,7 @@ def test_a_wrong_column_is_named_with_the_file_and_what_there_is(name: str, tmp_
     files = find_files(DataConfig(source=str(path))).files
     check_columns(files, ANY)
     with pytest.raises(UserError) as caught:
-        check_columns(files, Reading(DataConfig(source="x", columns={"text": "body"}), COLUMNS))
+        check_columns(files, DataConfig(source="x", columns={"text": "body"}).reading(COLUMNS))
     told = str(caught.value)
     assert all(word in told for word in (str(path), "'body'", "n, text", "data.columns.text"))
     assert len(told.splitlines()) == 1
@@ -522,15 +523,15 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_head(
 # Further layouts
 
 
-def rows_of(data: DataConfig, columns: dict[str, Kind], lines: bool = True) -> list[Any]:
-    reading = Reading(data, columns, lines)
+def rows_of(data: DataConfig, columns: dict[str, str], lines: bool = True) -> list[Any]:
+    reading = data.reading(columns, lines=lines)
     files = find_files(data).files
     check_columns(files, reading)
     return [row for file in files for row in read_rows(file, reading)]
 
 
-PAIR: dict[str, Kind] = {"source": "text", "target": "text"}
-LABELLED: dict[str, Kind] = {"text": "text", "label": "value"}
+PAIR: dict[str, str] = {"source": "text", "target": "text"}
+LABELLED: dict[str, str] = {"text": "text", "label": "value"}
 
 
 def test_text_files_side_by_side_are_rows_line_by_line(tmp_path: Path) -> None:
@@ -580,7 +581,7 @@ def test_json_is_a_list_of_objects_or_squad(tmp_path: Path) -> None:
     question = {"question": "who?", "answers": [{"text": "Ann", "answer_start": 0}]}
     squad = {"data": [{"paragraphs": [{"context": "Ann came.", "qas": [question]}]}]}
     path = write(tmp_path / "b.json", json.dumps(squad))
-    columns: dict[str, Kind] = {
+    columns: dict[str, str] = {
         **{"context": "text", "question": "text"},
         **{"answer": "answers", "answer_start": "starts"},
     }

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.job.job import SPACE, Job
-from orchestrator.job.search_space import TuneConfig, grid, in_order
+from orchestrator.job.job import Job
+from orchestrator.job.search_space import DEFAULT_SPACE, TuneConfig, grid, in_order
 
 JOB: dict[str, Any] = {
     "name": "sweeps",
@@ -36,8 +36,8 @@ def problems(**tune: Any) -> list[str]:
 
 
 def test_a_sweep_of_nothing_in_particular_has_a_space() -> None:
-    assert set(config(trials=2).space) == set(SPACE)
-    assert set(config(trials=2, space={}).space) == set(SPACE)
+    assert set(config(trials=2).space) == set(DEFAULT_SPACE)
+    assert set(config(trials=2, space={}).space) == set(DEFAULT_SPACE)
     assert problems(trials=20) == []
 
 

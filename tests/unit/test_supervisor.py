@@ -1,12 +1,13 @@
 """What the supervisor of a training's workers makes of what it hears, and of what it does not."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import StageError
 from orchestrator.train import supervisor as supervisor_module
-from orchestrator.train.supervisor import Beat, Event, Figures, Supervisor
+from orchestrator.train.supervisor import Event, Figures, Heartbeat, Supervisor
 
 HANG = 15.0
 STEP_SECONDS = 0.2
@@ -34,13 +35,13 @@ def supervisor(clock: Clock) -> Supervisor:
     return Supervisor(max_failures=2, hang_seconds=HANG)
 
 
-def beat(rank: int, step: int = 0, seconds: float = 0.0) -> Beat:
-    return Beat(rank, 100 + rank, f"node-{rank}", f"host-{rank}", step, seconds)
+def heartbeat(rank: int, step: int = 0, seconds: float = 0.0) -> Heartbeat:
+    return Heartbeat(rank, 100 + rank, f"node-{rank}", f"host-{rank}", step, seconds)
 
 
 def events(supervisor: Supervisor) -> list[dict[str, Any]]:
     """Those that were told since the last look."""
-    messages, *_ = supervisor.look()
+    messages, *_ = supervisor.poll()
     return [{"event": m.kind, **m.fields} for m in messages if isinstance(m, Event)]
 
 
@@ -52,62 +53,74 @@ def test_messages_are_passed_on_once_in_their_order(supervisor: Supervisor) -> N
     messages = [Figures(3, 10, {"loss": 1.0}), checkpoint(3), StageError("the disk is full")]
     for message in messages:
         supervisor.put(message)
-    assert supervisor.look()[0] == messages
-    assert supervisor.look()[0] == []
+    assert supervisor.poll()[0] == messages
+    assert supervisor.poll()[0] == []
+
+
+def test_figures_have_the_peak_memory_of_the_worker_that_takes_most(
+    supervisor: Supervisor,
+) -> None:
+    generation = supervisor.begin_group(2)
+    for rank in range(2):
+        report = dataclasses.replace(heartbeat(rank), memory=10**9 * (rank + 1))
+        supervisor.heartbeat(generation, report)
+    supervisor.put(Figures(3, 10, {"loss": 1.0}))
+    (figures,), *_ = supervisor.poll()
+    assert figures.values == {"loss": 1.0, "peak memory GB": 2.0}
 
 
 def test_what_is_asked_reaches_the_workers_and_is_not_taken_back(supervisor: Supervisor) -> None:
-    group = supervisor.begin(1)
-    assert supervisor.beat(group, beat(0)) == (0, [])
+    generation = supervisor.begin_group(1)
+    assert supervisor.heartbeat(generation, heartbeat(0)) == (0, [])
     supervisor.ask(2)
     supervisor.ask(1)
-    assert supervisor.beat(group, beat(0)) == (2, [])
+    assert supervisor.heartbeat(generation, heartbeat(0)) == (2, [])
 
 
 def test_all_workers_hear_that_a_machine_of_theirs_will_be_taken_away(
     supervisor: Supervisor,
 ) -> None:
-    group = supervisor.begin(2)
-    supervisor.beat(group, beat(0))
-    supervisor.beat(group, beat(1))
+    generation = supervisor.begin_group(2)
+    supervisor.heartbeat(generation, heartbeat(0))
+    supervisor.heartbeat(generation, heartbeat(1))
     supervisor.drain({"node-1", "node-9"})  # on the latter there is no worker
-    assert supervisor.beat(group, beat(0)) == (0, ["node-1"])
-    assert supervisor.beat(group, beat(1)) == (0, ["node-1"])
-    supervisor.lost({0: "a machine is taken away"}, preempted=True)
+    assert supervisor.heartbeat(generation, heartbeat(0)) == (0, ["node-1"])
+    assert supervisor.heartbeat(generation, heartbeat(1)) == (0, ["node-1"])
+    supervisor.workers_lost({0: "a machine is taken away"}, preempted=True)
     assert [event["hosts"] for event in events(supervisor)] == [["host-1"]]
 
 
 def test_a_worker_that_falls_silent_hangs(supervisor: Supervisor, clock: Clock) -> None:
-    group, told = supervisor.begin(2), []
+    generation, events_seen = supervisor.begin_group(2), []
     for second in range(20):
         clock.now = second
-        supervisor.beat(group, beat(0, step=second))
+        supervisor.heartbeat(generation, heartbeat(0, step=second))
         if second < 3:
-            supervisor.beat(group, beat(1, step=second))
-        messages, hanging, at_work = supervisor.look()
+            supervisor.heartbeat(generation, heartbeat(1, step=second))
+        messages, hanging, at_work = supervisor.poll()
         assert at_work
-        assert (hanging == [beat(1, step=2)]) == (second == 18)  # found once
-        told += messages
-    (event,) = told
+        assert (hanging == [heartbeat(1, step=2)]) == (second == 18)  # found once
+        events_seen += messages
+    (event,) = events_seen
     assert event.kind == "worker hangs"
     found = event.fields
     assert (found["rank"], found["host"], found["process"], found["step"]) == (1, "host-1", 101, 2)
 
 
 def test_a_worker_that_left_may_be_silent(supervisor: Supervisor, clock: Clock) -> None:
-    group = supervisor.begin(1)
-    supervisor.beat(group, beat(0))
-    supervisor.done(group, 0)
+    generation = supervisor.begin_group(1)
+    supervisor.heartbeat(generation, heartbeat(0))
+    supervisor.worker_ended(generation, 0)
     clock.now = 2 * HANG
-    assert supervisor.look() == ([], [], False)
+    assert supervisor.poll() == ([], [], False)
 
 
 def test_lost_workers_are_told_of_with_step_host_and_cause(supervisor: Supervisor) -> None:
-    group = supervisor.begin(2)
-    supervisor.beat(group, beat(0, step=7))
-    supervisor.beat(group, beat(1, step=6))
-    supervisor.done(group, 1)  # on its way out, by an exception
-    supervisor.lost({1: "ActorDiedError: killed"}, preempted=False)
+    generation = supervisor.begin_group(2)
+    supervisor.heartbeat(generation, heartbeat(0, step=7))
+    supervisor.heartbeat(generation, heartbeat(1, step=6))
+    supervisor.worker_ended(generation, 1)  # on its way out, by an exception
+    supervisor.workers_lost({1: "ActorDiedError: killed"}, preempted=False)
     (told,) = events(supervisor)
     assert told["event"] == "worker lost"
     assert (told["ranks"], told["hosts"], told["step"]) == ([1], ["host-1"], 7)
@@ -116,71 +129,71 @@ def test_lost_workers_are_told_of_with_step_host_and_cause(supervisor: Superviso
 
 def test_workers_of_an_older_group_are_not_heard(supervisor: Supervisor, clock: Clock) -> None:
     """Those that outlive their group for a moment, or come back from behind a cut network."""
-    old = supervisor.begin(2)
-    supervisor.beat(old, beat(0))
-    supervisor.lost({1: "gone"}, preempted=False)
-    supervisor.beat(old, beat(0))  # until Ray has ended it
+    old = supervisor.begin_group(2)
+    supervisor.heartbeat(old, heartbeat(0))
+    supervisor.workers_lost({1: "gone"}, preempted=False)
+    supervisor.heartbeat(old, heartbeat(0))  # until Ray has ended it
     clock.now = 2 * HANG
-    assert supervisor.look()[1:] == ([], False)
-    new = supervisor.begin(2)
-    supervisor.beat(new, beat(1))
-    supervisor.beat(old, beat(0))
-    supervisor.done(old, 1)
+    assert supervisor.poll()[1:] == ([], False)
+    new = supervisor.begin_group(2)
+    supervisor.heartbeat(new, heartbeat(1))
+    supervisor.heartbeat(old, heartbeat(0))
+    supervisor.worker_ended(old, 1)
     clock.now += HANG + 1
-    assert supervisor.look()[1] == [beat(1)]
+    assert supervisor.poll()[1] == [heartbeat(1)]
 
 
 def test_failures_in_a_row_without_progress_end_the_training(supervisor: Supervisor) -> None:
     for _ in range(2):
-        assert supervisor.wants()
-        supervisor.lost({0: "killed"}, preempted=False)
-    assert supervisor.wants()
-    supervisor.lost({0: "killed again"}, preempted=False)
-    supervisor.look()
-    assert not supervisor.wants()
-    assert not supervisor.wants()  # each worker asks
-    ((error,), *_) = supervisor.look()
+        assert supervisor.may_train()
+        supervisor.workers_lost({0: "killed"}, preempted=False)
+    assert supervisor.may_train()
+    supervisor.workers_lost({0: "killed again"}, preempted=False)
+    supervisor.poll()
+    assert not supervisor.may_train()
+    assert not supervisor.may_train()  # each worker asks
+    ((error,), *_) = supervisor.poll()
     assert isinstance(error, StageError)
     assert "lost its workers 3 times" in str(error) and "killed again" in str(error)
 
 
 def test_progress_refills_the_budget(supervisor: Supervisor) -> None:
     for step in range(10, 100, 10):
-        supervisor.lost({0: "killed"}, preempted=False)
-        assert supervisor.wants()
+        supervisor.workers_lost({0: "killed"}, preempted=False)
+        assert supervisor.may_train()
         supervisor.put(checkpoint(step))
     for _ in range(2):
-        supervisor.lost({0: "killed"}, preempted=False)
+        supervisor.workers_lost({0: "killed"}, preempted=False)
         supervisor.put(checkpoint(90))  # the one that was there already
-        assert supervisor.wants()
-    supervisor.lost({0: "killed"}, preempted=False)
-    assert not supervisor.wants()
+        assert supervisor.may_train()
+    supervisor.workers_lost({0: "killed"}, preempted=False)
+    assert not supervisor.may_train()
 
 
 def test_machines_taken_away_with_notice_are_no_failures(supervisor: Supervisor) -> None:
     for _ in range(5):
-        supervisor.begin(2)
-        supervisor.lost({0: "drained"}, preempted=True)
-        assert supervisor.wants()
+        supervisor.begin_group(2)
+        supervisor.workers_lost({0: "drained"}, preempted=True)
+        assert supervisor.may_train()
     told = [event["event"] for event in events(supervisor)]
     assert told == ["preempted"] * 5
 
 
 def test_after_an_error_that_no_retry_mends_no_group_trains(supervisor: Supervisor) -> None:
     supervisor.put(StageError("the loss is no number"))
-    assert not supervisor.wants()
-    supervisor.lost({0: "its consequence"}, preempted=False)
+    assert not supervisor.may_train()
+    supervisor.workers_lost({0: "its consequence"}, preempted=False)
     assert events(supervisor) == []
 
 
 def train(
-    supervisor: Supervisor, group: int, times: dict[int, float], start: int, steps: int
+    supervisor: Supervisor, generation: int, times: dict[int, float], start: int, steps: int
 ) -> list[dict[str, Any]]:
     """Steps of which each worker computes so many times the usual; the stragglers told of."""
     for step in range(start, start + steps + 1):
         for rank, factor in times.items():
             seconds = (start + (step - start) * factor) * STEP_SECONDS
-            supervisor.beat(group, beat(rank, step, seconds))
+            supervisor.heartbeat(generation, heartbeat(rank, step, seconds))
     return [event for event in events(supervisor) if event["event"] == "straggler"]
 
 
@@ -188,32 +201,32 @@ def train(
 def test_a_worker_that_computes_far_longer_is_named_within_20_steps(
     supervisor: Supervisor, workers: int
 ) -> None:
-    group = supervisor.begin(workers)
+    generation = supervisor.begin_group(workers)
     times = dict.fromkeys(range(workers), 1.0)
-    assert train(supervisor, group, times, 0, 100) == []
-    (told,) = train(supervisor, group, times | {1: 5.0}, 100, 60)  # once, not in each window
+    assert train(supervisor, generation, times, 0, 100) == []
+    (told,) = train(supervisor, generation, times | {1: 5.0}, 100, 60)  # once, not in each window
     assert (told["rank"], told["host"]) == (1, "host-1")
     assert told["step"] <= 120
     assert 2 < told["times_as_long"] < 6
 
 
 def test_a_worker_that_lags_again_is_named_again(supervisor: Supervisor) -> None:
-    group = supervisor.begin(2)
-    assert len(train(supervisor, group, {0: 1.0, 1: 3.0}, 0, 40)) == 1
-    supervisor.begin(2)
-    group = supervisor.group
-    assert train(supervisor, group, {0: 1.0, 1: 1.0}, 0, 40) == []
-    assert len(train(supervisor, group, {0: 1.0, 1: 3.0}, 40, 40)) == 1
+    generation = supervisor.begin_group(2)
+    assert len(train(supervisor, generation, {0: 1.0, 1: 3.0}, 0, 40)) == 1
+    supervisor.begin_group(2)
+    generation = supervisor.generation
+    assert train(supervisor, generation, {0: 1.0, 1: 1.0}, 0, 40) == []
+    assert len(train(supervisor, generation, {0: 1.0, 1: 3.0}, 40, 40)) == 1
 
 
 def test_steps_too_short_to_be_compared_name_nobody(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{__name__}.STEP_SECONDS", 1e-4)
-    group = supervisor.begin(2)
-    assert train(supervisor, group, {0: 1.0, 1: 4.0}, 0, 200) == []
+    generation = supervisor.begin_group(2)
+    assert train(supervisor, generation, {0: 1.0, 1: 4.0}, 0, 200) == []
 
 
 def test_one_worker_alone_is_no_straggler(supervisor: Supervisor) -> None:
-    group = supervisor.begin(1)
-    assert train(supervisor, group, {0: 9.0}, 0, 50) == []
+    generation = supervisor.begin_group(1)
+    assert train(supervisor, generation, {0: 9.0}, 0, 50) == []

@@ -11,7 +11,7 @@ from orchestrator.learn.precision import Choice
 from orchestrator.storage.folder import Folder
 from orchestrator.tune import sweep
 from orchestrator.tune.records import SweepRecord
-from orchestrator.tune.sweep import resources_of_a_trial, room_for_trials, settled
+from orchestrator.tune.sweep import resources_of_a_trial, room_for_trials, with_precision
 
 CLUSTER = Cluster(started_here=False, dashboard_url="", cpus=8, gpus=2)
 
@@ -51,7 +51,7 @@ def test_a_sweep_chooses_its_trials_precision_once(
     folder, job, prepared = Folder(str(tmp_path)), sweeping(), None
     for _ in range(2):  # killed after the first
         record = SweepRecord.load(folder) or sweep._new_record(job, CLUSTER)
-        assert settled(job, prepared, record, folder).train.precision == "bf16"
+        assert with_precision(job, prepared, record, folder).train.precision == "bf16"
     assert record.notices == ["precision: bf16: because"] and not choices
 
 
@@ -65,5 +65,5 @@ def test_a_sweep_chooses_its_trials_precision_once(
 def test_a_sweep_leaves_a_precision_that_is_given(sections: dict[str, Any], tmp_path: Path) -> None:
     job, folder = sweeping(**sections), Folder(str(tmp_path))
     record = sweep._new_record(job, CLUSTER)
-    assert settled(job, None, record, folder) == job
+    assert with_precision(job, None, record, folder) == job
     assert record.precision is None

@@ -11,8 +11,10 @@ import torch
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.reading import Row
 from orchestrator.data.shards import ShardReader, write_shard
-from orchestrator.job.job import TASKS, Job, TrainConfig
-from orchestrator.learn.batches import kept, to_device
+from orchestrator.infer.batch import kept_columns, to_device
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
+from orchestrator.job.task_registry import TASKS
 from orchestrator.learn.optimizer import build_optimizers
 from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
@@ -138,6 +140,22 @@ def test_predictions_are_scored_by_row_and_the_metric_is_among_the_scores(case: 
     assert all(np.isfinite(value) for value in scores.values())
 
 
+TEXT_TASKS = {name for name in TASKS if name not in ("text_classification", "text_regression")}
+
+
+@torch.inference_mode()
+def test_tasks_that_predict_text_show_a_sample_of_the_first_row(case: Case, name: str) -> None:
+    case.model.eval()
+    before = torch.random.get_rng_state()
+    text = case.task.sample(case.model, case.batch, case.processor)
+    assert (text is not None) == (name in TEXT_TASKS)
+    if text is not None:
+        given, _ = text.split(" → ")
+        assert given and "\n" not in text
+        assert given.split()[0] in str(case.rows[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @torch.inference_mode()
 def test_a_request_brings_its_inputs_alone_and_gets_plain_json(case: Case) -> None:
     if case.task.serves != "predictions":
@@ -168,7 +186,7 @@ def test_what_is_kept_beside_the_arrays_comes_back_from_a_shard(case: Case, tmp_
     shard = write_shard(folder, "test-0.arrow", case.arrays | case.kept)
     prepared = PreparedData.model_construct(folder=folder, splits={"test": [shard]})
     arrays = ShardReader(prepared, "test").read([1, 0])
-    found = kept(arrays)
+    found = kept_columns(arrays)
     assert found.keys() == case.kept.keys()
     assert all(found[k].tolist() == v[[1, 0]].tolist() for k, v in case.kept.items())
     assert to_device(arrays, CPU).keys() == case.arrays.keys()

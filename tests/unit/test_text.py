@@ -265,10 +265,10 @@ def test_both_ways_to_count_the_bytes_of_our_own_tokens_agree(
 ) -> None:
     ((tokens, sizes),) = processor.encode_with_bytes([text])
     assert sizes == processor.token_bytes[tokens].tolist()
-    ((again, by_places),) = processor._by_places([text])
-    assert again == tokens and sum(by_places) == sum(sizes)
+    ((again, from_offsets),) = processor._bytes_from_offsets([text])
+    assert again == tokens and sum(from_offsets) == sum(sizes)
     if text.isascii():
-        assert by_places == sizes
+        assert from_offsets == sizes
 
 
 @pytest.mark.parametrize(

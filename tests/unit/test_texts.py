@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.data import streams
 from orchestrator.data.config import DataConfig
-from orchestrator.data.reading import Note, Reading
+from orchestrator.data.reading import Note
 from orchestrator.data.rows import check_columns, read_rows
-from orchestrator.data.sources import SourceFile, find_files
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.sources import find_files
 from orchestrator.errors import UserError
+from orchestrator.storage import files as storage_files
 from tests.unit.reading import PAIR, TEXT, read, refused, write
 
 ROWS = "text,label\ncafé,pos\nnaïve,neg\n"
@@ -131,7 +132,7 @@ def test_a_text_file_has_no_labels_unless_its_place_is_one(tmp_path: Path) -> No
 def documents(content: str, tmp_path: Path, limit: int) -> list[str]:
     data = DataConfig(source=str(write(tmp_path / "a.txt", content)), max_document_bytes=limit)
     (file,) = find_files(data).files
-    return [row["text"] for row in read_rows(file, Reading(data, TEXT)) if isinstance(row, dict)]
+    return [row["text"] for row in read_rows(file, data.reading(TEXT)) if isinstance(row, dict)]
 
 
 @pytest.mark.parametrize("word", ["word ", "wörter ", "字 ", "🙂 "])
@@ -181,9 +182,9 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def failing(fails: set[int], code: int = errno.EIO) -> None:
         Failing.reads = 0
-        monkeypatch.setattr(streams, "_open_once", lambda uri: Failing(uri, fails, code))
+        monkeypatch.setattr(storage_files, "open_file", lambda uri: Failing(uri, fails, code))
 
-    monkeypatch.setattr(streams, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(storage_files, "WAITS", (0.0, 0.0))
     return failing
 
 
@@ -227,7 +228,7 @@ def test_what_no_wait_mends_is_not_tried_again(tmp_path: Path, fail: Any) -> Non
 def test_damaged_compression_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "WAITS", (1000.0,))
+    monkeypatch.setattr(storage_files, "WAITS", (1000.0,))
     content = bytearray(gzip.compress(LINES.encode()))
     content[len(content) // 2] ^= 0xFF
     assert "damaged" in refused(write(tmp_path / "a.jsonl.gz", bytes(content)), TEXT)
@@ -239,14 +240,14 @@ def test_a_file_that_shrank_since_it_was_listed_is_an_error(tmp_path: Path) -> N
     (file,) = find_files(data).files
     path.write_text(LINES[: LINES.index("\n", 1000) + 1])
     with pytest.raises(UserError, match="ends after"):
-        list(read_rows(file, Reading(data, TEXT)))
+        list(read_rows(file, data.reading(TEXT)))
 
 
 def test_heads_are_checked_before_anything_starts(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", b"PK\x03\x04")
     file = SourceFile(str(path), "csv", 4, "")
     with pytest.raises(UserError, match="zip"):
-        check_columns([file], Reading(DataConfig(source="x"), TEXT))
+        check_columns([file], DataConfig(source="x").reading(TEXT))
 
 
 def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_blank_lines_behind_parallel_texts_are_told_and_skipped(blank: str, tmp_
         "target": str(write(tmp_path / "a.de", "eins\nzwei\n")),
     }
     data = DataConfig(source=paths)
-    reading = Reading(data, PAIR, lines=True)
+    reading = data.reading(PAIR, lines=True)
     (file,) = find_files(data).files
     *rows, note = read_rows(file, reading)
     assert [row["target"] for row in rows if isinstance(row, dict)] == ["eins", "zwei"]

@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
-from orchestrator.processors.labels import LabelProcessor, label_text, look_at_labels
-from orchestrator.processors.numbers import NumberProcessor, look_at_numbers, parse_number
+from orchestrator.processors.labels import LabelProcessor, check_labels, label_text
+from orchestrator.processors.numbers import NumberProcessor, check_numbers, parse_number
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.tasks.metrics import classification_metrics
 from orchestrator.tasks.task import LeftOut, Task
@@ -93,32 +93,32 @@ def test_a_question_mark_is_a_label() -> None:
 
 def test_one_class_is_an_error_that_names_it() -> None:
     with pytest.raises(UserError, match="all 5 training rows have the label 'spam'"):
-        look_at_labels(values({"spam": 5}), labels_of("spam"))
+        check_labels(values({"spam": 5}), labels_of("spam"))
     with pytest.raises(UserError, match="all 5 training rows have the label '1'"):
-        look_at_labels(values({"1": 3, "true": 2}), labels_of("1", "true"))
-    with pytest.raises(UserError, match="in validation and test alone, 'neg': give more rows"):
-        look_at_labels(values({"pos": 3}, test={"neg": 1}), labels_of("pos"))
+        check_labels(values({"1": 3, "true": 2}), labels_of("1", "true"))
+    with pytest.raises(UserError, match="only validation and test have others, 'neg': add rows"):
+        check_labels(values({"pos": 3}, test={"neg": 1}), labels_of("pos"))
 
 
 def test_a_label_that_training_never_saw_is_told_with_its_count() -> None:
     processor = labels_of("pos", "neg")
     seen = values({"pos": 50, "neg": 50}, test={"mixed": 20, "pos": 20})
-    assert look_at_labels(seen, processor) == [
+    assert check_labels(seen, processor) == [
         "20 of 40 test rows have a label that no training row has, and count as mistakes: "
         "'mixed' (20)"
     ]
     with pytest.raises(UserError, match=r"not one of the 20 test rows.*'-1'.*data.test_source"):
-        look_at_labels(values({"pos": 50, "neg": 50}, test={"-1": 20}), processor)
+        check_labels(values({"pos": 50, "neg": 50}, test={"-1": 20}), processor)
     few = values({"pos": 50, "neg": 50}, validation={"-1": 2})
-    assert "2 of 2 validation rows" in look_at_labels(few, processor)[0]
+    assert "2 of 2 validation rows" in check_labels(few, processor)[0]
 
 
 def test_as_many_classes_as_rows_are_told() -> None:
     names = [f"id {i}" for i in range(100)]
-    (told,) = look_at_labels(values(dict.fromkeys(names, 1)), labels_of(*names))
+    (told,) = check_labels(values(dict.fromkeys(names, 1)), labels_of(*names))
     assert "100 labels on 100 training rows" in told
-    (told,) = look_at_labels(values({"a": 50, "b": 49, "lable": 1}), labels_of("a", "b", "lable"))
-    assert told == "1 labels stand on one training row alone: 'lable'"
+    (told,) = check_labels(values({"a": 50, "b": 49, "lable": 1}), labels_of("a", "b", "lable"))
+    assert told == "1 labels have a single training row: 'lable'"
 
 
 def test_labels_of_which_none_is_known_may_be_no_classes() -> None:
@@ -126,19 +126,19 @@ def test_labels_of_which_none_is_known_may_be_no_classes() -> None:
     other = {f"other {i}": 1 for i in range(10)}
     seen = values(dict.fromkeys(names, 1), validation=other)
     with pytest.raises(UserError, match=r"does data\.columns\.label name classes"):
-        look_at_labels(seen, labels_of(*names))
+        check_labels(seen, labels_of(*names))
 
 
 def test_labels_that_may_be_none_or_one_are_told() -> None:
-    (told,) = look_at_labels(values({"pos": 5, "neg": 5, "NA": 2}), labels_of("pos", "neg", "NA"))
-    assert told == "'NA' (2) counts as a class: where it stands for no label, leave it blank"
-    (told,) = look_at_labels(values({"pos": 5, "neg": 5, "Pos": 2}), labels_of("pos", "neg", "Pos"))
-    assert "'pos' (5), 'Pos' (2) are classes of their own" in told
+    (told,) = check_labels(values({"pos": 5, "neg": 5, "NA": 2}), labels_of("pos", "neg", "NA"))
+    assert told == "'NA' (2) counts as a class: leave the cell blank if it means no label"
+    (told,) = check_labels(values({"pos": 5, "neg": 5, "Pos": 2}), labels_of("pos", "neg", "Pos"))
+    assert "'pos' (5), 'Pos' (2) differ only in upper and lower case" in told
 
 
 def test_usual_labels_are_worth_no_word() -> None:
     seen = values({"a": 50, "b": 3}, test={"a": 3, "b": 1}, validation={"b": 1})
-    assert look_at_labels(seen, labels_of("a", "b")) == []
+    assert check_labels(seen, labels_of("a", "b")) == []
 
 
 def test_a_loss_over_no_known_label_is_none() -> None:
@@ -187,7 +187,7 @@ def test_what_cannot_be_standardised_is_set_aside(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["1,5", "$5", "5 %", "1,234.5"])
 def test_how_a_number_is_written_is_told(text: str) -> None:
-    with pytest.raises(ValueError, match="decimals behind a point"):
+    with pytest.raises(ValueError, match="a point before decimals"):
         parse_number(text)
 
 
@@ -212,10 +212,10 @@ def test_references_are_the_numbers_that_were_given() -> None:
 
 def test_equal_numbers_are_an_error_and_far_ones_are_told() -> None:
     with pytest.raises(UserError, match=r"all 7 training rows have the number 5\.0"):
-        look_at_numbers(values({"5.0": 7}))
+        check_numbers(values({"5.0": 7}))
     numbers = {repr(i / 10): 1 for i in range(100)}
-    assert look_at_numbers(values(numbers)) == []
-    (told,) = look_at_numbers(values({**numbers, "-1e+30": 2}))
+    assert check_numbers(values(numbers)) == []
+    (told,) = check_numbers(values({**numbers, "-1e+30": 2}))
     assert told.startswith("2 of 102 training rows") and "-1e+30" in told
 
 

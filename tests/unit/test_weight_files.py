@@ -110,12 +110,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a shard is longer": (
         lambda f: write(first(f), first(f).read_bytes() + b"more"),
-        r"00001-of-.*more than it should",
+        r"00001-of-.*is too long",
     ),
-    "a shard is empty": (lambda f: write(first(f), b""), r"00001-of-.*no safetensors file"),
+    "a shard is empty": (lambda f: write(first(f), b""), r"00001-of-.*not a safetensors file"),
     "a shard is a page of HTML": (
         lambda f: write(first(f), b"<!doctype html><html>not found</html>" * 9),
-        r"00001-of-.*no safetensors file",
+        r"00001-of-.*not a safetensors file",
     ),
     "a shard is a pointer of git lfs": (
         lambda f: write(first(f), b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
@@ -133,29 +133,32 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the index is of another kind": (lambda f: write(f / INDEX, b"{}"), r"index.*no weight_map"),
     "the index leads out": (
         lambda f: damage_index(f, a="../model.safetensors"),
-        r"index.*'\.\./model\.safetensors' is no plain name",
+        r"index.*'\.\./model\.safetensors' is not a plain file name",
     ),
     "the index leads elsewhere": (
         lambda f: damage_index(f, a="/etc/passwd"),
-        r"index.*'/etc/passwd' is no plain name",
+        r"index.*'/etc/passwd' is not a plain file name",
     ),
-    "the index names a number": (lambda f: damage_index(f, a=3), r"index.*3 is no plain name"),
+    "the index names a number": (
+        lambda f: damage_index(f, a=3),
+        r"index.*3 is not a plain file name",
+    ),
     "the index names something pickled": (
         lambda f: damage_index(f, a="pytorch_model.bin"),
-        r"index.*no safetensors file",
+        r"index.*not a safetensors file",
     ),
     "the index promises more": (
         lambda f: damage_index(f, nothing=first(f).name),
-        r"00001-of-.*holds no nothing",
+        r"00001-of-.*has no tensor nothing",
     ),
     "the index is gone": (lambda f: (f / INDEX).unlink(), r"no model\.safetensors\.index\.json"),
     "a weight is gone": (
         lambda f: in_one_file(f, lambda w: w.pop("model.layers.1.mlp.up_proj.weight")),
-        r"model\.safetensors: there is no model\.layers\.1\.mlp\.up_proj\.weight",
+        r"model\.safetensors: model\.layers\.1\.mlp\.up_proj\.weight is missing",
     ),
     "its own head is gone": (
         lambda f: in_one_file(f, lambda w: w.pop("lm_head.weight")),
-        r"there is no lm_head\.weight",
+        r"lm_head\.weight is missing",
     ),
     "a weight lies on its side": (
         lambda f: in_one_file(
@@ -171,15 +174,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "the tokenizer is gone": (
         lambda f: (f / "tokenizer.json").rename(f / "x"),
-        r"holds no tokenizer\.json: its model cannot read text",
+        r"has no tokenizer\.json: without it the model cannot read text",
     ),
     "the tokenizer is in parts": (
         lambda f: (f / "tokenizer.json").rename(f / "spiece.model"),
-        r"but spiece\.model.*AutoTokenizer\.from_pretrained",
+        r"only spiece\.model.*AutoTokenizer\.from_pretrained",
     ),
     "the tokenizer is cut off": (
         lambda f: write(f / "tokenizer.json", (f / "tokenizer.json").read_bytes()[:99]),
-        r"tokenizer\.json: is no tokenizer",
+        r"tokenizer\.json is not a tokenizer",
     ),
     "the tokenizer's settings are cut off": (
         lambda f: write(f / "tokenizer_config.json", b'{"eos'),
@@ -202,7 +205,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "an adapter lies beside it": (
         lambda f: write(f / "adapter_config.json", b"{}"),
-        r"adapter_config\.json: is of an adapter",
+        r"adapter_config\.json belongs to an adapter",
     ),
 }
 
@@ -270,7 +273,7 @@ def test_a_config_that_is_none_is_named(content: bytes, folder: Path) -> None:
 
 def test_an_adapter_alone_is_named(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
-    with pytest.raises(ValueError, match=r"adapter_config\.json: an adapter"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json belongs to an adapter"):
         job_of(folder)
 
 
@@ -278,7 +281,7 @@ def test_pickled_weights_alone_are_named(folder: Path) -> None:
     for path in [*folder.glob("*.safetensors"), folder / INDEX]:
         path.unlink()
     write(folder / "pytorch_model.bin", b"")
-    with pytest.raises(UserError, match=r"but pytorch_model\.bin; other formats can run code"):
+    with pytest.raises(UserError, match=r"only pytorch_model\.bin; other formats can run code"):
         check(folder)
 
 
@@ -288,7 +291,7 @@ def test_more_tokens_than_rows_are_told_with_both_numbers(folder: Path) -> None:
     count = tokenizer.get_vocab_size()
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save(str(path))
-    with pytest.raises(UserError, match=rf"knows {count + 2} tokens, .* has {count} rows"):
+    with pytest.raises(UserError, match=rf"has {count + 2} tokens, .* only {count} rows"):
         check(folder)
 
 
@@ -392,14 +395,16 @@ def test_a_whole_model_is_no_news(folder: Path) -> None:
 def test_weights_without_a_place_are_told(folder: Path) -> None:
     change_json(folder / "config.json", num_hidden_layers=1)
     (line,) = told(folder, "language_modelling")
-    assert "no place: model.layers.1." in line and "and 6 more" in line
+    assert "not used: model.layers.1." in line and "and 6 more" in line
 
 
 def test_a_body_alone_begins_with_a_new_head(folder: Path) -> None:
     change_json(folder / "config.json", architectures=["LlamaModel"])
     in_one_file(folder, lambda w: w.pop("lm_head.weight"))
     (line,) = told(folder, "language_modelling")
-    assert line == "model.init_from has no head for this task: head.logits begin at random"
+    assert (
+        line == "model.init_from has no head for this task: head.logits start from random weights"
+    )
 
 
 @pytest.mark.parametrize("other", [True, False])
@@ -411,7 +416,9 @@ def test_a_head_beside_its_twin_is_told_where_it_differs(other: bool, folder: Pa
     in_one_file(folder, tie)
     change_json(folder / "config.json", tie_word_embeddings=True)
     lines = told(folder, "language_modelling")
-    assert len(lines) == other and all("lm_head.weight with other values" in line for line in lines)
+    assert len(lines) == other and all(
+        "different values in model.embed_tokens.weight and lm_head" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module."])

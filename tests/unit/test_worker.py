@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_a_first_worker_that_never_listens_is_left_to_torch(
 ) -> None:
     monkeypatch.setattr(worker, "MEETING_SECONDS", 0.3)
     assert 0.3 <= wait_at(monkeypatch, free_port()) < 3
+
+
+def test_gloo_gets_the_interface_of_the_node_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(text: str) -> SimpleNamespace:
+        return SimpleNamespace(address=text)
+
+    interfaces = {
+        "lo": [address("127.0.0.1"), address("::1")],
+        "eth0": [address("10.0.0.7"), address("fe80::1%eth0")],
+        "eth1": [address("192.168.1.7"), address("2001:db8::7")],
+    }
+    monkeypatch.setattr(worker.psutil, "net_if_addrs", lambda: interfaces)
+    assert worker.network_interface("192.168.1.7") == "eth1"
+    assert worker.network_interface("2001:db8::7") == "eth1"
+    assert worker.network_interface("fe80::1") == "eth0"
+    assert worker.network_interface("127.0.0.2") == ""  # all workers are on one machine
+    assert worker.network_interface("10.0.0.8") == ""
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

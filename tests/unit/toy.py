@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.shards import write_shard
-from orchestrator.job.job import Job, TrainConfig
+from orchestrator.infer.trained_model import load_weights
+from orchestrator.job.job import Job
+from orchestrator.job.sections import TrainConfig
 from orchestrator.learn import pace
-from orchestrator.learn.agreement import Directive
 from orchestrator.learn.batches import Batches
-from orchestrator.learn.checkpoints import Checkpoints, load_weights
+from orchestrator.learn.checkpoints import Checkpoints
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
 from orchestrator.learn.world import World
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
@@ -102,6 +104,7 @@ class Listener:
 
     die_in: str = ""
     die_at: int = 0
+    wants_samples: bool = False
     asked: dict[int, Directive] = field(default_factory=dict)  # from a step on, once
     reports: list[tuple[int, int | None, dict[str, float]]] = field(default_factory=list)
     validations: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
@@ -237,7 +240,7 @@ class Disturbance:
 
     faults: tuple[Fault, ...] = ()
     asked: dict[int, Directive] = field(default_factory=dict)  # the last worker, from a step on
-    pulse_seconds: float = 0.0  # a pulse after every step
+    agreement_seconds: float = 0.0  # an agreement after every step
 
 
 def train_together(
@@ -309,7 +312,7 @@ def _fit(
     disturbance: Disturbance,
     model: dict[str, object],
 ) -> Outcome:
-    pace.REPORT_SECONDS, pace.PULSE_SECONDS = 0.0, disturbance.pulse_seconds
+    pace.REPORT_SECONDS, pace.AGREEMENT_SECONDS = 0.0, disturbance.agreement_seconds
     prepared = PreparedData.load(Folder(prepared_uri))
     assert prepared is not None
     task, listener = toy_task(**model), Listener()

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from orchestrator.data.columns import MISSING, check_names, undecoded, value_of
+from orchestrator.data.columns import MISSING, check_names, value_of
 from orchestrator.data.formats.quotes import MEND
 from orchestrator.data.reading import Reading
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError, printable
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -78,7 +79,7 @@ def dialect_of(head: list[tuple[int, str]], file: SourceFile, reading: Reading) 
     if found.delimiter != DELIMITERS[file.kind]:
         told.append(f"columns are parted by {shown(found.delimiter)}")
     names = found.names
-    if reading.data.header:
+    if reading.header:
         names, note = _named(found, lines)
         told += [note] if note else []
     return replace(found, names=names, note="; ".join(told))
@@ -111,11 +112,11 @@ def _written(
     delimiter: str, lines: list[str], place: tuple[int, int], file: SourceFile, reading: Reading
 ) -> Dialect | None:
     """The table as written with this delimiter, or None where its first record is no csv."""
-    if reading.data.quoted is not None:
-        quoted = reading.data.quoted
+    if reading.quoted is not None:
+        quoted = reading.quoted
     elif file.kind == "tsv" and delimiter == "\t":  # a tab needs no quotes, so that one is text
         split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
-        first, rows = split[0], split[1:] if reading.data.header else split
+        first, rows = split[0], split[1:] if reading.header else split
         quoted = all(map(_stands_in_quotes, first)) or _all_in_quotes(rows)
     else:
         quoted = True
@@ -123,13 +124,13 @@ def _written(
     read = {reading.name(column) for column in reading.columns}
     try:
         names = next(dialect.records(iter(lines)), [])
-        further = names[1:] if reading.data.header else []
+        further = names[1:] if reading.header else []
         if further and all(name.startswith(" ") and name not in read for name in further):
             dialect = replace(dialect, is_spaced=True)
             names = next(dialect.records(iter(lines)), [])
     except csv.Error:
         return None
-    if reading.data.header:
+    if reading.header:
         names = [name if name in read else bare(name) for name in names]
     else:
         names = [str(i) for i in range(len(names))]
@@ -141,16 +142,16 @@ def _fits(dialect: Dialect, lines: list[str], reading: Reading, is_usual: bool) 
     row = {name: name for name in dialect.names}
     if any(value_of(row, column, reading) is MISSING for column in reading.needed):
         return False
-    if is_usual or reading.data.header:
+    if is_usual or reading.header:
         return True
     counts = {line.count(dialect.delimiter) for line in lines if line.strip()}
     return len(counts) == 1 and counts != {0}
 
 
 def _check(dialect: Dialect, lines: list[str], file: SourceFile, reading: Reading) -> None:
-    names, data = dialect.names, reading.data
+    names = dialect.names
     first = {name.strip().lower() for name in next(dialect.records(iter(lines)), [])}
-    if not data.header and first >= {column.lower() for column in reading.needed}:
+    if not reading.header and first >= {column.lower() for column in reading.needed}:
         raise UserError(
             f"{file.uri}: line {dialect.line}: its first line names the columns, and "
             f"data.header is false: set data.header: true"
@@ -158,7 +159,7 @@ def _check(dialect: Dialect, lines: list[str], file: SourceFile, reading: Readin
     row = {name: name for name in names}
     if any(value_of(row, column, reading) is MISSING for column in reading.needed):
         _check_lines(dialect, lines, file, reading)
-    hint = "; where its first line is a row, set data.header: false" if data.header else ""
+    hint = "; where its first line is a row, set data.header: false" if reading.header else ""
     check_names([row], file.uri, reading, hint)
     for column in reading.columns:
         name = value_of(row, column, reading)
@@ -171,11 +172,11 @@ def _check(dialect: Dialect, lines: list[str], file: SourceFile, reading: Readin
 
 def _check_lines(dialect: Dialect, lines: list[str], file: SourceFile, reading: Reading) -> None:
     """Raises UserError where the header is no text, or another line than the first."""
-    reason = undecoded(lines[0], reading.data)
+    reason = undecoded(lines[0], reading.encoding)
     if reason is not None:
         raise UserError(f"{file.uri}: line {dialect.line}: its header is not {reason}")
     needed = {reading.name(column) for column in reading.needed}
-    for number, line in enumerate(lines[1:] if reading.data.header else [], dialect.line + 1):
+    for number, line in enumerate(lines[1:] if reading.header else [], dialect.line + 1):
         for delimiter in (dialect.delimiter, *OTHERS):
             if needed <= {bare(name.strip('" \r\n')) for name in line.split(delimiter)}:
                 raise UserError(

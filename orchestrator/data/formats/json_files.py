@@ -5,10 +5,14 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from orchestrator.data.columns import MISSING, NAMES, check_names, undecoded, value_of
-from orchestrator.data.formats.texts import Found, lines_of, open_text
+from orchestrator.data.columns import MISSING, check_names, value_of
+from orchestrator.data.formats.decoding import lines_of, open_text
+from orchestrator.data.formats.format import Format, Rows
+from orchestrator.data.heads import PAGES, Head
+from orchestrator.data.kinds.kind import type_name
 from orchestrator.data.reading import BadRow, Reading
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError, first_line, printable
 
 FIRST_ROWS = 100  # that are looked at for their columns: a row may lack one that is null
@@ -20,14 +24,14 @@ LAYOUTS = (
 )
 
 
-def check_json(file: SourceFile, reading: Reading) -> None:
+def _check(file: SourceFile, reading: Reading) -> None:
     """Raises UserError where a file's first rows show that it cannot be read."""
-    for _ in itertools.islice(read_json(file, reading), 1):
+    for _ in itertools.islice(_rows(file, reading), 1):
         pass
 
 
-def read_json(file: SourceFile, reading: Reading) -> Found:
-    with open_text(file, reading) as (text, notes):
+def _rows(file: SourceFile, reading: Reading) -> Rows:
+    with open_text(file, reading, Head(refused=PAGES)) as (text, notes):
         yield from ((0, note) for note in notes)
         lines = lines_of(text, file, reading)
         first = _next_line(lines)
@@ -76,15 +80,15 @@ def _is_a(kind: type, line: str) -> bool:
         return False
 
 
-def _read_lines(lines: Iterable[tuple[int, str]], file: SourceFile, reading: Reading) -> Found:
+def _read_lines(lines: Iterable[tuple[int, str]], file: SourceFile, reading: Reading) -> Rows:
     for number, line in lines:
         if not line.strip():
             continue
-        reason = undecoded(line, reading.data)
+        reason = undecoded(line, reading.encoding)
         try:
             if reason is None:
                 row = json.loads(line)
-                is_list = isinstance(row, list) and not reading.data.header
+                is_list = isinstance(row, list) and not reading.header
                 yield number, _numbered(row) if is_list else row
                 continue
             reason = f"is not {reason}"
@@ -116,14 +120,14 @@ def _numbered(values: list[Any]) -> dict[str, Any]:
 
 def _check_named(file: SourceFile, reading: Reading) -> None:
     """Raises UserError where lists of values ought to have names of columns."""
-    if reading.data.header:
+    if reading.header:
         raise UserError(
             f"{file.uri}: is a list of lists, whose columns have no names: set "
             f"data.header: false, and data.columns by number"
         )
 
 
-def _with_columns(rows: Found, file: SourceFile, reading: Reading) -> Found:
+def _with_columns(rows: Rows, file: SourceFile, reading: Reading) -> Rows:
     """The same rows, once the first of them are known to have the columns that are needed.
 
     Raises:
@@ -161,7 +165,7 @@ def _whole(
         raise UserError(
             f"{file.uri}: {where}: is not JSON: {error.msg}: {cause}: download or write it again"
         ) from None
-    yield from _rows(value, file, reading)
+    yield from _of_value(value, file, reading)
 
 
 def _several(content: str) -> Iterator[Any]:
@@ -178,7 +182,7 @@ def _whole_number(digits: str) -> Any:
     return int(digits) if len(digits) <= MOST_DIGITS else float("inf")
 
 
-def _rows(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
+def _of_value(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
     if isinstance(value, list):
         return _listed(value, file, reading)
     found = _of_object(value, file, reading) if isinstance(value, dict) else None
@@ -188,7 +192,7 @@ def _rows(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
             if isinstance(value, dict)
             else ""
         )
-        what = NAMES.get(type(value), type(value).__name__)
+        what = type_name(value)
         raise UserError(f"{file.uri}: is {what}{names}, and no layout that is known: {LAYOUTS}")
     return found
 
@@ -264,3 +268,7 @@ def _list_of(content: Any, name: str) -> list[Any]:
         return [content]
     found = content.get(name)
     return found if isinstance(found, list) else []
+
+
+JSONL = Format("jsonl", ("jsonl", "ndjson"), _check, _rows)
+JSON = Format("json", ("json",), _check, _rows, may_be_settings=True)

@@ -1,44 +1,42 @@
 """Parquet files, row by row."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from orchestrator.data.columns import MISSING, check_names, value_of
-from orchestrator.data.formats.texts import Found
-from orchestrator.data.reading import BadRow, Kind, Note, Reading
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.arrow_types import in_words, is_binary, nested
+from orchestrator.data.columns import MISSING, check_names, find
+from orchestrator.data.formats.format import Format, Rows
+from orchestrator.data.heads import PAGES, Head
+from orchestrator.data.kinds.registry import KINDS
+from orchestrator.data.reading import BadRow, Note, Reading
+from orchestrator.data.source_file import SourceFile
 from orchestrator.data.streams import damaged
 from orchestrator.errors import UserError
 
+HEAD = Head(magic=b"PAR1", refused=PAGES)
 ROWS_AT_ONCE = 1024
-WRITE = {
-    "text": "write it as text, or name another column with data.columns",
-    "value": "write it as text or numbers, or name another column with data.columns",
-    "answers": "write it as text or a list of texts",
-    "starts": "write it as whole numbers or lists of them",
-}
 
 
-def check_parquet(file: SourceFile, reading: Reading) -> None:
+def _check(file: SourceFile, reading: Reading) -> None:
     """Raises UserError where a file's schema shows that it cannot be read."""
-    with file.open_whole() as stream:
+    with file.open_whole(HEAD) as stream:
         _opened(stream, file, reading)
 
 
-def read_parquet(file: SourceFile, reading: Reading) -> Found:
-    with file.open_whole() as stream:
+def _rows(file: SourceFile, reading: Reading) -> Rows:
+    with file.open_whole(HEAD) as stream:
         if not stream.peek(1):
             raise UserError(
                 f"{file.uri}: is empty, and no parquet file: download or write it again"
             )
         table, types = _opened(stream, file, reading)
-        for name in sorted(name for name, kind in types.items() if _is_binary(kind)):
+        for name in sorted(name for name, type_ in types.items() if is_binary(type_)):
             yield 0, Note(file.uri, f"column {name!r} is binary, and is read as text")
         number = 0
-        for row in _rows(table, list(types), file):
+        for row in _batched(table, list(types), file):
             number += 1
             bad = isinstance(row, str)
             yield number, BadRow(file.uri, number, str(row)) if bad else row
@@ -61,31 +59,30 @@ def _opened(
         table = pyarrow.parquet.ParquetFile(stream)
         schema = table.schema_arrow
         # A row of types, nested ones as objects, is looked up like a row of values.
-        row: dict[str, Any] = {field.name: _nested(field.type) for field in schema}
+        row: dict[str, Any] = {field.name: nested(field.type) for field in schema}
     except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         raise damaged(file.uri, error) from error
     check_names([row], file.uri, reading, "")
-    names: dict[str, pa.DataType] = {}
-    for column, kind in reading.columns.items():
-        found = value_of(row, column, reading)
-        if found is MISSING:
+    types: dict[str, pa.DataType] = {}
+    for column in reading.columns:
+        outer, type_ = find(row, column, reading)
+        if type_ is MISSING:
             continue
-        outer = _outer(row, column, reading)
         if schema.names.count(outer) > 1:
             raise UserError(
                 f"{file.uri}: has {schema.names.count(outer)} columns named {outer!r}: rename one"
             )
-        names[outer] = schema.field(outer).type
-        if not _suits(kind, found):
+        types[outer] = schema.field(outer).type
+        kind = KINDS[reading.columns[column]]
+        if not kind.suits(type_):
             raise UserError(
-                f"{file.uri}: column {reading.name(column)!r} is {_shown(found)}, not "
-                f"{'text' if kind == 'text' else f'a {kind}' if kind == 'value' else kind}: "
-                f"{WRITE[kind]}"
+                f"{file.uri}: column {reading.name(column)!r} is {in_words(type_)}, not "
+                f"{kind.noun}: {kind.mend}"
             )
-    return table, names
+    return table, types
 
 
-def _rows(
+def _batched(
     table: pyarrow.parquet.ParquetFile, names: list[str], file: SourceFile
 ) -> Iterator[dict[str, Any] | str]:
     """Rows of some columns, or why one is none."""
@@ -105,88 +102,4 @@ def _rows(
                 yield f"is not UTF-8: {error.reason}"
 
 
-def _nested(kind: pa.DataType) -> Any:
-    """A type, a struct as an object of types and a list of structs as a list of one."""
-    if pa.types.is_struct(kind):
-        return {field.name: _nested(field.type) for field in kind}
-    if _is_list(kind) and pa.types.is_struct(kind.value_type):
-        return [_nested(kind.value_type)]
-    return kind
-
-
-def _outer(row: dict[str, Any], column: str, reading: Reading) -> str:
-    """The column of the file that a column of the task's lies in."""
-    name = reading.name(column)
-    if column not in reading.data.columns and name not in row:
-        kind = reading.columns[column]
-        if kind == "answers":
-            name = f"{name}s"
-        elif kind == "starts":
-            answers = next(c for c, other in reading.columns.items() if other == "answers")
-            return _outer(row, answers, reading)
-    while name not in row:
-        name = name.rpartition(".")[0]
-    return name
-
-
-def _suits(kind: Kind, found: Any) -> bool:
-    if kind == "text":
-        return _is_text(found) or (_is_list(found) and _is_text(found.value_type))
-    if kind == "value":
-        return _is_value(found)
-    inside = (
-        found.get("text" if kind == "answers" else "answer_start", found)
-        if isinstance(found, dict)
-        else found
-    )
-    if isinstance(inside, list):  # of objects, or of what a name found in each of them
-        each = inside[0] if inside else None
-        inside = (
-            each.get("text" if kind == "answers" else "answer_start")
-            if isinstance(each, dict)
-            else each
-        )
-    if _is_list(inside):
-        inside = inside.value_type
-    return _is_value(inside)
-
-
-def _is_list(kind: Any) -> bool:
-    types = pa.types
-    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    return isinstance(kind, pa.DataType) and any(check(kind) for check in is_list)
-
-
-def _is_text(kind: Any) -> bool:
-    types = pa.types
-    strings = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    return _is_one_of(kind, *strings, _is_binary)
-
-
-def _is_binary(kind: Any) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_value(kind: Any) -> bool:
-    types = pa.types
-    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-    return _is_text(kind) or _is_one_of(kind, *numbers)
-
-
-def _is_one_of(kind: Any, *checks: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type, or that of a dictionary's values, passes a check. An extension type never
-    does."""
-    if not isinstance(kind, pa.DataType) or isinstance(kind, pa.BaseExtensionType):
-        return False
-    if pa.types.is_dictionary(kind):
-        return _is_one_of(kind.value_type, *checks)
-    return any(check(kind) for check in checks)
-
-
-def _shown(found: Any) -> str:
-    """A type in words."""
-    if isinstance(found, dict):
-        return f"struct<{', '.join(found)}>"
-    if isinstance(found, list):
-        return f"list<{_shown(found[0])}>"
-    return str(found)
+PARQUET = Format("parquet", ("parquet",), _check, _rows)

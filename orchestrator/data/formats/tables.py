@@ -4,30 +4,35 @@ import csv
 import itertools
 from collections.abc import Iterator
 
-from orchestrator.data.columns import MISSING, undecoded, value_of
+from orchestrator.data.columns import MISSING, value_of
+from orchestrator.data.formats.decoding import lines_of, open_text
 from orchestrator.data.formats.dialects import Dialect, bare, dialect_of, shown
+from orchestrator.data.formats.format import Format, Rows
 from orchestrator.data.formats.quotes import MEND, Swallowed, opened
-from orchestrator.data.formats.texts import Found, lines_of, open_text
+from orchestrator.data.heads import OBJECTS, PAGES, Head
+from orchestrator.data.kinds.registry import KINDS
 from orchestrator.data.reading import BadRow, Note, Reading
-from orchestrator.data.sources import SourceFile
+from orchestrator.data.source_file import SourceFile
+from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError
 
+HEAD = Head(refused=PAGES + OBJECTS)
 MAX_FIELD = 1 << 28  # characters of one field
 FIRST_LINES = 20  # that are looked at for how the table is written
 
 
-def check_table(file: SourceFile, reading: Reading) -> None:
+def _check(file: SourceFile, reading: Reading) -> None:
     """Raises UserError where a table's head shows that it cannot be read."""
     csv.field_size_limit(MAX_FIELD)
-    with open_text(file, reading, newline="") as (text, _):
+    with open_text(file, reading, HEAD, newline="") as (text, _):
         head = _head(lines_of(text, file, reading))
         if head:
             dialect_of(head, file, reading)
 
 
-def read_table(file: SourceFile, reading: Reading) -> Found:
+def _rows(file: SourceFile, reading: Reading) -> Rows:
     csv.field_size_limit(MAX_FIELD)
-    with open_text(file, reading, newline="") as (text, notes):
+    with open_text(file, reading, HEAD, newline="") as (text, notes):
         yield from ((0, note) for note in notes)
         lines = lines_of(text, file, reading)
         head = _head(lines)
@@ -76,19 +81,19 @@ class _Table:
         values = {
             value_of(row, column, reading)
             for column, kind in reading.columns.items()
-            if kind in ("value", "starts")
+            if KINDS[kind].is_short
         } - {MISSING}
         places = [dialect.names.index(name) for name in values]
-        is_meant = reading.data.quoted is True
+        is_meant = reading.quoted is True
         self._row = 0  # the number of the row at hand
         self._swallowed = Swallowed(dialect.delimiter, len(dialect.names), places, is_meant)
 
-    def rows(self) -> Found:
+    def rows(self) -> Rows:
         dialect, uri, lines = self._dialect, self._file.uri, self._lines
         records = dialect.records(lines)
         headers = left_quoted = 0
-        left_open = not dialect.quoted and self._reading.data.quoted is None
-        if self._reading.data.header:
+        left_open = not dialect.quoted and self._reading.quoted is None
+        if self._reading.header:
             next(records)
         while True:
             lines.record.clear()
@@ -103,7 +108,7 @@ class _Table:
             if not fields or (len(dialect.names) > 1 and not "".join(lines.record).strip()):
                 self._row -= 1
                 continue
-            if self._reading.data.header and _is_header(fields, dialect.names):
+            if self._reading.header and _is_header(fields, dialect.names):
                 headers += 1
                 self._row -= 1
             elif len(fields) != len(dialect.names):
@@ -131,14 +136,14 @@ class _Table:
         for column in self._reading.columns:
             name = self._reading.name(column)
             value = row.get(name, "")
-            reason = None if value.isascii() else undecoded(value, self._reading.data)
+            reason = None if value.isascii() else undecoded(value, self._reading.encoding)
             if reason is not None:
                 return BadRow(self._file.uri, self._lines.first, f"{name!r} is not valid {reason}")
         return row
 
     def _unequal(self, fields: list[str]) -> BadRow:
         lines, names = self._lines, self._dialect.names
-        header = "the header" if self._reading.data.header else "the first row"
+        header = "the header" if self._reading.header else "the first row"
         reason = f"has {len(fields)} fields, {header} {len(names)}"
         if not lines.record[-1].endswith(("\n", "\r")) and len(fields) < len(names):
             raise UserError(
@@ -147,7 +152,7 @@ class _Table:
             )
         if len(lines.record) > 1:
             reason = f"{reason} (lines {lines.first} to {lines.last})"
-            if self._reading.data.quoted is None and self._swallowed.holds_row(lines.record):
+            if self._reading.quoted is None and self._swallowed.holds_row(lines.record):
                 raise UserError(
                     f"{self._file.uri}: line {lines.first}: a quote opens and closes on line "
                     f"{lines.last} only, and that record {reason}: {MEND}"
@@ -189,3 +194,7 @@ def _is_header(fields: list[str], names: list[str]) -> bool:
 
 def _is_quoted(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"' and '""' in text[1:-1]
+
+
+CSV = Format("csv", ("csv",), _check, _rows)
+TSV = Format("tsv", ("tsv",), _check, _rows)

@@ -1,17 +1,17 @@
-"""Hugging Face's architectures that are this Transformer, and their names for its parts.
+"""Reading and writing Hugging Face's architectures that this Transformer can be.
 
-Each is a `Layout`, in the file of its family: how its config translates, and what its modules are
-called. A model that is none of theirs has a layout of its own, `OURS`. `match` finds in their
-weights what a model of ours needs.
+Each architecture is a `Layout`, in the file of its family: it translates config.json and the names
+of the weights. A model that is none of these architectures has the layout `OWN`. `match` maps the
+weights of a folder to the parameters of a model.
 """
 
 from typing import Any
 
 from orchestrator.model.config import ModelConfig
-from orchestrator.model.hf.heads import SPAN, Outputs, in_units
+from orchestrator.model.hf.heads import SPAN, Outputs, in_data_units
 from orchestrator.model.hf.layout import Head, Layout, Settings, Weights
-from orchestrator.model.hf.layouts import LAYOUTS, OURS, layout_of_settings
-from orchestrator.model.hf.match import NO_OUTPUTS, Match, is_buffer, match, name_of
+from orchestrator.model.hf.layouts import LAYOUTS, OWN, layout_of_settings
+from orchestrator.model.hf.match import NO_OUTPUTS, Match, hf_name, is_buffer, match
 from orchestrator.model.transformer import Transformer
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "Outputs",
     "export_config",
     "export_weights",
+    "exported_head",
     "is_buffer",
-    "is_theirs",
     "match",
     "read_config",
 ]
@@ -32,31 +32,37 @@ def read_config(settings: Settings) -> ModelConfig:
     """The architecture that a config.json describes.
 
     Raises:
-        ValueError: where it is none that this Transformer can be.
+        ValueError: if this Transformer does not support it, or a setting is missing or invalid.
     """
     layout = layout_of_settings(settings)
     if settings.get("quantization_config"):
-        said = settings["quantization_config"]
-        how = said.get("quant_method") if isinstance(said, dict) else said
-        raise ValueError(f"quantization_config: quantised weights ({how}) are not supported")
+        quantization = settings["quantization_config"]
+        is_named = isinstance(quantization, dict)
+        method = quantization.get("quant_method") if is_named else quantization
+        raise ValueError(f"quantization_config: quantised weights ({method}) are not supported")
     try:
         return ModelConfig(**layout.read(settings))
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from None
     except (TypeError, AttributeError) as error:  # a value of another type
-        raise ValueError(f"cannot be understood: {error}") from None
+        raise ValueError(f"invalid setting: {error}") from None
 
 
-def is_theirs(config: ModelConfig) -> bool:
-    """Whether an architecture of Hugging Face's is such a model."""
-    return _layout_of(config) is not OURS
+def has_architecture(config: ModelConfig) -> bool:
+    """Whether Hugging Face has an architecture for such a model."""
+    return _layout_of(config) is not OWN
+
+
+def exported_head(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Head:
+    """The head that Hugging Face's class has: `span` instead of `each_token`, if there is one."""
+    is_span = model.head_kind == "each_token" and outputs.is_span
+    return "span" if is_span and "span" in _layout_of(model.config).classes else model.head_kind
 
 
 def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any) -> Settings:
-    """What config.json holds; `more` are ids of special tokens, which the model does not know."""
-    layout = _layout_of(model.config)
+    """The content of config.json. `more` is added: ids of special tokens, for example."""
+    layout, head = _layout_of(model.config), exported_head(model, outputs)
     settings = layout.write(model.config)
-    head = _exported_head(model, layout, outputs)
     if head in ("label", "each_token"):
         names = outputs.labels or [f"LABEL_{i}" for i in range(model.num_outputs)]
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -75,22 +81,15 @@ def export_config(model: Transformer, outputs: Outputs = NO_OUTPUTS, **more: Any
 
 
 def export_weights(model: Transformer, outputs: Outputs = NO_OUTPUTS) -> Weights:
-    """What model.safetensors holds, float32 on the CPU; a head's number is in its own units."""
-    layout = _layout_of(model.config)
-    head = _exported_head(model, layout, outputs)
-    theirs: Weights = {}
-    for name, tensor in in_units(model.state_dict(), outputs).items():
-        their_name = name_of(name, layout, head)
-        assert their_name is not None, name
-        theirs[their_name] = tensor.detach().float().cpu()
-    return {name: tensor.contiguous() for name, tensor in layout.fuse(theirs).items()}
-
-
-def _exported_head(model: Transformer, layout: Layout, outputs: Outputs) -> Head:
-    if model.head_kind == "each_token" and outputs.is_span and "span" in layout.classes:
-        return "span"
-    return model.head_kind
+    """The content of model.safetensors: float32, on the CPU, outputs in units of the data."""
+    layout, head = _layout_of(model.config), exported_head(model, outputs)
+    weights: Weights = {}
+    for name, tensor in in_data_units(model.state_dict(), outputs).items():
+        name_in_file = hf_name(name, layout, head)
+        assert name_in_file is not None, name
+        weights[name_in_file] = tensor.detach().float().cpu()
+    return {name: tensor.contiguous() for name, tensor in layout.fuse(weights).items()}
 
 
 def _layout_of(config: ModelConfig) -> Layout:
-    return next((layout for layout in LAYOUTS if layout.fits(config)), OURS)
+    return next((layout for layout in LAYOUTS if layout.fits(config)), OWN)

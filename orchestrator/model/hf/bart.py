@@ -1,4 +1,4 @@
-"""BART, and mBART with its norms before the branches."""
+"""BART (Lewis et al. 2020), and mBART (Liu et al. 2020), which normalises before each branch."""
 
 import torch
 
@@ -10,8 +10,8 @@ from orchestrator.model.hf.layout import (
     Weights,
     activation,
     has_plain_heads,
+    hf_activation,
     require,
-    their_activation,
 )
 
 
@@ -49,13 +49,13 @@ def _write(config: ModelConfig) -> Settings:
         **{f"{stack}_ffn_dim": config.feed_forward_width for stack in stacks},
         **{f"{stack}_attention_heads": config.num_heads for stack in stacks},
         "max_position_embeddings": config.max_seq_len,
-        "activation_function": their_activation(config.activation, PLAIN),
+        "activation_function": hf_activation(config.activation, PLAIN),
         "dropout": config.dropout,
         "attention_dropout": 0.0,
         "activation_dropout": 0.0,
         "scale_embedding": False,
         "is_encoder_decoder": True,
-        # Theirs force these where a config does not say; ours generate freely.
+        # By default BART forces these tokens. Models trained here generate freely.
         "forced_bos_token_id": None,
         "forced_eos_token_id": None,
     }
@@ -64,48 +64,49 @@ def _write(config: ModelConfig) -> Settings:
 def _names(norm_first: bool) -> dict[str, str]:
     names = {"tokens": "model.shared"}
     for stack in ("encoder", "decoder"):
-        block, theirs = f"{stack}.blocks.{{i}}", f"model.{stack}.layers.{{i}}"
+        block, hf_block = f"{stack}.blocks.{{i}}", f"model.{stack}.layers.{{i}}"
         names |= {
             f"{stack}.positions.learned": f"model.{stack}.embed_positions",
             f"{stack}.embedding_norm": f"model.{stack}.layernorm_embedding",
-            f"{block}.attention_norm": f"{theirs}.self_attn_layer_norm",
-            f"{block}.cross_norm": f"{theirs}.encoder_attn_layer_norm",
-            f"{block}.feed_forward_norm": f"{theirs}.final_layer_norm",
-            f"{block}.feed_forward.up": f"{theirs}.fc1",
-            f"{block}.feed_forward.output": f"{theirs}.fc2",
+            f"{block}.attention_norm": f"{hf_block}.self_attn_layer_norm",
+            f"{block}.cross_norm": f"{hf_block}.encoder_attn_layer_norm",
+            f"{block}.feed_forward_norm": f"{hf_block}.final_layer_norm",
+            f"{block}.feed_forward.up": f"{hf_block}.fc1",
+            f"{block}.feed_forward.output": f"{hf_block}.fc2",
         }
-        for ours, module in (("attention", "self_attn"), ("cross", "encoder_attn")):
-            for part, name in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
-                names[f"{block}.{ours}.{part}"] = f"{theirs}.{module}.{name}_proj"
+        for module, hf_module in (("attention", "self_attn"), ("cross", "encoder_attn")):
+            for part, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out")):
+                names[f"{block}.{module}.{part}"] = f"{hf_block}.{hf_module}.{letter}_proj"
         if norm_first:
             names[f"{stack}.norm"] = f"model.{stack}.layer_norm"
     return names
 
 
-OFFSET = 2  # rows of its position tables that stand for nothing
+OFFSET = 2  # unused rows at the start of its position tables
 TABLES = tuple(f"model.{stack}.embed_positions.weight" for stack in ("encoder", "decoder"))
 BIAS = "final_logits_bias"
 
 
-def _split(theirs: Weights) -> Weights:
-    weights = dict(theirs)
+def _split(hf_weights: Weights) -> Weights:
+    weights = dict(hf_weights)
     for name in TABLES:
         if name in weights:
             weights[name] = weights[name][OFFSET:]
     for stack in ("encoder", "decoder"):
-        if (twin := f"model.{stack}.embed_tokens.weight") in weights:  # saved in its place
-            weights.setdefault("model.shared.weight", weights.pop(twin))
+        # A file may have the shared embedding under the name of a stack.
+        if (alias := f"model.{stack}.embed_tokens.weight") in weights:
+            weights.setdefault("model.shared.weight", weights.pop(alias))
     if BIAS not in weights and "model.shared.weight" in weights:
         weights[BIAS] = torch.zeros(len(weights["model.shared.weight"]))
     return weights
 
 
-def _fuse(ours: Weights) -> Weights:
-    weights = dict(ours)
+def _fuse(weights: Weights) -> Weights:
+    hf_weights = dict(weights)
     for name in TABLES:
-        weights[name] = torch.nn.functional.pad(weights[name], (0, 0, OFFSET, 0))
-    weights[BIAS] = weights[BIAS].reshape(1, -1)
-    return weights
+        hf_weights[name] = torch.nn.functional.pad(weights[name], (0, 0, OFFSET, 0))
+    hf_weights[BIAS] = weights[BIAS].reshape(1, -1)
+    return hf_weights
 
 
 def _layout(model_type: str, name: str, norm_position: str) -> Layout:

@@ -1,4 +1,5 @@
-"""BERT, normalised after each branch, and ViT, which reads images and is normalised before them."""
+"""BERT (Devlin et al. 2019), which normalises after each branch, and ViT (Dosovitskiy et al. 2021),
+which reads images and normalises before each branch."""
 
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.hf.layout import (
@@ -8,8 +9,8 @@ from orchestrator.model.hf.layout import (
     Weights,
     activation,
     has_plain_heads,
+    hf_activation,
     require,
-    their_activation,
 )
 
 
@@ -17,7 +18,7 @@ def _read_bert(settings: Settings) -> Settings:
     require(settings, position_embedding_type="absolute", is_decoder=False)
     require(settings, add_cross_attention=False)
     return {
-        **_read_usual(settings),
+        **_read_shared(settings),
         "norm_position": "post",
         "max_seq_len": settings["max_position_embeddings"],
         "positions": "learned",
@@ -27,8 +28,8 @@ def _read_bert(settings: Settings) -> Settings:
     }
 
 
-def _read_usual(settings: Settings) -> Settings:
-    """What BERT and ViT have in common."""
+def _read_shared(settings: Settings) -> Settings:
+    """The settings that BERT and ViT share."""
     return {
         "family": "encoder",
         "num_layers": settings["num_hidden_layers"],
@@ -43,20 +44,20 @@ def _read_usual(settings: Settings) -> Settings:
     }
 
 
-def _write_usual(config: ModelConfig) -> Settings:
+def _write_shared(config: ModelConfig) -> Settings:
     return {
         "hidden_size": config.d_model,
         "intermediate_size": config.feed_forward_width,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "hidden_act": their_activation(config.activation, PLAIN),
+        "hidden_act": hf_activation(config.activation, PLAIN),
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": 0.0,
     }
 
 
-def _is_usual(config: ModelConfig, norm_position: str, patches: bool) -> bool:
+def _fits_shared(config: ModelConfig, norm_position: str, patches: bool) -> bool:
     return (
         (config.family, config.norm, config.norm_position, config.positions, config.bias)
         == ("encoder", "layernorm", norm_position, "learned", True)
@@ -66,11 +67,11 @@ def _is_usual(config: ModelConfig, norm_position: str, patches: bool) -> bool:
     )
 
 
-def _split_bert(theirs: Weights) -> Weights:
-    weights = dict(theirs)
-    twin = "cls.predictions.decoder.bias"
-    if twin in weights:  # one tensor of two names
-        weights.setdefault("cls.predictions.bias", weights.pop(twin))
+def _split_bert(hf_weights: Weights) -> Weights:
+    weights = dict(hf_weights)
+    alias = "cls.predictions.decoder.bias"  # a second name of the same tensor
+    if alias in weights:
+        weights.setdefault("cls.predictions.bias", weights.pop(alias))
     return weights
 
 
@@ -110,12 +111,12 @@ BERT = Layout(
     },
     read=_read_bert,
     write=lambda config: {
-        **_write_usual(config),
+        **_write_shared(config),
         "max_position_embeddings": config.max_seq_len,
         "type_vocab_size": config.token_types,
     },
     fits=lambda config: (
-        _is_usual(config, "post", patches=False)
+        _fits_shared(config, "post", patches=False)
         and config.embedding_norm
         and config.token_types > 0
     ),
@@ -128,11 +129,11 @@ BERT = Layout(
 def _read_vit(settings: Settings) -> Settings:
     image, patch = settings.get("image_size", 224), settings.get("patch_size", 16)
     if not isinstance(image, int) or not isinstance(patch, int):
-        raise ValueError("image_size and patch_size must be whole numbers: squares are supported")
+        raise ValueError("image_size and patch_size must be whole numbers: only squares work")
     count = (image // patch) ** 2
     channels = settings.get("num_channels", 3)
     return {
-        **_read_usual(settings),
+        **_read_shared(settings),
         "norm_position": "pre",
         "max_seq_len": max(2, count + 1),
         "positions": "learned",
@@ -143,7 +144,7 @@ def _read_vit(settings: Settings) -> Settings:
 def _write_vit(config: ModelConfig) -> Settings:
     assert config.patches is not None
     return {
-        **_write_usual(config),
+        **_write_shared(config),
         "image_size": config.patches.image_size,
         "patch_size": config.patches.patch_size,
         "num_channels": config.patches.channels,
@@ -151,17 +152,15 @@ def _write_vit(config: ModelConfig) -> Settings:
     }
 
 
-# Parameters that are no module's, which have an axis or two of length 1 in front.
+# Bare parameters, of the shape (1, tokens, D) in ViT.
 VIT_PARAMETERS = ("vit.embeddings.cls_token", "vit.embeddings.position_embeddings")
+QKV_BIASES = tuple(f".attention.{part}.bias" for part in ("query", "key", "value"))
 
 
-QKV = tuple(f".attention.{part}.bias" for part in ("query", "key", "value"))
-
-
-def _with_axes(ours: Weights) -> Weights:
+def _fuse_vit(weights: Weights) -> Weights:
     return {
         name: tensor.reshape(1, -1, tensor.shape[-1]) if name in VIT_PARAMETERS else tensor
-        for name, tensor in ours.items()
+        for name, tensor in weights.items()
     }
 
 
@@ -187,9 +186,12 @@ VIT = Layout(
     read=_read_vit,
     write=_write_vit,
     fits=lambda config: (
-        _is_usual(config, "pre", patches=True) and not (config.embedding_norm or config.token_types)
+        _fits_shared(config, "pre", patches=True)
+        and not (config.embedding_norm or config.token_types)
     ),
-    lacks_bias=lambda settings, name: not settings.get("qkv_bias", True) and name.endswith(QKV),
-    fuse=_with_axes,
+    lacks_bias=lambda settings, name: (
+        not settings.get("qkv_bias", True) and name.endswith(QKV_BIASES)
+    ),
+    fuse=_fuse_vit,
     ignored=r"vit\.pooler\..*",
 )

@@ -1,4 +1,5 @@
-"""GPT-2, whose maps are stored transposed, and queries, keys and values as one."""
+"""GPT-2 (Radford et al. 2019). It stores linear maps transposed, and the maps to queries, keys and
+values as one tensor."""
 
 import re
 
@@ -12,8 +13,8 @@ from orchestrator.model.hf.layout import (
     Weights,
     activation,
     has_plain_heads,
+    hf_activation,
     require,
-    their_activation,
 )
 
 
@@ -44,20 +45,20 @@ def _write(config: ModelConfig) -> Settings:
         "n_inner": config.feed_forward_width,
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": their_activation(config.activation, PLAIN),
+        "activation_function": hf_activation(config.activation, PLAIN),
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": 0.0,
     }
 
 
-PARTS = ("q_attn", "k_attn", "v_attn")  # of c_attn: names of ours, that no file has
+PARTS = ("q_attn", "k_attn", "v_attn")  # names for the parts of c_attn, used only in this package
 MAPS = r"(c_attn|c_proj|c_fc|[qkv]_attn)\.weight$"
 
 
-def _split(theirs: Weights) -> Weights:
+def _split(hf_weights: Weights) -> Weights:
     weights: Weights = {}
-    for name, tensor in theirs.items():
+    for name, tensor in hf_weights.items():
         if re.search(MAPS, name):
             tensor = tensor.T
         if ".c_attn." in name:
@@ -68,15 +69,15 @@ def _split(theirs: Weights) -> Weights:
     return weights
 
 
-def _fuse(ours: Weights) -> Weights:
-    weights: Weights = {}
-    for name, tensor in ours.items():
+def _fuse(weights: Weights) -> Weights:
+    hf_weights: Weights = {}
+    for name, tensor in weights.items():
         if ".q_attn." in name:
-            parts = [ours[name.replace("q_attn", part)] for part in PARTS]
+            parts = [weights[name.replace("q_attn", part)] for part in PARTS]
             name, tensor = name.replace("q_attn", "c_attn"), torch.cat(parts)
         if ".k_attn." not in name and ".v_attn." not in name:
-            weights[name] = tensor.T if re.search(MAPS, name) else tensor
-    return weights
+            hf_weights[name] = tensor.T if re.search(MAPS, name) else tensor
+    return hf_weights
 
 
 GPT2 = Layout(
@@ -107,6 +108,7 @@ GPT2 = Layout(
     ),
     split=_split,
     fuse=_fuse,
+    name_in_file=lambda name: re.sub(r"\b[qkv]_attn\b", "c_attn", name),
     more_classes=("GPT2DoubleHeadsModel",),
     ignored=r".*\.attn\.(bias|masked_bias)",
 )

@@ -1,7 +1,7 @@
-"""What the outputs of a head mean: labels go by their names, a number by its scale.
+"""What the outputs of a head mean: labels are matched by name, and a number by its scale.
 
-A head that was trained for the same labels in another order is the same head with its rows
-exchanged. One for other labels is of no use.
+If a head was trained for the same labels in another order, its rows are reordered. A head for
+other labels is not used.
 """
 
 import unicodedata
@@ -13,23 +13,22 @@ from torch import Tensor
 from orchestrator.model.hf.layout import Settings, Weights
 
 LOGITS = ("head.logits.weight", "head.logits.bias", "head.weight", "head.bias")
-SPAN = ("start", "end")  # the labels of a head that finds a piece of a text
+SPAN = ("start", "end")  # the outputs of a head that predicts a span of tokens
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the outputs of a head stand for, as far as a task says."""
+    """What a task says of its head's outputs."""
 
     labels: tuple[str, ...] | None = None  # one for each output
-    scale: tuple[float, float] | None = None  # an output of 0 is the first, of 1 as much as both
+    scale: tuple[float, float] | None = None  # mean and standard deviation of a number
 
     @classmethod
     def of(cls, task: Any, processor: Any) -> Self:
-        """Those of a task and its processor: `labels`, or `mean` and `spread`, or a task's own
-        `outputs`."""
+        """From a processor's `labels`, or `mean` and `spread`, or from a task's `outputs`."""
         labels = getattr(processor, "labels", None) or getattr(task, "outputs", None)
-        if not isinstance(labels, list | tuple):  # a user's processor may call anything so
+        if not isinstance(labels, list | tuple):  # in a user's processor it can be anything
             labels = None
         named = tuple(str(label) for label in labels) if labels else None
         mean, spread = getattr(processor, "mean", None), getattr(processor, "spread", None)
@@ -39,15 +38,16 @@ class Outputs:
 
     @property
     def is_span(self) -> bool:
+        """Whether the outputs are the start and the end of a span."""
         return self.labels == SPAN
 
 
-def rows_by_name(outputs: Outputs, settings: Settings, count: int) -> list[int] | str:
-    """The row of their head for each of our outputs; or why it is of no use, in words.
+def match_rows(outputs: Outputs, settings: Settings, count: int) -> list[int] | str:
+    """For each output the row of a folder's head, or the reason why the head does not fit.
 
-    `count` is how many rows their head has.
+    `settings` is the folder's config.json, and `count` the number of rows of its head.
     """
-    theirs = _their_labels(settings, count)
+    labels = _labels_of(settings, count)
     if outputs.scale is not None:
         kind = settings.get("problem_type")
         if count == 1 and kind in (None, "regression"):
@@ -55,50 +55,53 @@ def rows_by_name(outputs: Outputs, settings: Settings, count: int) -> list[int] 
         return f"its head is for {count} labels" if count != 1 else f"its head is for {kind}"
     if outputs.labels is None:
         return list(range(count))
-    ours = [_plain(label) for label in outputs.labels]
-    if all(name == f"LABEL_{i}" for i, name in enumerate(theirs)):
-        named = [name.removeprefix("LABEL_") for name in theirs]
-        theirs = named if sorted(named) == sorted(ours) else theirs
-    names = [_plain(name) for name in theirs]
-    if sorted(names) != sorted(ours) or len(set(names)) < len(names):
-        return f"its labels are {_listed(names)}, the data's {_listed(ours)}"
-    return [names.index(label) for label in ours]
+    task_labels = [_normalised(label) for label in outputs.labels]
+    if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):
+        numbers = [label.removeprefix("LABEL_") for label in labels]
+        labels = numbers if sorted(numbers) == sorted(task_labels) else labels
+    head_labels = [_normalised(label) for label in labels]
+    is_ambiguous = len(set(head_labels)) < len(head_labels)
+    if sorted(head_labels) != sorted(task_labels) or is_ambiguous:
+        return f"its labels are {_listed(head_labels)}, the data's {_listed(task_labels)}"
+    return [head_labels.index(label) for label in task_labels]
 
 
-def exchanged(head: Weights, rows: list[int], outputs: Outputs) -> Weights:
-    """The tensors of a head with its outputs in our order and scale."""
-    found = {name: t[rows] if name in LOGITS else t for name, t in head.items()}
+def reorder_outputs(head: Weights, rows: list[int], outputs: Outputs) -> Weights:
+    """The weights of a folder's head with its outputs in the order of `rows`, and a number
+    standardised."""
+    reordered = {name: t[rows] if name in LOGITS else t for name, t in head.items()}
     if outputs.scale is None:
-        return found
+        return reordered
     mean, spread = outputs.scale
-    return {name: _scaled(name, t, -mean / spread, 1 / spread) for name, t in found.items()}
+    return {name: _scaled(name, t, -mean / spread, 1 / spread) for name, t in reordered.items()}
 
 
-def in_units(head: Weights, outputs: Outputs) -> Weights:
-    """The tensors of a head whose output is the number itself, not how many `spread` it lies from
-    `mean`."""
+def in_data_units(head: Weights, outputs: Outputs) -> Weights:
+    """The weights of a head whose output is the number in the unit of the data."""
     if outputs.scale is None:
         return head
     return {name: _scaled(name, tensor, *outputs.scale) for name, tensor in head.items()}
 
 
 def _scaled(name: str, tensor: Tensor, shift: float, factor: float) -> Tensor:
+    """A head's tensor changed so that an output x becomes factor * x + shift."""
     if name not in LOGITS:
         return tensor
     scaled = tensor.double() * factor + (shift if name.endswith("bias") else 0.0)
     return scaled.to(tensor.dtype)
 
 
-def _their_labels(settings: Settings, count: int) -> list[str]:
-    said, by_name = settings.get("id2label"), settings.get("label2id")
-    if not said and isinstance(by_name, dict):
-        said = {str(number): name for name, number in by_name.items()}
-    if isinstance(said, dict) and all(str(i) in said for i in range(count)):
-        return [str(said[str(i)]) for i in range(count)]
+def _labels_of(settings: Settings, count: int) -> list[str]:
+    """The labels of a config.json, by `id2label` or `label2id`; else LABEL_0, LABEL_1, …"""
+    labels, numbers = settings.get("id2label"), settings.get("label2id")
+    if not labels and isinstance(numbers, dict):
+        labels = {str(number): label for label, number in numbers.items()}
+    if isinstance(labels, dict) and all(str(i) in labels for i in range(count)):
+        return [str(labels[str(i)]) for i in range(count)]
     return [f"LABEL_{i}" for i in range(count)]
 
 
-def _plain(label: str) -> str:
+def _normalised(label: str) -> str:
     return unicodedata.normalize("NFC", label).strip()
 
 

@@ -1,4 +1,5 @@
-"""All layouts: Hugging Face's architectures that are this Transformer, and our own."""
+"""All layouts: the supported architectures of Hugging Face, and this package's own. A new
+architecture is a file of this folder and an entry in `LAYOUTS`."""
 
 from orchestrator.model.hf.bart import BART, MBART
 from orchestrator.model.hf.bert import BERT, VIT
@@ -9,7 +10,7 @@ from orchestrator.model.hf.t5 import T5
 
 LAYOUTS = (LLAMA, ARCEE, EUROBERT, GPT2, BERT, VIT, T5, BART, MBART)
 
-OURS = Layout(
+OWN = Layout(
     model_type="orchestrator",
     classes={
         "tokens": "TransformerForTokens",
@@ -26,11 +27,13 @@ OURS = Layout(
 
 
 def layout_of_settings(settings: Settings) -> Layout:
-    """Raises ValueError where a config.json is of none of them."""
-    for layout in (*LAYOUTS, OURS):
+    """The layout of a config.json.
+
+    Raises:
+        ValueError: if its `model_type` is not supported.
+    """
+    for layout in (*LAYOUTS, OWN):
         if layout.model_type == settings.get("model_type"):
             return layout
     known = ", ".join(layout.model_type for layout in LAYOUTS)
-    raise ValueError(
-        f"model_type = {settings.get('model_type')!r} cannot be loaded; these can: {known}"
-    )
+    raise ValueError(f"model_type = {settings.get('model_type')!r} is not supported; {known} are")

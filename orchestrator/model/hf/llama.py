@@ -1,4 +1,5 @@
-"""Llama, and those that differ from it in the feed-forward or look both ways."""
+"""Llama (Touvron et al. 2023), Arcee, whose feed-forward has no gate, and EuroBERT (Boizard et al.
+2025), an encoder."""
 
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.hf.layout import (
@@ -7,8 +8,8 @@ from orchestrator.model.hf.layout import (
     Layout,
     Settings,
     activation,
+    hf_activation,
     require,
-    their_activation,
 )
 
 
@@ -40,18 +41,22 @@ def _read(settings: Settings, gated: bool, family: str) -> Settings:
 
 
 def _rope(settings: Settings) -> Settings:
-    """What a config says of rotary positions, in either of the places where it may."""
-    found: Settings = {}
+    """The settings of rotary positions, which different versions keep under different keys.
+
+    Raises:
+        ValueError: if they scale the positions.
+    """
+    result: Settings = {}
     for name in ("rope_scaling", "rope_parameters"):
-        said = settings.get(name) or {}
-        if not isinstance(said, dict):
-            raise ValueError(f"{name} = {said!r} is not supported")
-        kind = said.get("rope_type", said.get("type")) or ("unknown" if "factor" in said else None)
+        rope = settings.get(name) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{name} = {rope!r} is not supported")
+        kind = rope.get("rope_type", rope.get("type")) or ("unknown" if "factor" in rope else None)
         if kind not in (None, "default"):
             raise ValueError(f"{name}: rope_type = {kind!r} is not supported")
-        require(said, partial_rotary_factor=1.0)
-        found |= said
-    return found
+        require(rope, partial_rotary_factor=1.0)
+        result |= rope
+    return result
 
 
 def _write(config: ModelConfig) -> Settings:
@@ -62,11 +67,11 @@ def _write(config: ModelConfig) -> Settings:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "hidden_act": their_activation(config.activation, GATED if config.is_gated else PLAIN),
+        "hidden_act": hf_activation(config.activation, GATED if config.is_gated else PLAIN),
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,  # where versions before 5 look
+        "rope_theta": config.rope_theta,  # for versions of transformers before 5
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
     }
@@ -83,24 +88,25 @@ def _fits(config: ModelConfig, gated: bool, family: str) -> bool:
 
 
 def _lacks_bias(settings: Settings, name: str) -> bool:
-    """Theirs have biases in attention, in the feed-forward or in both; ours in all or none."""
+    """Llama can have biases in attention only, or in the feed-forward only. This Transformer has
+    them in all linear maps or in none."""
     part = "mlp_bias" if ".feed_forward." in name else "attention_bias"
     return not settings.get(part)
 
 
 def _names(stack: str) -> dict[str, str]:
-    block, theirs = f"{stack}.blocks.{{i}}", "model.layers.{i}"
+    block, hf_block = f"{stack}.blocks.{{i}}", "model.layers.{i}"
     return {
         "tokens": "model.embed_tokens",
-        f"{block}.attention_norm": f"{theirs}.input_layernorm",
-        f"{block}.attention.query": f"{theirs}.self_attn.q_proj",
-        f"{block}.attention.key": f"{theirs}.self_attn.k_proj",
-        f"{block}.attention.value": f"{theirs}.self_attn.v_proj",
-        f"{block}.attention.output": f"{theirs}.self_attn.o_proj",
-        f"{block}.feed_forward_norm": f"{theirs}.post_attention_layernorm",
-        f"{block}.feed_forward.gate": f"{theirs}.mlp.gate_proj",
-        f"{block}.feed_forward.up": f"{theirs}.mlp.up_proj",
-        f"{block}.feed_forward.output": f"{theirs}.mlp.down_proj",
+        f"{block}.attention_norm": f"{hf_block}.input_layernorm",
+        f"{block}.attention.query": f"{hf_block}.self_attn.q_proj",
+        f"{block}.attention.key": f"{hf_block}.self_attn.k_proj",
+        f"{block}.attention.value": f"{hf_block}.self_attn.v_proj",
+        f"{block}.attention.output": f"{hf_block}.self_attn.o_proj",
+        f"{block}.feed_forward_norm": f"{hf_block}.post_attention_layernorm",
+        f"{block}.feed_forward.gate": f"{hf_block}.mlp.gate_proj",
+        f"{block}.feed_forward.up": f"{hf_block}.mlp.up_proj",
+        f"{block}.feed_forward.output": f"{hf_block}.mlp.down_proj",
         f"{stack}.norm": "model.norm",
     }
 
@@ -142,7 +148,7 @@ EUROBERT = Layout(
     write=lambda config: {
         **_write(config),
         "classifier_pooling": "mean",
-        # Where a config does not say, it has those of a vocabulary of 128,256.
+        # The defaults are for a vocabulary of 128,256.
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"), 0),
     },
     fits=lambda config: _fits(config, True, "encoder"),

@@ -1,31 +1,31 @@
-"""T5, and T5 1.1 and Flan-T5, which gate and have an output head of their own."""
+"""T5 (Raffel et al. 2020); and T5 1.1 and Flan-T5, which have gates and an untied head."""
 
 import math
 
 from orchestrator.model.config import ModelConfig
-from orchestrator.model.embedding import BUCKETS, FAR
+from orchestrator.model.embedding import MAX_DISTANCE, NUM_BUCKETS
 from orchestrator.model.hf.layout import (
     PLAIN,
     Layout,
     Settings,
     Weights,
     activation,
+    hf_activation,
     require,
-    their_activation,
 )
 
-# Its gated gelu is the approximate one.
+# T5's `gated-gelu` is the tanh approximation.
 ACTIVATIONS = {**PLAIN, "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
 
 
 def _read(settings: Settings) -> Settings:
     require(
         settings,
-        relative_attention_num_buckets=BUCKETS,
-        relative_attention_max_distance=FAR,
+        relative_attention_num_buckets=NUM_BUCKETS,
+        relative_attention_max_distance=MAX_DISTANCE,
     )
     layers, decoder_layers = settings["num_layers"], settings.get("num_decoder_layers")
-    # An older config says so by the ties alone.
+    # Older configs lack `scale_decoder_outputs`; there only `tie_word_embeddings` decides.
     scaled = settings.get("scale_decoder_outputs", True)
     return {
         "family": "encoder_decoder",
@@ -35,7 +35,8 @@ def _read(settings: Settings) -> Settings:
         "num_heads": settings["num_heads"],
         "head_dim": settings["d_kv"],
         "d_ff": settings["d_ff"],
-        "max_seq_len": settings.get("n_positions", 512),  # which it was trained with: it has no end
+        # T5 has no limit; this is the length of its training.
+        "max_seq_len": settings.get("n_positions", 512),
         "norm": "rmsnorm",
         "norm_position": "pre",
         "norm_eps": settings.get("layer_norm_epsilon", 1e-6),
@@ -58,16 +59,16 @@ def _write(config: ModelConfig) -> Settings:
         "d_ff": config.feed_forward_width,
         "n_positions": config.max_seq_len,
         "layer_norm_epsilon": config.norm_eps,
-        "relative_attention_num_buckets": BUCKETS,
-        "relative_attention_max_distance": FAR,
-        "feed_forward_proj": their_activation(config.activation, ACTIVATIONS),
+        "relative_attention_num_buckets": NUM_BUCKETS,
+        "relative_attention_max_distance": MAX_DISTANCE,
+        "feed_forward_proj": hf_activation(config.activation, ACTIVATIONS),
         "dropout_rate": config.dropout,
         "is_encoder_decoder": True,
     }
 
 
 BIAS = "SelfAttention.relative_attention_bias"
-MAPS = {"gate": "wi_0", "up": "wi_1", "output": "wo"}  # without a gate theirs is `wi`
+MAPS = {"gate": "wi_0", "up": "wi_1", "output": "wo"}  # without a gate T5 calls `up` `wi`
 PARTS = {
     "attention": {m: f"SelfAttention.{m[0]}" for m in ("query", "key", "value", "output")},
     "cross": {m: f"EncDecAttention.{m[0]}" for m in ("query", "key", "value", "output")},
@@ -84,29 +85,34 @@ def _names() -> dict[str, str]:
         names[f"{stack}.norm"] = f"{stack}.final_layer_norm"
         names[f"{stack}.positions.relative"] = f"{stack}.block.0.layer.0.{BIAS}"
         for number, part in enumerate(parts):
-            ours, theirs = f"{stack}.blocks.{{i}}", f"{stack}.block.{{i}}.layer.{number}"
-            names[f"{ours}.{part}_norm"] = f"{theirs}.layer_norm"
-            names |= {f"{ours}.{part}.{m}": f"{theirs}.{name}" for m, name in PARTS[part].items()}
+            block, layer = f"{stack}.blocks.{{i}}", f"{stack}.block.{{i}}.layer.{number}"
+            names[f"{block}.{part}_norm"] = f"{layer}.layer_norm"
+            names |= {f"{block}.{part}.{m}": f"{layer}.{name}" for m, name in PARTS[part].items()}
     return names
 
 
-def _split(theirs: Weights) -> Weights:
-    weights = {name.replace(".wi.", ".wi_1."): tensor for name, tensor in theirs.items()}
+def _split(hf_weights: Weights) -> Weights:
+    weights = {name.replace(".wi.", ".wi_1."): tensor for name, tensor in hf_weights.items()}
     for stack in ("encoder", "decoder"):
-        if (twin := f"{stack}.embed_tokens.weight") in weights:  # saved in its place
-            weights.setdefault("shared.weight", weights.pop(twin))
+        # A file may have the shared embedding under the name of a stack.
+        if (alias := f"{stack}.embed_tokens.weight") in weights:
+            weights.setdefault("shared.weight", weights.pop(alias))
     return {name: tensor * _scale(name, weights) for name, tensor in weights.items()}
 
 
-def _fuse(ours: Weights) -> Weights:
-    gated = any(".wi_0." in name for name in ours)
-    weights = {name: tensor / _scale(name, ours) for name, tensor in ours.items()}
-    return weights if gated else {n.replace(".wi_1.", ".wi."): t for n, t in weights.items()}
+def _fuse(weights: Weights) -> Weights:
+    gated = any(".wi_0." in name for name in weights)
+    hf_weights = {name: tensor / _scale(name, weights) for name, tensor in weights.items()}
+    return hf_weights if gated else {n.replace(".wi_1.", ".wi."): t for n, t in hf_weights.items()}
 
 
 def _scale(name: str, weights: Weights) -> float:
-    """T5 does not divide its scores by sqrt(K), but what comes out of its decoder by sqrt(D)
-    where it has no head of its own: here that is in its queries' weights, and its last norm's."""
+    """The factor between T5's weight and this Transformer's.
+
+    T5 does not divide attention scores by sqrt(K). If its head is tied, T5 divides the decoder's
+    output by sqrt(D). Here the weights of the queries and of the decoder's last norm hold these
+    factors.
+    """
     width = len(weights[name])
     if name.endswith("Attention.q.weight"):
         heads = weights[f"encoder.block.0.layer.0.{BIAS}.weight"].shape[1]

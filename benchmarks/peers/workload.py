@@ -1,4 +1,5 @@
-"""What all peers train: the model and the rows of this engine's job, and what they print of it."""
+"""The workload of all peers in the training benchmark, taken from this engine's job: its model,
+rows and optimizer; and the line of JSON that a peer prints."""
 
 import json
 import os
@@ -17,10 +18,10 @@ from orchestrator.tasks.objectives import token_loss
 
 
 @dataclass(frozen=True)
-class Work:
-    """`work.json` and `rows.bin` of a folder, which the benchmark writes from the job."""
+class Workload:
+    """The content of `workload.json` and `rows.bin`, which the benchmark writes from the job."""
 
-    rows: Any  # uint16 (steps * batch, T + 1), mapped: each step's rows one after the other
+    rows: Any  # uint16 (steps * batch, T + 1), a mapped file: the rows of all steps in order
     model: dict[str, Any]
     vocab_size: int
     batch: int
@@ -30,11 +31,11 @@ class Work:
     betas: tuple[float, float]
     weight_decay: float
     grad_clip: float
-    bf16: bool  # what the engine chooses on this machine
+    bf16: bool  # whether the engine chooses bf16 on this machine
 
     @classmethod
-    def load(cls, folder: str) -> "Work":
-        settings = json.loads((Path(folder) / "work.json").read_text())
+    def load(cls, folder: str) -> "Workload":
+        settings = json.loads((Path(folder) / "workload.json").read_text())
         width = settings["model"]["max_seq_len"] + 1
         rows = np.memmap(Path(folder) / "rows.bin", dtype=np.uint16, mode="r").reshape(-1, width)
         return cls(rows, **settings)
@@ -44,7 +45,7 @@ class Work:
         return Transformer(ModelConfig(**self.model), self.vocab_size)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.AdamW:
-        """As the engine's own: the matrices of the blocks are decayed, nothing else is."""
+        """AdamW with the engine's groups: weight decay for the matrices of the blocks only."""
         decayed, plain = [], []
         for name, parameter in model.named_parameters():
             is_matrix = "blocks." in name and parameter.ndim == 2
@@ -57,10 +58,10 @@ class Work:
 
 
 class RowDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The rows one by one, as trainers want them."""
+    """The rows one by one, for trainers with their own loader."""
 
-    def __init__(self, work: Work) -> None:
-        self.rows = work.rows
+    def __init__(self, workload: Workload) -> None:
+        self.rows = workload.rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,8 +78,8 @@ def mean_loss(model: nn.Module, tokens_BT: Tensor) -> Tensor:
     return token_loss(model(tokens_BT[:, :-1]), tokens_BT[:, 1:]).mean()
 
 
-class Steps:
-    """When the process was ready, and when each of its steps ended."""
+class StepTimer:
+    """Records when the process was ready, and when each of its steps ended."""
 
     def __init__(self) -> None:
         self.ready = time.time()
@@ -90,6 +91,7 @@ class Steps:
         self.losses.append(loss.detach())
 
     def print(self) -> None:
+        """Print the line of JSON that the benchmark reads."""
         last = torch.stack(self.losses[-10:]).mean().item()
         line = {"ready": self.ready, "ends": self.ends, "loss": last, "niceness": os.nice(0)}
         print(json.dumps(line), flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.learn.agreement import Directive
+from orchestrator.learn.directive import Directive
 from orchestrator.learn.optimizer import build_optimizers
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.state import State
@@ -59,7 +59,7 @@ def whole(prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize(
-    ("step", "rank", "pulse_seconds"), [(0, 1, 0.0), (5, 0, 0.0), (5, 1, 1e9), (11, 0, 1e9)]
+    ("step", "rank", "agreement_seconds"), [(0, 1, 0.0), (5, 0, 0.0), (5, 1, 1e9), (11, 0, 1e9)]
 )
 def test_a_bit_that_flips_on_one_worker_is_found_and_undone(
     prepared: PreparedData,
@@ -67,10 +67,12 @@ def test_a_bit_that_flips_on_one_worker_is_found_and_undone(
     tmp_path: Path,
     step: int,
     rank: int,
-    pulse_seconds: float,
+    agreement_seconds: float,
 ) -> None:
     config = toy_config(checkpoint_every=4, eval_every=12)
-    flip = Disturbance((Fault("flipped bit", (step,), rank=rank),), pulse_seconds=pulse_seconds)
+    flip = Disturbance(
+        (Fault("flipped bit", (step,), rank=rank),), agreement_seconds=agreement_seconds
+    )
     first, second = train_together(2, prepared, tmp_path, config, flip)
     (event,) = first.listener.heard("rolled back")
     assert "weights differ" in event["reason"]
@@ -84,7 +86,7 @@ def test_a_machine_that_keeps_flipping_bits_ends_the_training(
     config = toy_config(checkpoint_every=4, eval_every=12)
     flips = Disturbance((Fault("flipped bit", tuple(range(5, 12)), rank=1, times=1000),))
     for outcome in train_together(2, prepared, tmp_path, config, flips):
-        assert "the workers' weights differ at step 6" in outcome.error
+        assert "weights differ between workers 0 and 1 at step 6" in outcome.error
     assert newest(tmp_path).step == 4
 
 

@@ -1,4 +1,4 @@
-"""What sides of the tune benchmark have in common: a job, its data, and one trial of it."""
+"""The workload of the peers in the tune benchmark: a job, its data, and one trial of it."""
 
 import json
 from collections.abc import Callable
@@ -12,30 +12,33 @@ from orchestrator.learn.world import World
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 
-VALIDATIONS = 16  # as `orchestrator.tune.schedule` has them, whose import brings Ray
+VALIDATIONS = 16  # in a trial, as in `orchestrator.tune.schedule`, which would import Ray
 
 
-def load_work(folder: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(folder) / "tune.json").read_text())
-    return found
+def load_workload(folder: str) -> dict[str, Any]:
+    """The job, the prepared data, the space and the metric, as the benchmark wrote them."""
+    workload: dict[str, Any] = json.loads((Path(folder) / "tune.json").read_text())
+    return workload
 
 
 def fit_once(
     folder: str, overrides: dict[str, Any], steps: int, report: Callable[[dict[str, float]], Any]
 ) -> float:
-    """Train the job with other values; returns the last validation's metric."""
-    work = load_work(folder)
-    job = Job.model_validate(work["job"]).override(
+    """Train the job with a trial's values; returns the metric of the last validation."""
+    workload = load_workload(folder)
+    job = Job.model_validate(workload["job"]).override(
         overrides | {"train.steps": steps, "train.eval_every": -(-steps // VALIDATIONS)}
     )
-    prepared = PreparedData.load(Folder(work["prepared"]))
+    prepared = PreparedData.load(Folder(workload["prepared"]))
     assert prepared is not None
     metrics = fit(job.build_task(), prepared, job.train, World(), _Reporter(report))
     assert metrics is not None
-    return metrics[work["metric"]]
+    return metrics[workload["metric"]]
 
 
 class _Reporter:
+    """Passes on validations only."""
+
     def __init__(self, report: Callable[[dict[str, float]], Any]) -> None:
         self.report = report
 

@@ -1,0 +1,132 @@
+"""The `train:`, `serve:` and `cluster:` sections of a job.
+
+`data:` is in `data/config.py`, `tokenizer:` in `processors/text.py`, `model:` in `model/config.py`,
+`tune:` in `job/search_space.py`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.job.strict_section import StrictSection
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainConfig(StrictSection):
+    """The `train:` section of a job."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; or give minutes")
+    minutes: float | None = Field(
+        None, gt=0, description="time budget; the steps that fit are measured, then fixed"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="the time budget ends after so many passes over the training split, too",
+    )
+    global_batch_size: int = Field(32, ge=1, description="samples a step, over all workers")
+    micro_batch_size: int = Field(
+        32, ge=1, description="samples a worker holds at once; the rest is accumulated"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "muon", description="muon: AdamW outside the blocks"
+    )
+    lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(40, ge=0, description="steps of linear warm-up")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the cosine ends, times lr")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays")
+    weight_decay: float = Field(0.1, ge=0, description="of the matrices inside the blocks")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: the one in which a step of this model is the faster, measured"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the weights and of the sample order")
+    deterministic: bool = Field(
+        False, description="the same bits for any number of workers; costs memory and traffic"
+    )
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile; auto: where the plan says that it pays for itself"
+    )
+    spike_sigmas: float = Field(
+        6.0, ge=0, description="a loss this far above its usual spread is skipped; 0: none is"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between validations, each with a checkpoint; a tenth of all"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between further checkpoints: the most that is ever lost"
+    )
+    eval_rows: int = Field(128, ge=1, description="validation samples looked at each time")
+    profile_steps: int = Field(
+        0, ge=0, le=20, description="steps to record with torch's profiler, after each start"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("give steps or minutes, not both")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        return self
+
+    @property
+    def budget_minutes(self) -> float:
+        """The time budget where `steps` is not given."""
+        return self.minutes if self.minutes is not None else 5.0
+
+
+class ServeConfig(StrictSection):
+    """The `serve:` section of a job."""
+
+    replicas: int = Field(1, ge=1, description="copies of the model")
+    host: str = Field("127.0.0.1", description="address that the endpoint listens on")
+    port: int = Field(8000, ge=1, le=65_535, description="port that the endpoint listens on")
+    route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9_./-]*$", description="path before /v1")
+    max_tokens: int = Field(64, ge=1, description="tokens generated where a request does not say")
+    max_queued_requests: int = Field(
+        64, ge=1, description="more waiting requests than this get 503"
+    )
+    sample_prompt: str = Field("The", description="prompt of the sample at the end of a run")
+
+
+Workers = Annotated[int, Field(ge=1)]
+
+
+class ClusterConfig(StrictSection):
+    """The `cluster:` section of a job."""
+
+    workers: Workers | tuple[Workers, Workers] = Field(
+        1, description="training processes; or [fewest, most], as the cluster has room for"
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="cores, and so threads, of each")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
+    max_failures: int = Field(
+        3, ge=0, description="losses of workers in a row, without a checkpoint between them"
+    )
+    hang_seconds: float = Field(
+        15.0, ge=5, description="a worker that is silent this long is killed and replaced"
+    )
+    spares: bool = Field(
+        True, description="keep a process ready for each worker: quicker restarts, 0.4 GB each"
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _fewest_first(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError("the fewest come first")
+        return workers
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.range[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.range[1]

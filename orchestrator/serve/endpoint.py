@@ -1,0 +1,30 @@
+"""The deployment on Ray Serve: each replica loads the model and answers through its engine."""
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from orchestrator.infer.trained_model import TrainedModel
+from orchestrator.job.job import Job
+from orchestrator.serve.app import make_app
+from orchestrator.serve.engines import engine_of
+from orchestrator.storage.artifact import PreparedData, Training
+from orchestrator.storage.folder import Folder
+
+
+@serve.deployment
+@serve.ingress()
+class Endpoint:
+    """One replica."""
+
+    def __init__(self, job: Job, prepared_uri: str, training_uri: str) -> None:
+        torch.set_num_threads(job.cluster.cpus_per_worker)
+        prepared = PreparedData.load_required(Folder(prepared_uri))
+        training = Training.load_required(Folder(training_uri))
+        task = job.build_task()
+        trained = TrainedModel.load(task, prepared, training.checkpoint())
+        self.api = make_app(job.name, engine_of(task)(job, trained))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve once the model is loaded: what answers the replica's requests."""
+        return self.api

@@ -1,0 +1,37 @@
+"""All serving engines. A new one is a file in this folder and a line in `ENGINES`.
+
+Only the engine that a job's task names is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import UserError
+from orchestrator.tasks.task import Task
+
+if TYPE_CHECKING:  # a command checks the name of an engine without waiting for torch
+    from orchestrator.serve.engine import Engine
+
+ENGINES = {  # by the name that `Task.serves` gives
+    "completions": "orchestrator.serve.completions:CompletionEngine",
+    "predictions": "orchestrator.serve.predictions:PredictionEngine",
+}
+
+
+def engine_of(task: Task[Any]) -> type[Engine]:
+    """The engine that serves models of a task. Raises UserError if there is none of that name."""
+    check_engine(task)
+    module, name = ENGINES[task.serves].split(":")
+    engine: type[Engine] = getattr(importlib.import_module(module), name)
+    return engine
+
+
+def check_engine(task: Task[Any]) -> None:
+    """Raises UserError if the task names an engine that does not exist."""
+    if task.serves not in ENGINES:
+        raise UserError(
+            f"{type(task).__name__}.serves = {task.serves!r}: no such serving engine; known are "
+            f"{', '.join(ENGINES)}"
+        )
