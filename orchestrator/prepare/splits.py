@@ -1,4 +1,4 @@
-"""Which rows are for training, for validation and for the test."""
+"""Divides the rows into training, validation and test."""
 
 import statistics
 from collections import Counter
