@@ -38,9 +38,7 @@ class Reading:
 
     columns: dict[str, str]  # the task's columns with their kinds, keys of `KINDS`
     optional: tuple[str, ...] = ()  # columns that a row may lack
-    names: dict[str, str | int] = field(
-        default_factory=dict
-    )  # the files' names of columns, if they differ
+    names: dict[str, str | int] = field(default_factory=dict)  # the files' own names of columns
     lines: bool = False  # a row of a txt file is a line, not a document
     header: bool = True  # csv and tsv files begin with names
     encoding: str | None = None  # of text; None: UTF-8, or as a byte-order mark says
