@@ -122,15 +122,15 @@ def _below(
     """All files and folders below a folder, to a maximum depth."""
     if isinstance(files, pyarrow.fs.LocalFileSystem):
         return _walk(root, depth, shown, storage)
-    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=depth != 1))
+    infos = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=depth != 1))
     own = f"{storage.split('://', 1)[1]}/" if "://" in storage else ""
     runs = {
         info.path.rpartition("/")[0] + "/"
-        for info in found
+        for info in infos
         if info.base_name == "lease.json" or PREPARED.fullmatch(info.base_name)
     }
     others = tuple({*runs, own} - {"", f"{root}/"})
-    inside = [info for info in found if not (others and info.path.startswith(others))]
+    inside = [info for info in infos if not (others and info.path.startswith(others))]
     if f"{root}/" in runs:
         inside = [i for i in inside if not OF_A_RUN.fullmatch(below(i.path, root).split("/")[0])]
     return (

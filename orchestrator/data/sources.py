@@ -68,8 +68,8 @@ def find_files(data: DataConfig, storage: str = "") -> Listing:
         UserError: where there is none, or one is of an unknown format.
     """
     given = data.validation_source is not None or data.test_source is not None
-    found = _of("data.source", data.source, data, storage, by_name=not given)
-    files, beside = found.files, found.beside
+    main = _of("data.source", data.source, data, storage, by_name=not given)
+    files, beside = main.files, main.beside
     further: dict[Split, Sources | None] = {
         "validation": data.validation_source,
         "test": data.test_source,
@@ -109,19 +109,19 @@ def _of(key: str, sources: Sources, data: DataConfig, storage: str, by_name: boo
     if sources == PYTHON_STDLIB:
         return _Found(sorted(_stdlib_files(), key=lambda file: file.uri), [])
     several = [sources] if isinstance(sources, str) else sources
-    found: dict[str, SourceFile] = {}
+    by_uri: dict[str, SourceFile] = {}
     beside: list[_Unread] = []
     for source in several:
         if source == PYTHON_STDLIB:
-            found |= {file.uri: file for file in _stdlib_files()}
+            by_uri |= {file.uri: file for file in _stdlib_files()}
             continue
         place, files, unread = _find(key, source, data.format, storage)
         beside.append(unread)
         if by_name and isinstance(sources, str) and not place.is_file:
             files, nameless = _split_by_name(files, place.root)
             beside.append(_Unread(source, nameless, "left out, since no split is in the name"))
-        found |= {file.uri: file for file in files}
-    return _Found([found[uri] for uri in sorted(found)], beside)
+        by_uri |= {file.uri: file for file in files}
+    return _Found([by_uri[uri] for uri in sorted(by_uri)], beside)
 
 
 def _side_by_side(key: str, sources: dict[str, str], storage: str) -> SourceFile:
@@ -136,12 +136,12 @@ def _side_by_side(key: str, sources: dict[str, str], storage: str) -> SourceFile
 
 
 def _stdlib_files() -> list[SourceFile]:
-    found = []
+    paths_of_files = []
     for folder, inside, files in os.walk(sysconfig.get_path("stdlib")):
         if "site-packages" in inside:
             inside.remove("site-packages")  # not entered
-        found += [Path(folder, file) for file in files if file.endswith(".py")]
-    return [_local_file(path, PYTHON.name) for path in found if path.is_file()]
+        paths_of_files += [Path(folder, file) for file in files if file.endswith(".py")]
+    return [_local_file(path, PYTHON.name) for path in paths_of_files if path.is_file()]
 
 
 def _local_file(path: Path, kind: str) -> SourceFile:
@@ -265,10 +265,10 @@ def named_split(path: str) -> Split | None:
     """The split in a file's name, or else in the name of the nearest folder that has one. A name
     with two splits counts as none."""
     for part in reversed(path.split("/")):
-        said = {split for pattern, split in SPLIT_NAMES.items() if pattern.search(part)}
-        if len(said) == 1:
-            return said.pop()
-        if said:
+        named = {split for pattern, split in SPLIT_NAMES.items() if pattern.search(part)}
+        if len(named) == 1:
+            return named.pop()
+        if named:
             return None
     return None
 
@@ -278,23 +278,23 @@ def _splits_note(files: list[SourceFile]) -> list[str]:
     if not counts:
         return []
     words: dict[Split, str] = {"train": "training", "validation": "validation", "test": "testing"}
-    told = [f"{counts[split]:,} for {word}" for split, word in words.items() if counts[split]]
-    told[0] = told[0].replace(" for", f" file{'s' if counts['train'] > 1 else ''} for", 1)
-    return [f"splits by their names: {', '.join(told)}"]
+    parts = [f"{counts[split]:,} for {word}" for split, word in words.items() if counts[split]]
+    parts[0] = parts[0].replace(" for", f" file{'s' if counts['train'] > 1 else ''} for", 1)
+    return [f"splits by their names: {', '.join(parts)}"]
 
 
 def _beside_notes(beside: Iterable[_Unread], files: list[SourceFile]) -> list[str]:
     """Notes on unread files, per folder and glob. Files that another source reads do not count."""
     read = {each.uri for file in files for each in (file, *file.beside)}
-    told = []
+    notes = []
     for source, names, reason in beside:
         left = [name for uri, name in names.items() if uri not in read]
         if left:
             verb = "are" if len(left) > 1 else "is"
             is_glob = any(character in source for character in paths.WILDCARDS)
             where = source if is_glob else f"{source.rstrip('/')}/"
-            told.append(f"{where}: {_count(len(left))} {verb} {reason}: {_some(left)}")
-    return told
+            notes.append(f"{where}: {_count(len(left))} {verb} {reason}: {_some(left)}")
+    return notes
 
 
 def _count(files: int) -> str:
@@ -312,5 +312,5 @@ def kind_of(path: str) -> str | None:
     suffixes = path.rpartition("/")[2].lower().split(".")[1:]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    found = format_of(suffixes[-1]) if suffixes else None
-    return None if found is None else found.name
+    known = format_of(suffixes[-1]) if suffixes else None
+    return None if known is None else known.name

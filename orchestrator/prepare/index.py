@@ -79,23 +79,27 @@ class Index:
         texts: dict[str, list[str]] = {}
         for note in sorted(self.notes, key=lambda note: note.file):
             texts.setdefault(note.text, []).append(note.file)
-        told = [
+        notices = [
             f"{files[0]}{f' and {len(files) - 1:,} more' if files[1:] else ''}: {text}"
             for text, files in texts.items()
         ]
         total = self.read.total()
         if self.bad:
             first = min(self.bad, key=lambda row: (row.file, row.row))
-            told.append(f"{share(len(self.bad), total, 'rows')} are set aside; the first: {first}")
+            notices.append(
+                f"{share(len(self.bad), total, 'rows')} are set aside; the first: {first}"
+            )
         if self.empty:
-            told.append(f"{share(self.empty, total, 'rows')} are left out: nothing is in them")
+            notices.append(f"{share(self.empty, total, 'rows')} are left out: nothing is in them")
         by_reason: dict[str, list[BadRow]] = {}
         for row in sorted(self.left_out, key=lambda row: (row.file, row.row)):
             by_reason.setdefault(row.reason, []).append(row)
         for reason, rows in by_reason.items():
             where = f"{rows[0].file}, row {rows[0].row}"
-            told.append(f"{share(len(rows), total, 'rows')} are left out: {reason} ({where} first)")
-        return told
+            notices.append(
+                f"{share(len(rows), total, 'rows')} are left out: {reason} ({where} first)"
+            )
+        return notices
 
     def first_of_each_value(self, splits: Splits, after: str) -> set[str]:
         """For each value that no training row up to the key `after` has, the key of a row that has
@@ -113,28 +117,30 @@ class Index:
 
     def values_by_split(self, splits: Splits) -> dict[Split, Counter[str]]:
         """The count of each value in each split, without duplicates."""
-        found: dict[Split, Counter[str]] = {"train": Counter(), "validation": Counter()}
-        found["test"] = Counter()
+        counts: dict[Split, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        counts["test"] = Counter()
         seen: set[str] = set()
         for key, value, split in zip(self.keys, self.values, splits, strict=True):
             if split is not None and key not in seen:
                 seen.add(key)
-                found[split][value] += 1
-        return found
+                counts[split][value] += 1
+        return counts
 
     def repeats(self, splits: Splits, task: Task[Any]) -> list[str]:
         """Notices on validation and test rows that look like a training row to the model."""
         of = np.array([split or "" for split in splits])
         known = np.unique(self.twins[of == "train"])
-        told = []
+        notices = []
         for split in ("validation", "test"):
             twins = self.twins[of == split]
             count = int(np.isin(twins, known).sum())
             if count:
                 what = " and ".join(task.inputs)
                 rows = share(count, len(twins), f"{split} rows")
-                told.append(f"{rows} repeat the {what} of a training row: what they score is known")
-        return told
+                notices.append(
+                    f"{rows} repeat the {what} of a training row: what they score is known"
+                )
+        return notices
 
 
 def share(count: int, total: int, of: str) -> str:

@@ -36,15 +36,15 @@ def record(
 
     `twin` is equal where rows say the same to the model, `value` is of the task's counted column.
     """
-    found: dict[str, Any] = {name: KINDS[kind].blank for name, kind in task.columns.items()}
-    found |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
-    found |= {"aside": "", "note": ""}
+    columns: dict[str, Any] = {name: KINDS[kind].blank for name, kind in task.columns.items()}
+    columns |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
+    columns |= {"aside": "", "note": ""}
     if isinstance(cleaned, Note):
-        return found | {"note": json.dumps(asdict(cleaned))}
+        return columns | {"note": json.dumps(asdict(cleaned))}
     if isinstance(cleaned, BadRow):
-        return found | {"aside": json.dumps(asdict(cleaned))}
+        return columns | {"aside": json.dumps(asdict(cleaned))}
     if cleaned is None:
-        return found
+        return columns
     content = _canonical(cleaned)
     first = _hash(content + place.encode())
     shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())

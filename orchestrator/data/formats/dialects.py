@@ -61,28 +61,28 @@ def dialect_of(head: list[tuple[int, str]], file: SourceFile, reading: Reading) 
     if not lines:
         raise UserError(f"{file.uri}: line 1: is {head[0][1].strip()}, and no table follows")
     line = head[skipped][0]
-    found = None
+    chosen = None
     for delimiter in (usual, *OTHERS):
         dialect = _written(delimiter, lines, (skipped, line), file, reading)
         if dialect is not None and _fits(dialect, lines, reading, is_usual=delimiter == usual):
-            found = dialect
+            chosen = dialect
             break
-    if found is None:
-        found = _written(usual, lines, (skipped, line), file, reading)
-    if found is None:
+    if chosen is None:
+        chosen = _written(usual, lines, (skipped, line), file, reading)
+    if chosen is None:
         raise UserError(
             f"{file.uri}: line {line}: its first line is not {file.kind}, a quote stands "
             f"within a field: {printable(lines[0].strip()[:200])}: {MEND}"
         )
-    _check(found, lines, file, reading)
-    told = []
-    if found.delimiter != DELIMITERS[file.kind]:
-        told.append(f"columns are parted by {shown(found.delimiter)}")
-    names = found.names
+    _check(chosen, lines, file, reading)
+    notes = []
+    if chosen.delimiter != DELIMITERS[file.kind]:
+        notes.append(f"columns are parted by {shown(chosen.delimiter)}")
+    names = chosen.names
     if reading.header:
-        names, note = _named(found, lines)
-        told += [note] if note else []
-    return replace(found, names=names, note="; ".join(told))
+        names, note = _named(chosen, lines)
+        notes += [note] if note else []
+    return replace(chosen, names=names, note="; ".join(notes))
 
 
 def _named(dialect: Dialect, lines: list[str]) -> tuple[list[str], str]:

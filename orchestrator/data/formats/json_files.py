@@ -59,7 +59,7 @@ def _is_lines(kind: str, first: str, second: str) -> bool:
     if first.startswith("["):
         return _is_a(list, first) and _is_a(list, second)
     try:
-        found = json.loads(first)
+        value = json.loads(first)
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(first)  # at the line's end, as in an object of many lines
         # Several objects on one line, or separated by carriage returns.
@@ -67,7 +67,7 @@ def _is_lines(kind: str, first: str, second: str) -> bool:
         return _is_a(dict, second) or (kind == "jsonl" and not is_cut and not are_several)
     except (ValueError, RecursionError):
         return kind == "jsonl" or _is_a(dict, second)
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         return kind == "jsonl"
     # An object alone may be a layout of its own.
     return bool(second)
@@ -185,8 +185,8 @@ def _whole_number(digits: str) -> Any:
 def _of_value(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
     if isinstance(value, list):
         return _listed(value, file, reading)
-    found = _of_object(value, file, reading) if isinstance(value, dict) else None
-    if found is None:
+    rows = _of_object(value, file, reading) if isinstance(value, dict) else None
+    if rows is None:
         names = (
             f" with {printable(', '.join(map(str, value))[:200])}"
             if isinstance(value, dict)
@@ -194,7 +194,7 @@ def _of_value(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
         )
         what = type_name(value)
         raise UserError(f"{file.uri}: is {what}{names}, and no layout that is known: {LAYOUTS}")
-    return found
+    return rows
 
 
 def _listed(rows: list[Any], file: SourceFile, reading: Reading) -> Iterator[Any]:
@@ -242,8 +242,8 @@ def _has_all(row: dict[str, Any], reading: Reading) -> bool:
 def _columns(lists: dict[str, list[Any]], file: SourceFile) -> Iterator[Any]:
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} has {count:,}" for name, count in lengths.items())
-        raise UserError(f"{file.uri}: its columns are of unequal length: {told} values")
+        counts = ", ".join(f"{name} has {count:,}" for name, count in lengths.items())
+        raise UserError(f"{file.uri}: its columns are of unequal length: {counts} values")
     return (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
 
 
@@ -266,8 +266,8 @@ def _list_of(content: Any, name: str) -> list[Any]:
     """The list under a name of an object; anything else is a bad row."""
     if not isinstance(content, dict):
         return [content]
-    found = content.get(name)
-    return found if isinstance(found, list) else []
+    listed = content.get(name)
+    return listed if isinstance(listed, list) else []
 
 
 JSONL = Format("jsonl", ("jsonl", "ndjson"), _check, _rows)

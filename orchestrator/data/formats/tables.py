@@ -127,8 +127,8 @@ class _Table:
             )
             yield 0, Note(uri, f"{where} skipped")
         if left_quoted:
-            told = f"{left_quoted:,} fields stand in quotes with doubled quotes inside"
-            yield 0, Note(uri, f"{told}, and are taken as they are: set data.quoted: true")
+            text = f"{left_quoted:,} fields stand in quotes with doubled quotes inside"
+            yield 0, Note(uri, f"{text}, and are taken as they are: set data.quoted: true")
         yield from ((0, note) for note in self._swallowed.judge(uri))
 
     def _decoded(self, row: dict[str, str]) -> dict[str, str] | BadRow:
