@@ -11,7 +11,7 @@ demo: .venv/.installed  ## install, then run a whole job: about five minutes, st
 test: .venv/.installed-dev  ## install what tests need, and run them
 	$(BIN)/pytest
 
-drills: .venv/.installed-dev  ## inject faults for real, and compare: about half an hour
+drills: .venv/.installed-dev  ## inject real faults and compare the results: about half an hour
 	$(BIN)/pytest tests/drills
 
 check: .venv/.installed-dev  ## lint, types, import directions
@@ -20,21 +20,21 @@ check: .venv/.installed-dev  ## lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/.installed-dev  ## mend what can be mended by itself
+format: .venv/.installed-dev  ## fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schema: .venv/.installed  ## write the JSON schema of job files anew
+schema: .venv/.installed  ## write the JSON schema of job files again
 	$(BIN)/orchestrator schema > jobs/job.schema.json
 
-bench-train: .venv/.installed-bench  ## training beside torchrun, transformers and Lightning
+bench-train: .venv/.installed-bench  ## compare training with torchrun, transformers and Lightning
 	$(BIN)/python -m benchmarks.train
 
 NANOGPT ?= nanoGPT
-bench-time-to-loss: .venv/.installed-bench  ## beside nanoGPT, whose checkout is NANOGPT=path
+bench-time-to-loss: .venv/.installed-bench  ## compare with nanoGPT, whose checkout is NANOGPT=path
 	$(BIN)/python -m benchmarks.time_to_loss --nanogpt $(NANOGPT)
 
-bench-tune: .venv/.installed-bench  ## sweeps beside nested trainers, and Optuna alone
+bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and with Optuna alone
 	$(BIN)/python -m benchmarks.tune
 
 quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours

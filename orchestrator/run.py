@@ -163,24 +163,24 @@ class Run:
 
     def status(self, holder: str | None) -> list[StageStatus]:
         """The status of each stage while `holder` holds the run. Starts nothing."""
-        found = [self.prepare_status()]
+        statuses = [self.prepare_status()]
         if self.job.tune is None:
-            found.append(StageStatus("tune", "skipped", summary="the job has no tune section"))
+            statuses.append(StageStatus("tune", "skipped", summary="the job has no tune section"))
         else:
-            found.append(stage_status("tune", Sweep, self.tune_folder()))
+            statuses.append(stage_status("tune", Sweep, self.tune_folder()))
         chosen = self.chosen_job()
         if chosen is None:
-            found += [StageStatus("train", "pending"), StageStatus("evaluate", "pending")]
+            statuses += [StageStatus("train", "pending"), StageStatus("evaluate", "pending")]
         else:
-            found.append(stage_status("train", Training, self.train_folder(chosen)))
-            found.append(stage_status("evaluate", Evaluation, self.evaluate_folder(chosen)))
-        found.append(self._endpoint_status())
+            statuses.append(stage_status("train", Training, self.train_folder(chosen)))
+            statuses.append(stage_status("evaluate", Evaluation, self.evaluate_folder(chosen)))
+        statuses.append(self._endpoint_status())
         if holder is not None:
-            found = [
+            statuses = [
                 replace(status, state="running") if status.state == "interrupted" else status
-                for status in found
+                for status in statuses
             ]
-        return found
+        return statuses
 
     def record_endpoint(self, url: str, checkpoint: str) -> None:
         """Record where the model is served, for `status`."""

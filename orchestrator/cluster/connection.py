@@ -51,11 +51,11 @@ class Cluster:
 
     def check_room(self, key: str, count: int, cpus: int, gpus: float) -> None:
         """Raises UserError if the `count` processes of `key` can never all run at once."""
-        for kind, needed, there in (("CPU", cpus, self.cpus), ("GPU", gpus, self.gpus)):
-            if count * needed > there:
+        for kind, needed, available in (("CPU", cpus, self.cpus), ("GPU", gpus, self.gpus)):
+            if count * needed > available:
                 raise UserError(
                     f"{key} = {count} with {needed:g} {kind} each need {count * needed:g}; "
-                    f"there are {there:g}: lower {key}"
+                    f"there are {available:g}: lower {key}"
                 )
 
 

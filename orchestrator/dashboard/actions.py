@@ -119,8 +119,8 @@ class Resumer:
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         if process.returncode:
-            told = last_line(log.read_text(errors="replace"))
-            raise UserError(f"`{start.command}` ended with {process.returncode}: {told}")
+            reason = last_line(log.read_text(errors="replace"))
+            raise UserError(f"`{start.command}` ended with {process.returncode}: {reason}")
         return start, str(log)
 
 
@@ -143,11 +143,11 @@ def _spawn(start: Start, log: Path) -> subprocess.Popen[bytes]:
 
 def _environment() -> dict[str, str]:
     """This process's environment, in which Python does not import from its working folder."""
-    found = {name: v for name, v in os.environ.items() if name != TOKEN_VARIABLE}
-    given = found.pop("PYTHONPATH", "").split(os.pathsep)
+    environment = {name: v for name, v in os.environ.items() if name != TOKEN_VARIABLE}
+    given = environment.pop("PYTHONPATH", "").split(os.pathsep)
     if kept := [path for path in given if os.path.isabs(path)]:
-        found["PYTHONPATH"] = os.pathsep.join(kept)
-    return found | {"PYTHONSAFEPATH": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(kept)
+    return environment | {"PYTHONSAFEPATH": "1"}
 
 
 def _check_is_safe(start: Start, run: FollowedRun) -> None:
@@ -182,10 +182,10 @@ def _real(folder: Folder) -> str:
 def _is_installed(module: str) -> bool:
     """Whether the command's Python finds a module without the folder that it is started in."""
     command = [sys.executable, "-P", "-c", FIND, module]
-    found = subprocess.run(  # noqa: S603
+    done = subprocess.run(  # noqa: S603
         command, cwd="/", env=_environment(), capture_output=True, check=False
     )
-    return found.returncode == 0
+    return done.returncode == 0
 
 
 def _check_is_here(start: Start) -> None:
@@ -295,13 +295,13 @@ def training_command(start: Start, overrides: dict[str, Any]) -> str:
 
 def _positionals(arguments: list[str]) -> list[str]:
     """The job and its overrides, without options; empty if an option is unknown."""
-    found: list[str] = []
+    overrides: list[str] = []
     rest = iter(arguments)
     for text in rest:
         if text == "--until":
             next(rest, None)
         elif not text.startswith("-"):
-            found.append(text)
+            overrides.append(text)
         elif text not in FLAGS and not text.startswith("--until="):
             return []
-    return found
+    return overrides

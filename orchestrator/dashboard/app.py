@@ -88,24 +88,24 @@ def _add_views(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> None
     @app.get("/api/runs")
     def runs() -> Response:
         end = time.monotonic() + READING  # for all of them; the rest comes with the next request
-        found = [_run_view(run, resumer, end) for run in catalog.runs()]
+        views = [_run_view(run, resumer, end) for run in catalog.runs()]
         return JSONResponse(
             {
                 "storage": str(catalog.where),
                 "host": socket.gethostname(),
                 "version": __version__,
-                "runs": found,
+                "runs": views,
             }
         )
 
     @app.get("/api/runs/{run_name}/sweeps/{name}")
     def sweep(run_name: str, name: str, since: int = 0, metric: str = "") -> Response:
-        run, found = catalog.sweep(run_name, name)
-        assert found.record is not None
-        changes = found.changes(since, metric or found.record.metric)
+        run, sweep = catalog.sweep(run_name, name)
+        assert sweep.record is not None
+        changes = sweep.changes(since, metric or sweep.record.metric)
         head = {
-            "summary": _sweep_view(run, found, resumer),
-            "metrics": found.metrics(),
+            "summary": _sweep_view(run, sweep, resumer),
+            "metrics": sweep.metrics(),
             "cursor": changes.cursor,
             "whole": changes.whole,
             "complete": changes.complete,
@@ -116,13 +116,13 @@ def _add_views(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> None
 
     @app.get("/api/runs/{run_name}/sweeps/{name}/importance")
     def importances(run_name: str, name: str) -> Response:
-        _, found = catalog.sweep(run_name, name)
-        return JSONResponse(of_sweeps.of(found))
+        _, sweep = catalog.sweep(run_name, name)
+        return JSONResponse(of_sweeps.of(sweep))
 
     @app.get("/api/runs/{run_name}/sweeps/{name}/trials/{number}")
     def trial(run_name: str, name: str, number: int) -> Response:
-        run, found = catalog.sweep(run_name, name)
-        return JSONResponse(_trial_view(run, found, number))
+        run, sweep = catalog.sweep(run_name, name)
+        return JSONResponse(_trial_view(run, sweep, number))
 
 
 def _add_actions(app: FastAPI, catalog: Catalog, resumer: actions.Resumer) -> None:

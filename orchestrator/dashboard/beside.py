@@ -1,6 +1,7 @@
-"""The dashboard beside a sweeping command, in a process that ends with the command.
+"""The dashboard beside a sweep: `python -m orchestrator.dashboard.beside RUN`.
 
-The sweep's process has enough to do, and is told nothing: both know the run's folder.
+A command that sweeps starts it as a process of its own, with a pipe as its input. It ends when that
+pipe is closed. Both processes know the folder of the run, so the command sends it nothing.
 """
 
 import contextlib

@@ -127,9 +127,9 @@ class Catalog:
         """All runs, by name."""
         with self._lock:
             if not self.is_one_run and self._listing.due():
-                found = set(_folders(self.where))
-                self._runs = {n: run for n, run in self._runs.items() if n in found}
-                for name in found - set(self._runs):
+                names = set(_folders(self.where))
+                self._runs = {n: run for n, run in self._runs.items() if n in names}
+                for name in names - set(self._runs):
                     if _is_run((self.where / name).names()):
                         self._runs[name] = FollowedRun(self.where / name)
             runs = [self._runs[name] for name in sorted(self._runs)]

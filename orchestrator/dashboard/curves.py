@@ -46,8 +46,8 @@ def _extremes(values: NDArray[np.float64], stretches: int) -> NDArray[np.int64]:
     starts = np.arange(stretches) * width
     lowest = starts + np.where(known, table, np.inf).argmin(axis=1)
     highest = starts + np.where(known, table, -np.inf).argmax(axis=1)
-    found = np.unique(np.concatenate([[0], lowest, highest, [len(values) - 1]]))
-    return found[found < len(values)].astype(np.int64)
+    indices = np.unique(np.concatenate([[0], lowest, highest, [len(values) - 1]]))
+    return indices[indices < len(values)].astype(np.int64)
 
 
 def plain_list(values: NDArray[np.float64], digits: int | None = None) -> list[float | None]:

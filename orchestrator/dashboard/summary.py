@@ -82,11 +82,11 @@ def find_best(record: SweepRecord, trials: list[Trial], chosen: int | None) -> B
         value = trial_value(trial, record.metric)
         if value is not None and trial.state != "failed":
             groups[trial.configuration].append((value, trial))
-    found = [_mean(group) for group in groups.values()]
+    means = [_mean(group) for group in groups.values()]
     if chosen is not None:
-        found = [best for best in found if chosen in best.numbers] or found
+        means = [best for best in means if chosen in best.numbers] or means
     sign = 1.0 if record.mode == "min" else -1.0
-    return min(found, key=lambda best: (not best.complete, sign * best.value), default=None)
+    return min(means, key=lambda best: (not best.complete, sign * best.value), default=None)
 
 
 def _mean(group: list[tuple[float, Trial]]) -> Best:

@@ -1,4 +1,4 @@
-"""Types of parquet columns: what values of them can be.
+"""Types of parquet columns, and which kinds of values they can hold.
 
 A struct stands as an object of types, and a list of structs as a list of one such object: so a row
 of types is looked up like a row of values.
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 def nested(type_: pa.DataType) -> Any:
-    """A type, a struct as an object of types and a list of structs as a list of one."""
+    """A type; a struct as an object of types, a list of structs as a list with one such object."""
     if pa.types.is_struct(type_):
         return {field.name: nested(field.type) for field in type_}
     if is_list(type_) and pa.types.is_struct(type_.value_type):
@@ -20,7 +20,7 @@ def nested(type_: pa.DataType) -> Any:
 
 
 def in_words(type_: Any) -> str:
-    """A type, nested or not, as a message names it."""
+    """The name of a type, nested or not, in messages."""
     if isinstance(type_, dict):
         return f"struct<{', '.join(type_)}>"
     if isinstance(type_, list):
@@ -35,7 +35,7 @@ def is_list(type_: Any) -> bool:
 
 
 def is_text(type_: Any) -> bool:
-    """Whether values are texts, bytes of texts, or all null."""
+    """Whether the values are texts, encoded texts, or all null."""
     types = pa.types
     strings = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     return _is_one_of(type_, *strings, is_binary)
@@ -46,15 +46,15 @@ def is_binary(type_: Any) -> bool:
 
 
 def is_value(type_: Any) -> bool:
-    """Whether values are texts, numbers or truth values."""
+    """Whether the values are texts, numbers or truth values."""
     types = pa.types
     numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
     return is_text(type_) or _is_one_of(type_, *numbers)
 
 
 def _is_one_of(type_: Any, *checks: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type, or that of a dictionary's values, passes a check. An extension type never
-    does."""
+    """Whether a type, or the value type of a dictionary, passes a check. Extension types never
+    do."""
     if not isinstance(type_, pa.DataType) or isinstance(type_, pa.BaseExtensionType):
         return False
     if pa.types.is_dictionary(type_):

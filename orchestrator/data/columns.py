@@ -1,4 +1,4 @@
-"""The columns that a task reads: where a row of a file has them, and what is taken of it."""
+"""A task's columns: finding them in the rows of files, and reading their values."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -9,13 +9,13 @@ from orchestrator.data.kinds.registry import KINDS
 from orchestrator.data.reading import PLACES, BadRow, Reading, Row
 from orchestrator.errors import UserError, first_line, printable
 
-MISSING: Any = object()  # in place of a column that a row does not have
+MISSING: Any = object()  # marks a column that a row does not have
 NO_VALUE = "is missing"
-MOST_NAMES, LONGEST_NAME = 20, 60  # that a message shows, and characters of one
+MOST_NAMES, LONGEST_NAME = 20, 60  # the most names in a message, and characters of each
 
 
 class Place(NamedTuple):
-    """Where a row has a value: the row's own column that it lies in, and the value."""
+    """The place of a value in a row: the row's column that holds it, and the value."""
 
     outer: str
     value: Any
@@ -25,13 +25,13 @@ NOWHERE = Place("", MISSING)
 
 
 def value_of(row: Mapping[str, Any], column: str, reading: Reading) -> Any:
-    """What a row of a file has in a column of the task's, or MISSING."""
+    """A row's value for a column of the task, or MISSING."""
     return find(row, column, reading).value
 
 
 def find(row: Mapping[str, Any], column: str, reading: Reading) -> Place:
-    """Where a row of a file has a column of the task's: under its name, or, where the job does not
-    say the name, where its kind says. NOWHERE where the row does not have it."""
+    """The place of a task's column in a row: under its name or, if the job does not map it, where
+    its kind looks. NOWHERE if the row does not have it."""
     name = reading.name(column)
     place = _at(row, name)
     if place.value is not MISSING or column in reading.names:
@@ -45,7 +45,7 @@ def find(row: Mapping[str, Any], column: str, reading: Reading) -> Place:
 
 
 def _inside(row: Mapping[str, Any], name: str, kind: str, reading: Reading) -> Place:
-    """A value in the objects of the task's column of another kind."""
+    """A value inside the objects of another column of the task."""
     column = next((column for column, other in reading.columns.items() if other == kind), None)
     outer, objects = NOWHERE if column is None else find(row, column, reading)
     if isinstance(objects, dict):
@@ -56,7 +56,7 @@ def _inside(row: Mapping[str, Any], name: str, kind: str, reading: Reading) -> P
 
 
 def _at(row: Any, name: str) -> Place:
-    """A value by its name, or by a dotted one: `translation.en` of nested objects."""
+    """A value by its name; a dotted name, such as `translation.en`, looks into nested objects."""
     if isinstance(row, Mapping) and name in row:
         return Place(name, row[name])
     outer, dot, inner = name.partition(".")
@@ -73,7 +73,7 @@ def _at(row: Any, name: str) -> Place:
 
 
 def check_names(rows: Sequence[Mapping[str, Any]], uri: str, reading: Reading, hint: str) -> None:
-    """Raises UserError where none of a file's first rows has a column that is needed."""
+    """Raises UserError if a required column is in none of a file's first rows."""
     for column in reading.needed:
         if all(value_of(row, column, reading) is MISSING for row in rows):
             names = list(dict.fromkeys(name for row in rows for name in _names(row)))
@@ -87,7 +87,7 @@ def check_names(rows: Sequence[Mapping[str, Any]], uri: str, reading: Reading, h
 
 
 def _names(row: Mapping[str, Any]) -> list[str]:
-    """The names that a row has, nested ones with a dot."""
+    """The names of a row's columns; nested ones are dotted."""
     names: list[str] = []
     for name, value in row.items():
         nested = isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value)
@@ -96,7 +96,7 @@ def _names(row: Mapping[str, Any]) -> list[str]:
 
 
 def take(row: object, reading: Reading, uri: str, number: int) -> Row | BadRow:
-    """A row with just the task's columns, as their kinds say."""
+    """A row with the task's columns only, read by their kinds."""
     if not isinstance(row, dict):
         return BadRow(uri, number, f"is {type_name(row)}, not an object with columns")
     taken: Row = {}
@@ -113,7 +113,7 @@ def take(row: object, reading: Reading, uri: str, number: int) -> Row | BadRow:
 
 
 def of_kind(kind: str, value: Any, encoding: str | None = None, optional: bool = False) -> Any:
-    """What a task gets of a value, as its kind says.
+    """A value, read by its kind.
 
     Raises:
         ValueError: where the value is of another kind, or missing.

@@ -1,4 +1,4 @@
-"""The `data:` section of a job: which files, and how their rows become the task's columns."""
+"""The `data:` section of a job: the files, and how their rows become the task's columns."""
 
 import contextlib
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +10,7 @@ from orchestrator.data.reading import Reading
 
 FORMATS = offered()  # by name
 if TYPE_CHECKING:
-    FormatName = str  # a type checker does not see what the registry holds
+    FormatName = str  # type checkers cannot see the registry's content
 else:
     FormatName = Literal[*FORMATS]
 
@@ -74,7 +74,7 @@ class DataConfig(BaseModel):
     @classmethod
     def _is_known(cls, name: str | None) -> str | None:
         if name is not None:
-            with contextlib.suppress(UnicodeDecodeError):  # of one that wants more bytes than this
+            with contextlib.suppress(UnicodeDecodeError):  # an encoding of more bytes per character
                 try:
                     b"x".decode(name)
                 except LookupError:
@@ -85,7 +85,7 @@ class DataConfig(BaseModel):
     def reading(
         self, columns: dict[str, str], optional: tuple[str, ...] = (), lines: bool = False
     ) -> Reading:
-        """What is read of each row of these files, for a task with such columns.
+        """How the rows of these files are read for a task with such columns.
 
         `lines` says whether a row of a txt file is a line where `data.lines` does not say.
         """

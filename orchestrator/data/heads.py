@@ -1,15 +1,15 @@
-"""What a file is by its first bytes, where its name says something else."""
+"""Detects files of another format than their name says, by their first bytes."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from orchestrator.errors import UserError
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes that are checked
 
 
 class Beginning(NamedTuple):
-    """How files of some kind begin, what they are, and what their user can do."""
+    """How files of one type begin, the type's name, and what the user can do."""
 
     start: bytes
     what: str
@@ -18,10 +18,10 @@ class Beginning(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """How the files of one format begin, beside what is refused of every format."""
+    """How files of one format begin; other beginnings are refused for every format."""
 
-    magic: bytes = b""  # the start that they have, which other formats refuse
-    refused: tuple[Beginning, ...] = ()  # starts in lower case, behind white space
+    magic: bytes = b""  # their first bytes, which other formats refuse
+    refused: tuple[Beginning, ...] = ()  # beginnings in lower case, after white space
 
 
 ANY = Head()
@@ -67,32 +67,32 @@ MAGIC = [
         (b"GIF8", *PICTURE),
     )
 ]
-# What stands in a zip archive, by names of the files inside.
+# Types of zip archives, by the names of the files inside.
 ZIPS = [
     Beginning(b"xl/", "an Excel workbook", EXPORT),
     Beginning(b"word/", "a Word document", "save it as plain text"),
     Beginning(b"opendocument.spreadsheet", "a LibreOffice table", EXPORT),
 ]
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-LETTERS = (b"BZh", b"ORC", b"GIF8", b"ARROW1")  # starts that a text may have too
+LETTERS = (b"BZh", b"ORC", b"GIF8", b"ARROW1")  # beginnings that a text may have, too
 
 
 def refuse(uri: str, kind: str, content: bytes, head: Head = ANY) -> None:
-    """Raises UserError where the first bytes of a file are not those of its format."""
+    """Raises UserError if the first bytes of a file are not those of its format."""
     other = _other(content, head)
     if other is not None:
         raise UserError(f"{uri}: is {other.what}, not {kind}: {other.mend}")
 
 
 def _other(content: bytes, head: Head) -> Beginning | None:
-    """What a file is that is not of the format; None where it may be of it."""
+    """The detected type of a file of another format; None if it may be of this one."""
     if head.magic and content.startswith(head.magic):
         return None
     if content.startswith(ZIP_STARTS):
         inside = next((each for each in ZIPS if each.start in content), None)
         return inside or Beginning(b"", "a zip archive", UNZIP)
     for each in MAGIC:
-        # Binary files have bytes that no text has soon behind letters.
+        # Binary files soon have bytes that no text has.
         if content.startswith(each.start) and (
             each.start not in LETTERS or _is_binary(content[:256])
         ):

@@ -1,4 +1,4 @@
-"""What lies under a path, a folder, a glob or a URI: local, or on any storage that pyarrow knows.
+"""Lists the files of a path, folder, glob or URI, on local disks and on pyarrow's storages.
 
 A path that exists is that path; only one that does not is taken for a glob.
 """
@@ -17,7 +17,7 @@ import pyarrow.fs
 from orchestrator.storage.files import locate
 
 WILDCARDS = "*?["
-PREPARED = re.compile(r"prepare-[0-9a-f]{12}-[0-9a-f]{8}")  # a folder that makes its parent a run
+PREPARED = re.compile(r"prepare-[0-9a-f]{12}-[0-9a-f]{8}")  # its parent is a run
 OF_A_RUN = re.compile(
     r"(prepare|tune|train|evaluate)-[0-9a-f]{12}(-[0-9a-f]{8})?|events(\.jsonl)?|endpoint\.json"
     r"|lease(\.json)?"
@@ -25,11 +25,11 @@ OF_A_RUN = re.compile(
 SILENT = ("_temporary", "__pycache__", "__MACOSX", "_delta_log")  # folders of other programs
 
 
-NOWHERE = -1  # the size of a link to nothing, as git-annex leaves for a file that is elsewhere
+NOWHERE = -1  # the size of a broken link, such as git-annex leaves for missing files
 
 
 class Entry(NamedTuple):
-    """A file: its path as its filesystem has it, its size and the time of its last change."""
+    """A file: its path in its file system, its size and modification time."""
 
     path: str
     size: int
@@ -37,18 +37,18 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The files under a path. `hidden` are those that their names keep from being read."""
+    """The files under a path. Files in `hidden` are not read because of their names."""
 
-    root: str  # the file, or the folder that all are below
+    root: str  # the file, or the folder of all files
     is_file: bool
     is_glob: bool
     files: list[Entry]
     hidden: list[Entry]
-    folders: list[str]  # that a glob matches too
+    folders: list[str]  # matched by the glob
 
 
 def find(source: str, storage: str) -> Found:
-    """Every file under a source, in no order; the job's own storage and runs are left out.
+    """All files of a source, unordered, without the job's storage and runs.
 
     Raises:
         OSError: where there is nothing, or the storage refuses.
@@ -73,7 +73,7 @@ def find(source: str, storage: str) -> Found:
     if files.get_file_info(root or "/").type != pyarrow.fs.FileType.Directory:
         raise FileNotFoundError(f"no such folder: {root}")
     depth = None if any("**" in part for part in rest) else len(rest)
-    # As in a shell, a hidden name is matched where the pattern says its first character.
+    # As in a shell, a pattern matches hidden names only if it begins with their first character.
     shown = "".join({part[0] for part in rest if part.startswith((".", "_"))})
     entries, folders = _below(files, root or "/", depth, shown, storage)
     pattern = re.compile(re.escape(f"{root}/") + _translated("/".join(rest)))
@@ -87,12 +87,12 @@ def find(source: str, storage: str) -> Found:
 
 
 def below(path: str, root: str) -> str:
-    """A path as its root folder names it."""
+    """A path relative to its root folder."""
     return path.removeprefix(root).lstrip("/") or PurePosixPath(path).name
 
 
 def _local(source: str) -> str:
-    """The path that a file:// URI stands for; any other source as it is."""
+    """The path of a file:// URI; other sources unchanged."""
     if not source.startswith("file://"):
         return source
     if not source.startswith("file:///"):
@@ -103,7 +103,7 @@ def _local(source: str) -> str:
 def _sorted_out(
     root: str, is_glob: bool, entries: list[Entry], folders: list[str], shown: str = ""
 ) -> Found:
-    """Hidden files apart; those in other programs' folders, which nobody means, are left out."""
+    """Separate hidden files, and leave out the files in folders of other programs."""
     files: list[Entry] = []
     hidden: list[Entry] = []
     marks = tuple(mark for mark in "._" if mark not in shown)
@@ -119,18 +119,18 @@ def _sorted_out(
 def _below(
     files: pyarrow.fs.FileSystem, root: str, depth: int | None, shown: str, storage: str
 ) -> tuple[list[Entry], list[str]]:
-    """All files and folders below a folder, down to a depth."""
+    """All files and folders below a folder, to a maximum depth."""
     if isinstance(files, pyarrow.fs.LocalFileSystem):
         return _walk(root, depth, shown, storage)
-    found = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=depth != 1))
+    infos = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=depth != 1))
     own = f"{storage.split('://', 1)[1]}/" if "://" in storage else ""
     runs = {
         info.path.rpartition("/")[0] + "/"
-        for info in found
+        for info in infos
         if info.base_name == "lease.json" or PREPARED.fullmatch(info.base_name)
     }
     others = tuple({*runs, own} - {"", f"{root}/"})
-    inside = [info for info in found if not (others and info.path.startswith(others))]
+    inside = [info for info in infos if not (others and info.path.startswith(others))]
     if f"{root}/" in runs:
         inside = [i for i in inside if not OF_A_RUN.fullmatch(below(i.path, root).split("/")[0])]
     return (
@@ -140,8 +140,8 @@ def _below(
 
 
 def _walk(root: str, depth: int | None, shown: str, storage: str) -> tuple[list[Entry], list[str]]:
-    """Local files and folders. Where no depth ends it, a folder to which several ways lead is
-    entered once, so that links in a circle end; ways that are no links come first."""
+    """Local files and folders. Without a maximum depth, each folder is entered once, so that
+    circles of links end. Folders come before links to them."""
     entries: list[Entry] = []
     folders: list[str] = []
     own = _identity(storage) if storage and "://" not in storage else None
@@ -160,7 +160,7 @@ def _walk(root: str, depth: int | None, shown: str, storage: str) -> tuple[list[
             path = os.path.join(folder, entry.name)
             try:
                 status = entry.stat()
-            except OSError:  # gone since, or a link to nothing
+            except OSError:  # deleted meanwhile, or a broken link
                 if entry.is_symlink():
                     entries.append(Entry(path, NOWHERE, ""))
                 continue
@@ -183,8 +183,8 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _scan(folder: str, is_root: bool) -> Iterable[os.DirEntry[str]]:
-    """What is in a folder; nothing where that is a run of ours, and of a root that is one, what is
-    not the run's."""
+    """The content of a folder: empty if the folder is a run; for a root that is a run, the files
+    that do not belong to the run."""
     try:
         with os.scandir(folder) as scanned:
             inside = list(scanned)
@@ -199,7 +199,7 @@ def _scan(folder: str, is_root: bool) -> Iterable[os.DirEntry[str]]:
 
 
 def _glob_root(files: pyarrow.fs.FileSystem, pattern: str) -> tuple[str, list[str]]:
-    """The folder above the first part that is a wildcard, and the parts from there on."""
+    """The folder above the first wildcard, and the remaining parts of the pattern."""
     parts = pattern.split("/")
     for count, part in enumerate(parts):
         if any(character in part for character in WILDCARDS):
@@ -211,7 +211,8 @@ def _glob_root(files: pyarrow.fs.FileSystem, pattern: str) -> tuple[str, list[st
 
 
 def _translated(pattern: str) -> str:
-    """`*` and `?` stay within a folder, `**/` is any number of folders, `[...]` as in a shell."""
+    """A glob as a regular expression: `*` and `?` match within a folder, `**/` any number of
+    folders."""
     translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
     def translate(match: re.Match[str]) -> str:

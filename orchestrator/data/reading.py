@@ -1,14 +1,14 @@
-"""What is read of a file's rows, and what comes out beside rows: bad ones, and notes."""
+"""How files are read, and what reading yields besides rows: bad rows and notes."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.data.kinds.registry import check_kinds
 
-# One raw sample: a value for each of the task's columns. A request to the endpoint has None in
-# place of what it does not bring: the label, say.
+# One raw sample: a value for each of the task's columns. In a request to the endpoint, columns that
+# are no input, such as the label, are None.
 Row = dict[str, Any]
-PLACES = ("$file", "$folder")  # columns that every file has: its name and its folder's
+PLACES = ("$file", "$folder")  # columns of every file: its name, and its folder's
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class BadRow:
     file: str
     row: int
     reason: str
-    is_fault: bool = True  # else the row is sound, and says nothing: `LeftOut`
+    is_fault: bool = True  # False: the row is valid but has nothing to learn (`LeftOut`)
 
     def __str__(self) -> str:
         return f"{self.file}{f', row {self.row}' if self.row else ''}: {self.reason}"
@@ -26,7 +26,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Note:
-    """Something about a file that its user is told, once: that its columns are parted by `;`."""
+    """A remark about a file for the user, such as: its columns are separated by `;`."""
 
     file: str
     text: str
@@ -34,11 +34,11 @@ class Note:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of each row, and how: the task's columns, and what the job says of its files."""
+    """How rows are read: the task's columns, and the job's settings for its files."""
 
-    columns: dict[str, str]  # the task's, and their kinds, keys of `kinds.registry.KINDS`
-    optional: tuple[str, ...] = ()  # of the columns
-    names: dict[str, str | int] = field(default_factory=dict)  # in the files, where they differ
+    columns: dict[str, str]  # the task's columns with their kinds, keys of `KINDS`
+    optional: tuple[str, ...] = ()  # columns that a row may lack
+    names: dict[str, str | int] = field(default_factory=dict)  # the files' own names of columns
     lines: bool = False  # a row of a txt file is a line, not a document
     header: bool = True  # csv and tsv files begin with names
     encoding: str | None = None  # of text; None: UTF-8, or as a byte-order mark says
@@ -49,17 +49,17 @@ class Reading:
         check_kinds(self.columns)
 
     def name(self, column: str) -> str:
-        """What the files call a column of the task's."""
+        """The files' name of a task's column."""
         return str(self.names.get(column, column))
 
     @property
     def text_column(self) -> str:
-        """What the one column of a text file is called."""
+        """The name of the single column of a text file."""
         return next(name for column in self.columns if (name := self.name(column)) not in PLACES)
 
     @property
     def needed(self) -> list[str]:
-        """The task's columns without which a file cannot be read."""
+        """The columns that a file must have."""
         return [
             column
             for column in self.columns

@@ -1,4 +1,4 @@
-"""Reading source files row by row.
+"""Reads source files row by row.
 
 A row that cannot be read never stops the reading: it comes out as a `BadRow` with its file, its row
 and the reason, to be counted and kept. A file that is damaged, cut off or something else than its
@@ -16,11 +16,11 @@ from orchestrator.data.reading import BadRow, Note, Reading, Row
 from orchestrator.data.source_file import SourceFile
 from orchestrator.errors import UserError
 
-CHECKED = 8  # files of each format and split that are looked at before anything is started
+CHECKED = 8  # files of each format and split whose heads are checked first
 
 
 def check_columns(files: list[SourceFile], reading: Reading) -> None:
-    """Look at the heads of some files of each format, so that a mistake costs nothing.
+    """Check the heads of some files of each format, so that mistakes are found at once.
 
     Raises:
         UserError: naming the file and what is wrong with it: a missing column, say.
@@ -41,7 +41,7 @@ def check_columns(files: list[SourceFile], reading: Reading) -> None:
 
 
 def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow | Note]:
-    """The rows of a file in its order, bad ones and notes in their places.
+    """The rows of a file in order, with bad rows and notes in their places.
 
     Raises:
         UserError: where the file cannot be read to its end.
@@ -51,7 +51,7 @@ def read_rows(file: SourceFile, reading: Reading) -> Iterator[Row | BadRow | Not
 
 
 def numbered_rows(file: SourceFile, reading: Reading) -> Iterator[tuple[int, Row | BadRow | Note]]:
-    """The same as `read_rows`, each with its number in the file."""
+    """Like `read_rows`, with each row's number in the file."""
     read = read_parallel if file.beside else FORMATS[file.kind].rows
     is_explained = False  # by a row, or by a note that the file is empty
     for number, row in read(file, reading):

@@ -1,4 +1,4 @@
-"""Which rows come when: the order of all samples in all epochs, as a function of (seed, position).
+"""The order of all samples in all epochs, as a function of (seed, position).
 
 Training asks for the rows of a position, so that resuming is an integer, and the number of workers
 changes nothing.
@@ -13,12 +13,12 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.int64]  # numbers of rows
 Words = npt.NDArray[np.uint64]
 
-ROUNDS = 6  # of the cipher: with four, small windows show which orders it cannot make
+ROUNDS = 6  # of the cipher: with four, small windows lack some orders
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """An endless stream of rows, each row once an epoch, without a table of them.
+    """An endless stream of rows, each row once per epoch, without a table of rows.
 
     Every epoch takes the shards in an order of its own, cuts them into windows of about equal size,
     of `window` shards at most, and permutes the rows of each window. So any row may come anywhere
@@ -50,10 +50,10 @@ class SampleOrder:
 
 @dataclass(frozen=True, eq=False)
 class _Epochs:
-    """Some epochs, one after the other: where their shards and windows begin, and the keys."""
+    """Consecutive epochs: the beginnings of their shards and windows, and the keys."""
 
-    shard_starts: Rows  # the position at which a shard would begin, were its window not permuted
-    shifts: Rows  # what makes such a position a row
+    shard_starts: Rows  # the position at which each shard begins before windows are permuted
+    shifts: Rows  # add this to such a position to get the row
     window_starts: Rows
     sizes: Words  # of the windows, in rows
     keys: Words  # (ROUNDS, windows)
@@ -66,7 +66,7 @@ class _Epochs:
         return position + self.shifts[shard]
 
     def _permute(self, value: Words, window: npt.NDArray[np.intp]) -> Rows:
-        """A Feistel cipher a window; what leaves the window walks on until it is back in it.
+        """One Feistel cipher per window, with cycle walking for values outside of the window.
 
         Its halves are a digit each of a number in base `base`, so that it covers hardly more than
         the window and next to nothing walks. Black and Rogaway, CT-RSA 2002.
@@ -89,7 +89,7 @@ class _Epochs:
 
 @functools.lru_cache(maxsize=2)
 def _epochs(order: SampleOrder, first: int, last: int) -> _Epochs:
-    """Epochs `first` to `last`, with all their shards: at most two more than those rows fill."""
+    """Epochs `first` to `last`, with all their shards."""
     shard_rows = np.array(order.shard_rows, dtype=np.int64)
     first_rows = np.cumsum(shard_rows) - shard_rows
     filled = np.flatnonzero(shard_rows)

@@ -11,11 +11,11 @@ from orchestrator.storage.artifact import Shard
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.scratch import own_folder
 
-_whole: set[tuple[int | str, ...]] = set()  # copies whose bytes this process has proved
+_whole: set[tuple[int | str, ...]] = set()  # copies that this process has verified
 
 
 def local_file(folder: Folder, shard: Shard) -> Path:
-    """The shard itself on local storage, else a copy of it, named by content, on this machine.
+    """The path of a shard on local storage, or of its copy on this machine.
 
     Workers share the copies: a copy gets its name once it is whole. Copies are not deleted here, so
     a machine needs as much room for temporary files as the shards that it reads take.
@@ -40,7 +40,7 @@ def local_file(folder: Folder, shard: Shard) -> Path:
 def damaged_shard(
     folder: Folder, shard: Shard, reason: Exception | str, delete: Folder | Path
 ) -> StageError:
-    """What to raise of a shard that is not what was written, and what to delete."""
+    """The error of a damaged shard, which names what to delete."""
     text = (getattr(reason, "strerror", None) or str(reason)).split("\n")[0]
     return StageError(
         f"{folder}/{shard.name} is missing or damaged ({text}): delete {delete} and run again"
@@ -48,7 +48,7 @@ def damaged_shard(
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
-    """Whether a copy is what its name says; its bytes are summed up once in a process."""
+    """Whether a copy has the content of its name. Its bytes are hashed once per process."""
     try:
         identity = _identity(path)
         if not S_ISREG(path.lstat().st_mode):
@@ -64,6 +64,6 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 
 
 def _identity(path: Path) -> tuple[int | str, ...]:
-    """What changes where a file is written anew."""
+    """Attributes that change if a file is rewritten."""
     status = path.lstat()
     return path.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -36,11 +36,11 @@ class ShardReader:
 
     @functools.cached_property
     def columns(self) -> list[str]:
-        """What a row holds."""
+        """The columns of a row."""
         return list(self.read([]))
 
     def read(self, rows: Sequence[int] | Rows, columns: Collection[str] | None = None) -> Arrays:
-        """The given rows in the given order, each column an array with one row a sample; all
+        """Read the given rows in the given order, as one array per column; all
         columns, or those that are named.
 
         Raises:
@@ -55,7 +55,7 @@ class ShardReader:
             return {}
         owner = np.searchsorted(self._starts, numbers, side="right") - 1
         batch: Arrays = {}
-        for i in np.unique(owner) if len(numbers) else [0]:  # no rows have columns too
+        for i in np.unique(owner) if len(numbers) else [0]:  # no rows, but still columns
             chosen = np.flatnonzero(owner == i)
             for name, column in self._open(self._shards[i]).items():
                 if columns is not None and name not in columns:
@@ -67,7 +67,8 @@ class ShardReader:
 
 
 def write_shard(folder: Folder, name: str, arrays: Arrays) -> Shard:
-    """Write one Arrow file of columns of a fixed shape, or of texts as objects, and describe it."""
+    """Write columns of fixed shape, or of texts as objects, as one Arrow file; returns its
+    description."""
     columns, fields = [], []
     for column, values in arrays.items():
         shape = list(values.shape[1:])
@@ -92,7 +93,7 @@ def write_shard(folder: Folder, name: str, arrays: Arrays) -> Shard:
 
 
 def _open(folder: Folder, shard: Shard) -> Arrays:
-    """The columns of a shard, mapped into memory until the last of them is let go."""
+    """The columns of a shard, mapped into memory while they are in use."""
     path = local_file(folder, shard)
     try:
         status = path.lstat()
@@ -108,7 +109,7 @@ def _open(folder: Folder, shard: Shard) -> Arrays:
         return {field.name: _array(batch.column(field.name), field) for field in batch.schema}
     except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            raise  # too many open files, say: no fault of the shard. Arrow's own have no number.
+            raise  # too many open files, for example. Errors of Arrow have no number.
         copied = folder.local_path is None
         raise damaged_shard(folder, shard, error, delete=path if copied else folder) from error
 
@@ -116,7 +117,7 @@ def _open(folder: Folder, shard: Shard) -> Arrays:
 def _array(column: pa.Array, field: pa.Field) -> npt.NDArray[Any]:
     shape = json.loads(field.metadata[b"shape"])
     flat = column.flatten() if shape else column
-    # Truth values are eight to a byte, and texts of any length: they cannot be mapped.
+    # Truth values are packed into bits, and texts vary in length: both must be copied.
     copied = pa.types.is_boolean(flat.type) or pa.types.is_large_string(flat.type)
     array: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=not copied)
     return array.reshape(len(column), *shape)

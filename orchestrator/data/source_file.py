@@ -1,4 +1,4 @@
-"""A source file: where it lies, what format it has, and how it is opened."""
+"""A source file: its place, its format, and how it is opened."""
 
 import io
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class SourceFile:
     kind: str  # the name of its format, a key of `formats.registry.FORMATS`
     bytes: int
     modified: str
-    split: Split | None = None  # which one all of its rows are for; None: as their keys fall
-    column: str = ""  # of parallel text files: what its lines are
+    split: Split | None = None  # the split of all its rows; None: by their keys
+    column: str = ""  # of parallel text files: the column of its lines
     beside: tuple["SourceFile", ...] = ()  # further columns, line by line
-    by_name: bool = False  # whether the names of the files say `split`, not the job
+    by_name: bool = False  # whether `split` comes from the file's name, not from the job
 
     def open(self, head: Head = ANY) -> "io.BufferedReader[Any]":
-        """A stream of its content, decompressed where its name says so.
+        """A stream of the content, decompressed according to the name.
 
         Raises:
             UserError: where it cannot be read, or begins as no file of its format does.
@@ -35,5 +35,5 @@ class SourceFile:
         return open_stream(self.uri, self.kind, head, self.bytes)
 
     def open_whole(self, head: Head = ANY) -> "io.BufferedReader[Any]":
-        """A file to jump about in; a compressed one is read whole. Raises: as `open`."""
+        """The file for random access; a compressed file is read whole. Raises: see `open`."""
         return open_whole(self.uri, self.kind, head, self.bytes)

@@ -1,4 +1,4 @@
-"""Where raw rows come from: the files of `data.source`, on any storage."""
+"""Finds the files of `data.source`, on any storage."""
 
 import os
 import re
@@ -24,13 +24,13 @@ from orchestrator.storage.artifact import Split
 
 PYTHON_STDLIB = "python-stdlib"
 
-# What stands beside data without being meant as data: nobody need be told of it.
+# Files beside data that are no data. They are not reported.
 DEBRIS = re.compile(
     r"_SUCCESS|_started_.*|_committed_.*|_metadata|_common_metadata|\..*|README.*|LICEN[CS]E.*"
     r"|Thumbs\.db|desktop\.ini|.*\.(crc|md5|sha1|sha256)",
     re.I | re.S,
 )
-MENDS = {  # of files that are named, by how their names end
+MENDS = {  # what to do with other files, by the end of their names
     (".zip", ".tar", ".tgz", ".tar.gz", ".rar", ".7z"): "unpack it and name the file inside",
     (".bz2", ".xz", ".lz4", ".br"): "unpack it, or pack it as .gz or .zst",
     (".xlsx", ".xls", ".ods", ".sqlite", ".db", ".pkl", ".npy", ".feather", ".arrow"): (
@@ -38,7 +38,7 @@ MENDS = {  # of files that are named, by how their names end
     ),
     (".docx", ".doc", ".odt", ".pdf", ".rtf", ".html", ".htm"): "save it as plain text",
 }
-NAMED = 3  # files that a note names
+NAMED = 3  # the most files that a note names
 
 # The rule of Hugging Face's `datasets`: a word, and no letters around it but "set" or "data".
 SPLIT_WORDS: dict[str, Split] = {
@@ -53,14 +53,14 @@ SPLIT_NAMES: dict[re.Pattern[str], Split] = {
 
 
 class Listing(NamedTuple):
-    """The files that are read, and what their user should know of how they were found."""
+    """The files that are read, and notes for the user on how they were found."""
 
     files: list[SourceFile]
     notes: list[str]
 
 
 def find_files(data: DataConfig, storage: str = "") -> Listing:
-    """Every file of `data.source`, and of the further splits' own sources, sorted by name.
+    """All files of `data.source` and of the sources of other splits, sorted by name.
 
     `storage` is the job's own, a URI or an absolute path: below a source, it is none of the data.
 
@@ -68,8 +68,8 @@ def find_files(data: DataConfig, storage: str = "") -> Listing:
         UserError: where there is none, or one is of an unknown format.
     """
     given = data.validation_source is not None or data.test_source is not None
-    found = _of("data.source", data.source, data, storage, by_name=not given)
-    files, beside = found.files, found.beside
+    main = _of("data.source", data.source, data, storage, by_name=not given)
+    files, beside = main.files, main.beside
     further: dict[Split, Sources | None] = {
         "validation": data.validation_source,
         "test": data.test_source,
@@ -86,12 +86,12 @@ def find_files(data: DataConfig, storage: str = "") -> Listing:
 
 
 def total_bytes(files: list[SourceFile]) -> int:
-    """Of all files, those that are read beside another too."""
+    """The size of all files, including parallel ones."""
     return sum(each.bytes for file in files for each in (file, *file.beside))
 
 
 class _Unread(NamedTuple):
-    """Files that lie beside the data and are none of it."""
+    """Files beside the data that are not read."""
 
     source: str
     names: dict[str, str]  # by URI
@@ -109,23 +109,23 @@ def _of(key: str, sources: Sources, data: DataConfig, storage: str, by_name: boo
     if sources == PYTHON_STDLIB:
         return _Found(sorted(_stdlib_files(), key=lambda file: file.uri), [])
     several = [sources] if isinstance(sources, str) else sources
-    found: dict[str, SourceFile] = {}
+    by_uri: dict[str, SourceFile] = {}
     beside: list[_Unread] = []
     for source in several:
         if source == PYTHON_STDLIB:
-            found |= {file.uri: file for file in _stdlib_files()}
+            by_uri |= {file.uri: file for file in _stdlib_files()}
             continue
         place, files, unread = _find(key, source, data.format, storage)
         beside.append(unread)
         if by_name and isinstance(sources, str) and not place.is_file:
             files, nameless = _split_by_name(files, place.root)
             beside.append(_Unread(source, nameless, "left out, since no split is in the name"))
-        found |= {file.uri: file for file in files}
-    return _Found([found[uri] for uri in sorted(found)], beside)
+        by_uri |= {file.uri: file for file in files}
+    return _Found([by_uri[uri] for uri in sorted(by_uri)], beside)
 
 
 def _side_by_side(key: str, sources: dict[str, str], storage: str) -> SourceFile:
-    """Parallel text files, one a column."""
+    """Parallel text files, one per column."""
     files = []
     for column, source in sources.items():
         _, several, _ = _find(f"{key}.{column}", source, TXT.name, storage)
@@ -136,12 +136,12 @@ def _side_by_side(key: str, sources: dict[str, str], storage: str) -> SourceFile
 
 
 def _stdlib_files() -> list[SourceFile]:
-    found = []
+    paths_of_files = []
     for folder, inside, files in os.walk(sysconfig.get_path("stdlib")):
         if "site-packages" in inside:
             inside.remove("site-packages")  # not entered
-        found += [Path(folder, file) for file in files if file.endswith(".py")]
-    return [_local_file(path, PYTHON.name) for path in found if path.is_file()]
+        paths_of_files += [Path(folder, file) for file in files if file.endswith(".py")]
+    return [_local_file(path, PYTHON.name) for path in paths_of_files if path.is_file()]
 
 
 def _local_file(path: Path, kind: str) -> SourceFile:
@@ -152,7 +152,7 @@ def _local_file(path: Path, kind: str) -> SourceFile:
 def _find(
     key: str, source: str, kind_of_all: str | None, storage: str
 ) -> tuple[paths.Found, list[SourceFile], _Unread]:
-    """The files of a path, a folder, a glob or a URI, and those beside them."""
+    """The files of a path, folder, glob or URI, and the unread files beside them."""
     refused = f"{key} = {source}"
     try:
         found = paths.find(source, storage)
@@ -189,8 +189,8 @@ def _find(
 
 
 def _without_settings(kinds: dict[Entry, str | None]) -> dict[Entry, str | None]:
-    """The formats of the files in a folder. Where other data is in it, json may be anything:
-    settings, a list of the files."""
+    """The formats of the files in a folder. Beside data of other formats, a json file may hold
+    settings, and is not read."""
     doubtful = {name for name, each in FORMATS.items() if each.may_be_settings}
     if not {*kinds.values()} - {None, *doubtful}:
         return kinds
@@ -210,20 +210,21 @@ def _is_utf8(path: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What the system says, without its number and without the path, which is named already."""
+    """The system's reason without its number and without the path, which the message has
+    already."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return first_line(error)
 
 
 def _mend(path: str) -> str:
-    """What to do with a file whose name says no format that is read."""
+    """What to do with a file of an unknown format."""
     name = path.lower()
     return next((mend for ends, mend in MENDS.items() if name.endswith(ends)), "set data.format")
 
 
 def _is_debris(entry: Entry) -> bool:
-    """Whether nobody need be told that a file is not read. A hidden one that holds data is told."""
+    """Whether an unread file is not worth a note. A hidden file with data is."""
     name = PurePosixPath(entry.path).name
     is_hidden_data = name.startswith(".") and kind_of(entry.path) is not None
     return not is_hidden_data and DEBRIS.fullmatch(name) is not None
@@ -246,8 +247,8 @@ def _why_nothing(found: paths.Found, source: str, unread: list[Entry]) -> str:
 
 
 def _split_by_name(files: list[SourceFile], root: str) -> tuple[list[SourceFile], dict[str, str]]:
-    """The files with the splits that their names say, and the names of those that say none; all of
-    them as they are where the layout names no splits."""
+    """The files with the splits in their names, and the files without one. If the layout has no
+    split names, all files are returned unchanged."""
     below = {file: paths.below(file.uri.split("://", 1)[-1], root) for file in files}
     splits = {file: named_split(name) for file, name in below.items()}
     if "train" not in splits.values() or not {"validation", "test"} & {*splits.values()}:
@@ -261,13 +262,13 @@ def _split_by_name(files: list[SourceFile], root: str) -> tuple[list[SourceFile]
 
 
 def named_split(path: str) -> Split | None:
-    """The split that a file's name says, or else the nearest folder's that says one; a name that
-    says two says none."""
+    """The split in a file's name, or else in the name of the nearest folder that has one. A name
+    with two splits counts as none."""
     for part in reversed(path.split("/")):
-        said = {split for pattern, split in SPLIT_NAMES.items() if pattern.search(part)}
-        if len(said) == 1:
-            return said.pop()
-        if said:
+        named = {split for pattern, split in SPLIT_NAMES.items() if pattern.search(part)}
+        if len(named) == 1:
+            return named.pop()
+        if named:
             return None
     return None
 
@@ -277,23 +278,23 @@ def _splits_note(files: list[SourceFile]) -> list[str]:
     if not counts:
         return []
     words: dict[Split, str] = {"train": "training", "validation": "validation", "test": "testing"}
-    told = [f"{counts[split]:,} for {word}" for split, word in words.items() if counts[split]]
-    told[0] = told[0].replace(" for", f" file{'s' if counts['train'] > 1 else ''} for", 1)
-    return [f"splits by their names: {', '.join(told)}"]
+    parts = [f"{counts[split]:,} for {word}" for split, word in words.items() if counts[split]]
+    parts[0] = parts[0].replace(" for", f" file{'s' if counts['train'] > 1 else ''} for", 1)
+    return [f"splits by their names: {', '.join(parts)}"]
 
 
 def _beside_notes(beside: Iterable[_Unread], files: list[SourceFile]) -> list[str]:
-    """What is not read, for each folder and glob; what another source reads is no such file."""
+    """Notes on unread files, per folder and glob. Files that another source reads do not count."""
     read = {each.uri for file in files for each in (file, *file.beside)}
-    told = []
+    notes = []
     for source, names, reason in beside:
         left = [name for uri, name in names.items() if uri not in read]
         if left:
             verb = "are" if len(left) > 1 else "is"
             is_glob = any(character in source for character in paths.WILDCARDS)
             where = source if is_glob else f"{source.rstrip('/')}/"
-            told.append(f"{where}: {_count(len(left))} {verb} {reason}: {_some(left)}")
-    return told
+            notes.append(f"{where}: {_count(len(left))} {verb} {reason}: {_some(left)}")
+    return notes
 
 
 def _count(files: int) -> str:
@@ -307,9 +308,9 @@ def _some(names: list[str]) -> str:
 
 
 def kind_of(path: str) -> str | None:
-    """The format that a file's name says."""
+    """The format of a file, by its name."""
     suffixes = path.rpartition("/")[2].lower().split(".")[1:]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    found = format_of(suffixes[-1]) if suffixes else None
-    return None if found is None else found.name
+    known = format_of(suffixes[-1]) if suffixes else None
+    return None if known is None else known.name

@@ -1,4 +1,4 @@
-"""The bytes of one source file, decompressed, and refused where they begin as another format."""
+"""Opens source files: decompresses them, and refuses files that begin like another format."""
 
 import io
 from typing import Any
@@ -9,15 +9,15 @@ from orchestrator.data.heads import HEAD, Head, refuse
 from orchestrator.errors import UserError, first_line
 from orchestrator.storage.files import SteadyFile
 
-LOCAL_BUFFER, REMOTE_BUFFER = 1 << 20, 8 << 20  # remote: a request each
-# What the suffixes of compressed files are called by pyarrow, and how such files begin.
+LOCAL_BUFFER, REMOTE_BUFFER = 1 << 20, 8 << 20  # a remote buffer is one request
+# Suffixes of compressed files, with pyarrow's names and the first bytes.
 COMPRESSIONS = {"gz": ("gzip", b"\x1f\x8b"), "zst": ("zstd", b"\x28\xb5\x2f\xfd")}
 
 
 def open_stream(
     uri: str, kind: str, head: Head, size: int | None = None
 ) -> "io.BufferedReader[Any]":
-    """The content, decompressed where the name says so.
+    """The content, decompressed according to the name.
 
     Raises:
         UserError: where it cannot be read, or its first bytes are those of something else.
@@ -47,7 +47,7 @@ def open_stream(
 def open_whole(
     uri: str, kind: str, head: Head, size: int | None = None
 ) -> "io.BufferedReader[Any]":
-    """A file to jump about in; a compressed one is read whole."""
+    """The file for random access; a compressed file is read whole."""
     if uri.lower().endswith(tuple(f".{suffix}" for suffix in COMPRESSIONS)):
         with open_stream(uri, kind, head, size) as stream:
             try:
@@ -60,14 +60,14 @@ def open_whole(
 
 
 def damaged(uri: str, error: BaseException) -> UserError:
-    """What to tell of a file that cannot be read to its end: nobody knows how much is missing."""
+    """The error of a file that cannot be read to its end. An unknown number of rows is missing."""
     return UserError(
         f"{uri}: is damaged or cut off ({first_line(error)}): download or write it again"
     )
 
 
 class _Unpacked(io.RawIOBase):
-    """A decompressing stream that keeps what it reads from."""
+    """A decompressing stream that also closes its source."""
 
     def __init__(self, stream: pa.NativeFile, source: "io.BufferedReader[Any]") -> None:
         self._stream, self._source = stream, source

@@ -1,4 +1,4 @@
-"""Bytes that are no text: a lone surrogate stands for each of them in a decoded text."""
+"""Bytes that cannot be decoded: each becomes a lone surrogate in the decoded text."""
 
 import re
 
@@ -6,7 +6,7 @@ UNDECODED = re.compile("[\udc00-\udcff]")
 
 
 def undecoded(text: str, encoding: str | None) -> str | None:
-    """What a text is not, where bytes of it could not be decoded: `UTF-8: byte 0xe9`."""
+    """Why a text could not be decoded, such as `UTF-8: byte 0xe9`; None if it could."""
     match = None if text.isascii() else UNDECODED.search(text)
     if match is None:
         return None
@@ -16,7 +16,7 @@ def undecoded(text: str, encoding: str | None) -> str | None:
 
 
 def valid(text: str, encoding: str | None) -> str:
-    """The text itself. Raises ValueError where a surrogate stands in it."""
+    """The text itself. Raises ValueError if it contains such a surrogate."""
     if not text.isascii():
         try:
             text.encode()

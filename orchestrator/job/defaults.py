@@ -51,29 +51,29 @@ def derive(job: Job, source_bytes: int) -> dict[str, Any]:
     if job.model.init_from is not None:
         return _further(job, source_bytes)
     model, train = job.model.model_fields_set, job.train.model_fields_set
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if "vocab_size" not in job.tokenizer.model_fields_set:
-        found["tokenizer.vocab_size"] = _vocabulary(job, source_bytes)
+        defaults["tokenizer.vocab_size"] = _vocabulary(job, source_bytes)
     if "max_seq_len" not in model:
-        found["model.max_seq_len"] = find_task(job.task).context
-    job = job.override(found)
+        defaults["model.max_seq_len"] = find_task(job.task).context
+    job = job.override(defaults)
     data_tokens = max(source_bytes / BYTES_PER_TOKEN, 1.0)
     if "size" not in model:
-        found["model.size"] = _size(job, data_tokens)
-        job = job.override({"model.size": found["model.size"]})
+        defaults["model.size"] = _size(job, data_tokens)
+        job = job.override({"model.size": defaults["model.size"]})
     seen = tokens_seen(job)
     if "dropout" not in model:
-        found["model.dropout"] = _step(DROPOUTS, seen / data_tokens, MOST_DROPOUT)
+        defaults["model.dropout"] = _step(DROPOUTS, seen / data_tokens, MOST_DROPOUT)
     chosen = _training(job, seen)
-    return found | {name: value for name, value in chosen.items() if name[6:] not in train}
+    return defaults | {name: value for name, value in chosen.items() if name[6:] not in train}
 
 
 def says_all(job: Job) -> bool:
     """Whether the job gives the size of its model, so that nothing is chosen."""
-    said = job.model.model_fields_set
+    given = job.model.model_fields_set
     if job.model.init_from is not None:  # its sizes come from the weights
         return False
-    return "size" not in said and bool(said & set(SIZES["tiny"]))
+    return "size" not in given and bool(given & set(SIZES["tiny"]))
 
 
 def _further(job: Job, source_bytes: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _further(job: Job, source_bytes: int) -> dict[str, Any]:
     is_t5 = model.family == "encoder_decoder" and model.positions == "relative"
     lr = PRETRAINED_LR * PRETRAINED_WIDTH / model.d_model * (T5_LR if is_t5 else 1.0)
     workers = job.cluster.most_workers
-    found: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "train.optimizer": "adamw",
         "train.lr": float(f"{min(max(lr, LEAST_LR), MOST_LR):.1g}"),
         "train.betas": (0.9, 0.999),
@@ -91,12 +91,14 @@ def _further(job: Job, source_bytes: int) -> dict[str, Any]:
         "train.global_batch_size": -(-train.global_batch_size // workers) * workers,
     }
     if train.steps is not None:
-        found["train.warmup_steps"] = max(1, round(WARMUP * train.steps))
+        defaults["train.warmup_steps"] = max(1, round(WARMUP * train.steps))
     elif not train.model_fields_set & {"minutes", "epochs"}:
         epochs = min(max(EPOCHS * TINY / max(source_bytes, 1), EPOCHS), MOST_EPOCHS)
-        found |= {"train.minutes": MINUTES, "train.epochs": round(epochs, 1)}
-    said = train.model_fields_set
-    return {name: value for name, value in found.items() if name.removeprefix("train.") not in said}
+        defaults |= {"train.minutes": MINUTES, "train.epochs": round(epochs, 1)}
+    given = train.model_fields_set
+    return {
+        name: value for name, value in defaults.items() if name.removeprefix("train.") not in given
+    }
 
 
 def _vocabulary(job: Job, source_bytes: int) -> int:
@@ -122,15 +124,15 @@ def _training(job: Job, seen: float) -> dict[str, Any]:
     """The global batch and the learning rate for a model and its number of tokens."""
     width = WIDTH / job.model.d_model
     lr = (MUON_LR if job.train.optimizer == "muon" else ADAMW_LR) * math.sqrt(width)
-    found: dict[str, Any] = {"train.lr": float(f"{lr:.1g}")}
+    values: dict[str, Any] = {"train.lr": float(f"{lr:.1g}")}
     if job.model.max_seq_len <= SHORT:  # short rows validate fast, and few of them are noisy
-        found["train.eval_rows"] = 512
+        values["train.eval_rows"] = 512
     if job.train.steps is None:
         rows = seen / UPDATES / job.model.max_seq_len
         power = 2 ** round(math.log2(min(max(rows, find_task(job.task).fewest_rows), MOST_ROWS)))
         workers = job.cluster.most_workers
-        found["train.global_batch_size"] = -(-power // workers) * workers
-    return found
+        values["train.global_batch_size"] = -(-power // workers) * workers
+    return values
 
 
 def _step(steps: list[tuple[Any, Any]], value: float, beyond: Any) -> Any:

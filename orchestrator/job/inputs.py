@@ -22,20 +22,20 @@ Stamps = dict[str, Stamp]
 
 def model_files(init_from: str) -> Stamps:
     """The files of `model.init_from`: names, sizes and modification times."""
-    found = Folder(init_from).stamps()
-    names = [name for name in found if name in TOKENIZER_FILES or name.endswith(OF_WEIGHTS)]
-    return {name: found[name] for name in sorted(names)}
+    stamps = Folder(init_from).stamps()
+    names = [name for name in stamps if name in TOKENIZER_FILES or name.endswith(OF_WEIGHTS)]
+    return {name: stamps[name] for name in sorted(names)}
 
 
 def source_files(task: type) -> dict[str, str]:
     """Digests of the files that define a user's own task, by class. A class without a file, such
     as one from a console, has none."""
     known = {"orchestrator", *sys.stdlib_module_names}
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for each in task.__mro__:
         if each.__module__.partition(".")[0] in known:
             continue
         with contextlib.suppress(OSError, TypeError):
             content = Path(inspect.getfile(each)).read_bytes()
-            found[each.__qualname__] = hashlib.sha256(content).hexdigest()
-    return found
+            digests[each.__qualname__] = hashlib.sha256(content).hexdigest()
+    return digests

@@ -97,18 +97,18 @@ class Job(StrictSection):
 
     def problems(self) -> list[tuple[Key, str]]:
         """Problems between sections: the key, and the rest of the sentence."""
-        found: list[tuple[Key, str]] = []
+        problems: list[tuple[Key, str]] = []
         if problem := self._batch_problem():
             batch = self.train.global_batch_size
-            found.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
+            problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
         if self.tune is None:
-            return found
+            return problems
         for name, problem in self.tune.problems():
-            found.append((("tune", *name.split(".", 1)), problem))
-        for name, domain in self.tune.space.items() if not found else ():
+            problems.append((("tune", *name.split(".", 1)), problem))
+        for name, domain in self.tune.space.items() if not problems else ():
             if problem := self._space_problem(name, domain):
-                found.append((("tune", "space", name), f": {problem}"))
-        return found
+                problems.append((("tune", "space", name), f": {problem}"))
+        return problems
 
     def _space_problem(self, name: str, domain: Domain) -> str | None:
         if not name.startswith(("train.", "model.")) or name in NOT_SWEPT:

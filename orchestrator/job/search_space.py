@@ -71,8 +71,12 @@ class Domain(StrictSection):
         """Whether the key is tried together with these values of other keys."""
         return all(
             key in values
-            and (values[key] in wanted if isinstance(wanted, list) else values[key] == wanted)
-            for key, wanted in (self.when or {}).items()
+            and (
+                values[key] in condition
+                if isinstance(condition, list)
+                else values[key] == condition
+            )
+            for key, condition in (self.when or {}).items()
         )
 
 
@@ -132,77 +136,83 @@ class TuneConfig(StrictSection):
 
     def problems(self) -> list[tuple[str, str]]:
         """Settings that exclude each other: the key, and the rest of the sentence."""
-        found = []
+        problems = []
         for name, domain in self.space.items():
             for key in domain.when or {}:
                 if key not in self.space or name in _needs(self.space, name):
-                    found.append((f"space.{name}", f".when: {key}: is no other key of the space"))
-        if found:
-            return found
+                    problems.append(
+                        (f"space.{name}", f".when: {key}: is no other key of the space")
+                    )
+        if problems:
+            return problems
         if self.search == "grid" and (size := self.grid_size()) is None:
-            found.append(("search", " = grid: every key of the space must be a choice"))
+            problems.append(("search", " = grid: every key of the space must be a choice"))
         elif self.search == "grid" and size is not None and size > self.trials:
-            found.append(("trials", f" = {self.trials}: the grid has {size} configurations"))
+            problems.append(("trials", f" = {self.trials}: the grid has {size} configurations"))
         if self.scheduler == "pbt":
-            found += self._pbt_problems()
+            problems += self._pbt_problems()
         if self.deploy_best_trial and self.repeats > 1:
-            found.append(("repeats", f" = {self.repeats}: tune.deploy_best_trial takes one trial"))
-        return found
+            problems.append(
+                ("repeats", f" = {self.repeats}: tune.deploy_best_trial takes one trial")
+            )
+        return problems
 
     def _pbt_problems(self) -> list[tuple[str, str]]:
-        found = []
+        problems = []
         if self.search in ("grid", "tpe"):
-            found.append(("search", f" = {self.search}: pbt samples its population at random"))
+            problems.append(("search", f" = {self.search}: pbt samples its population at random"))
         if self.repeats > 1:
-            found.append(("repeats", f" = {self.repeats}: with pbt, no configuration stays itself"))
+            problems.append(
+                ("repeats", f" = {self.repeats}: with pbt, no configuration stays itself")
+            )
         if self.trials < 4:
-            found.append(("trials", f" = {self.trials}: pbt needs a population of 4 or more"))
+            problems.append(("trials", f" = {self.trials}: pbt needs a population of 4 or more"))
         if self.workers > 1:
-            found.append(("workers", f" = {self.workers}: pbt needs trials of one worker"))
+            problems.append(("workers", f" = {self.workers}: pbt needs trials of one worker"))
         for name, domain in self.space.items():
             if name not in (*CHANGED_ON_THE_WAY, "model.dropout"):
-                found.append((f"space.{name}", ": cannot change while a trial of pbt goes on"))
+                problems.append((f"space.{name}", ": cannot change while a trial of pbt goes on"))
             if domain.when:
-                found.append((f"space.{name}", ".when: pbt knows no conditions"))
-        return found
+                problems.append((f"space.{name}", ".when: pbt knows no conditions"))
+        return problems
 
 
 def in_order(space: dict[str, Domain]) -> list[str]:
     """The keys of a space by name, each after the keys in its condition."""
-    found: dict[str, None] = {}
+    ordered: dict[str, None] = {}
 
     def add(name: str, seen: tuple[str, ...]) -> None:
         for key in sorted(space[name].when or {}):
             if key in space and key not in seen:
                 add(key, (*seen, name))
-        found.setdefault(name)
+        ordered.setdefault(name)
 
     for name in sorted(space):
         add(name, ())
-    return list(found)
+    return list(ordered)
 
 
 def grid(space: dict[str, Domain]) -> list[dict[str, Any]]:
     """All configurations of a space of choices, without duplicates caused by conditions."""
-    found: list[dict[str, Any]] = [{}]
+    combinations: list[dict[str, Any]] = [{}]
     for name in in_order(space):
         domain = space[name]
         grown = []
-        for values in found:
+        for values in combinations:
             if domain.applies(values):
                 grown += [{**values, name: choice} for choice in domain.choice or ()]
             else:
                 grown.append(values)
-        found = grown
-    return found
+        combinations = grown
+    return combinations
 
 
 def _needs(space: dict[str, Domain], name: str, seen: tuple[str, ...] = ()) -> set[str]:
     """The keys in a key's condition, and the keys in their conditions."""
-    found = set((space[name].when or {}) if name in space else {})
-    for key in found - set(seen):
-        found |= _needs(space, key, (*seen, key))
-    return found
+    keys = set((space[name].when or {}) if name in space else {})
+    for key in keys - set(seen):
+        keys |= _needs(space, key, (*seen, key))
+    return keys
 
 
 def with_default_space(data: dict[str, Any]) -> dict[str, Any]:

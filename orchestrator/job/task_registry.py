@@ -31,12 +31,12 @@ def find_task(name: str) -> type[Task[Any]]:
             f"import path such as my_package.my_task:MyTask"
         )
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        task = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # whatever the user's module raises
         raise UserError(f"cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Task)):
+    if not (isinstance(task, type) and issubclass(task, Task)):
         raise UserError("is not a subclass of orchestrator.tasks.task.Task")
-    if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+    if inspect.isabstract(task):
+        missing = ", ".join(sorted(task.__abstractmethods__))
         raise UserError(f"does not define {missing}")
-    return found
+    return task

@@ -1,4 +1,4 @@
-"""Buckets: the rows whose keys fall together, encoded into one shard of each split.
+"""Buckets: groups of rows by key. Each is encoded into one shard per split.
 
 A bucket is finished when its part file is written, and is not done again then.
 """
@@ -23,7 +23,7 @@ from orchestrator.tasks.task import Task
 
 MIN_BUCKET_BYTES = 2 << 20  # below this a bucket is not worth a task
 MAX_BUCKET_BYTES = 64 << 20  # one task holds a bucket in memory
-PARALLEL_BUCKETS = 8  # as many as that even where fewer would hold the data
+PARALLEL_BUCKETS = 8  # even if fewer would hold the data
 TOLD_IF_CUT = 0.01  # of the rows
 
 
@@ -42,7 +42,7 @@ def write_buckets(
     index: Index,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Encode bucket by bucket; returns what each holds, in order of buckets."""
+    """Encode bucket by bucket; returns a description of each bucket, in order."""
     parts = {part["bucket"]: part for part in _finished_parts(folder)}
     buckets = [bucket_of(key, num_buckets) for key in index.keys]
     done = sum(bucket in parts for bucket in buckets)
@@ -56,7 +56,7 @@ def write_buckets(
         }
         groups = rows.groupby("bucket", num_partitions=num_buckets)
         written = groups.map_groups(
-            _write_bucket,  # type: ignore[arg-type]  # Ray's type knows nothing of fn_kwargs
+            _write_bucket,  # type: ignore[arg-type]  # Ray's type lacks fn_kwargs
             fn_kwargs=settings,
             batch_format="numpy",
         )
@@ -77,13 +77,13 @@ def _finished_parts(folder: Folder) -> list[dict[str, Any]]:
 def _write_bucket(
     group: Table, task: Task[Any], bounds: Bounds, processor_file: str, folder_uri: str
 ) -> Table:
-    """Turn all rows of a bucket into one shard of each split; the part file is written last."""
+    """Encode a bucket's rows into one shard per split. The part file is written last."""
     folder = Folder(folder_uri)
     bucket = int(group["bucket"][0])
     if bucket < 0:  # the empty and the bad rows
         return {"part": np.array([], dtype=str)}
     part_file = f"part-{bucket:05d}.json"
-    if folder.exists(part_file):  # by a run that was interrupted
+    if folder.exists(part_file):  # written by an interrupted run
         return {"part": np.array([folder.read(part_file).decode()])}
     processor = task.load_processor(folder.read(processor_file))
     unique: dict[str, int] = {}
@@ -112,15 +112,15 @@ def _write_bucket(
 
 
 def shuffled(arrays: Arrays, seed: tuple[int, ...]) -> Arrays:
-    """The same rows in an order that the seed decides."""
+    """The same rows in a random order of the seed."""
     count = len(next(iter(arrays.values())))
     order = np.random.default_rng(seed).permutation(count)
     return {name: array[order] for name, array in arrays.items()}
 
 
 def _full(arrays: Arrays, rows: int) -> dict[str, int]:
-    """How many rows fill the room that there is for their tokens, by column; none where a row may
-    become several samples, and nothing of it is lost."""
+    """The number of rows that fill all token positions, per column; empty if a row may become
+    several samples, so that nothing is cut."""
     if len(next(iter(arrays.values()))) != rows:
         return {}
     return {
@@ -131,7 +131,7 @@ def _full(arrays: Arrays, rows: int) -> dict[str, int]:
 
 
 def cut_rows(parts: list[dict[str, Any]], rows: dict[Split, int], job: Job) -> list[str]:
-    """What to tell of rows that fill `model.max_seq_len`, where these are many enough to matter."""
+    """Notices on rows that fill `model.max_seq_len`, if there are many."""
     total = sum(rows.values())
     full = Counter[str]()
     for part in parts:

@@ -1,4 +1,4 @@
-"""The rows of a file as a task learns from them."""
+"""Reads the rows of a file and cleans them with the task."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from orchestrator.tasks.task import LeftOut, Task, reading_of
 
 
 def read_cleaned(file: SourceFile, task: Task[Any]) -> Iterator[Row | BadRow | Note | None]:
-    """What a task makes of a file's rows, in their order; None where nothing is in one.
+    """The cleaned rows of a file, in order; None for empty rows.
 
     Raises:
         UserError: where the file cannot be read to its end.

@@ -1,4 +1,4 @@
-"""What prepare knows of every row: its key, its size, its value, and why it is not kept."""
+"""The index of all rows: key, size and value, and the reason why a row is not kept."""
 
 import json
 from collections import Counter
@@ -16,15 +16,15 @@ from orchestrator.storage.artifact import Split
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import Task
 
-BAD_SHARE = 0.01  # of a split's rows, or
-BAD_ROWS, BAD_SHARE_OF_FEW = 10, 0.1  # so many, where these are no larger share
+BAD_SHARE = 0.01  # of a split's rows may be bad, or
+BAD_ROWS, BAD_SHARE_OF_FEW = 10, 0.1  # so many rows, up to this larger share
 
-Splits = Sequence[Split | None]  # of each kept row, in the index's order
+Splits = Sequence[Split | None]  # the split of each kept row, in the index's order
 
 
 class Index:
-    """What the driver knows of the rows: keys, sizes and values of the kept ones, and the others'
-    places and reasons. Batches are columns of what `record` made, those of INDEXED at least."""
+    """The driver's knowledge of the rows: keys, sizes and values of kept rows, places and reasons
+    of the others. Batches hold the columns of `record`, at least those in INDEXED."""
 
     def __init__(self, batches: Iterable[dict[str, Any]]) -> None:
         self.keys: list[str] = []
@@ -34,7 +34,7 @@ class Index:
         self.left_out: list[BadRow] = []
         self.notes: list[Note] = []
         self.empty = 0
-        self.read: Counter[str] = Counter()  # rows of each code of GIVEN, and of none
+        self.read: Counter[str] = Counter()  # the number of rows per code of GIVEN, and without one
         self.bad_of: Counter[str] = Counter()
         twins = []
         for batch in batches:
@@ -62,11 +62,11 @@ class Index:
         self.read.update(batch["code"][kept].tolist())
 
     def has(self, code: str, hidden: Sequence[Split] = ()) -> bool:
-        """Whether there are rows of this split's own that are of use."""
+        """Whether there are usable rows that were given for this split."""
         return self.read[code] > 0 and GIVEN[code] not in hidden
 
     def why_nothing(self) -> str:
-        """Why there is no row to keep."""
+        """The reason why no row is kept."""
         aside = sorted([*self.bad, *self.left_out], key=lambda row: (row.file, row.row))
         if not self.read.total():
             return "holds no rows"
@@ -75,30 +75,35 @@ class Index:
         return f"not one of its rows can be used; the first: {aside[0]}"
 
     def notices(self) -> list[str]:
-        """What its user should know of files, and of rows that are not kept, a line each."""
+        """Notices for the user on files and on rows that are not kept."""
         texts: dict[str, list[str]] = {}
         for note in sorted(self.notes, key=lambda note: note.file):
             texts.setdefault(note.text, []).append(note.file)
-        told = [
+        notices = [
             f"{files[0]}{f' and {len(files) - 1:,} more' if files[1:] else ''}: {text}"
             for text, files in texts.items()
         ]
         total = self.read.total()
         if self.bad:
             first = min(self.bad, key=lambda row: (row.file, row.row))
-            told.append(f"{share(len(self.bad), total, 'rows')} are set aside; the first: {first}")
+            notices.append(
+                f"{share(len(self.bad), total, 'rows')} are set aside; the first: {first}"
+            )
         if self.empty:
-            told.append(f"{share(self.empty, total, 'rows')} are left out: nothing is in them")
+            notices.append(f"{share(self.empty, total, 'rows')} are left out: nothing is in them")
         by_reason: dict[str, list[BadRow]] = {}
         for row in sorted(self.left_out, key=lambda row: (row.file, row.row)):
             by_reason.setdefault(row.reason, []).append(row)
         for reason, rows in by_reason.items():
             where = f"{rows[0].file}, row {rows[0].row}"
-            told.append(f"{share(len(rows), total, 'rows')} are left out: {reason} ({where} first)")
-        return told
+            notices.append(
+                f"{share(len(rows), total, 'rows')} are left out: {reason} ({where} first)"
+            )
+        return notices
 
     def first_of_each_value(self, splits: Splits, after: str) -> set[str]:
-        """The keys behind `after` of a training row of each value that no row up to it has."""
+        """For each value that no training row up to the key `after` has, the key of a row that has
+        it."""
         known: set[str] = set()
         later: dict[str, str] = {}
         for key, value, split in zip(self.keys, self.values, splits, strict=True):
@@ -111,29 +116,31 @@ class Index:
         return {key for value, key in later.items() if value not in known}
 
     def values_by_split(self, splits: Splits) -> dict[Split, Counter[str]]:
-        """How often each value stands in each split, in rows that are no duplicates."""
-        found: dict[Split, Counter[str]] = {"train": Counter(), "validation": Counter()}
-        found["test"] = Counter()
+        """The count of each value in each split, without duplicates."""
+        counts: dict[Split, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        counts["test"] = Counter()
         seen: set[str] = set()
         for key, value, split in zip(self.keys, self.values, splits, strict=True):
             if split is not None and key not in seen:
                 seen.add(key)
-                found[split][value] += 1
-        return found
+                counts[split][value] += 1
+        return counts
 
     def repeats(self, splits: Splits, task: Task[Any]) -> list[str]:
-        """What to tell of validation and test rows that give the model what a training row gave."""
+        """Notices on validation and test rows that look like a training row to the model."""
         of = np.array([split or "" for split in splits])
         known = np.unique(self.twins[of == "train"])
-        told = []
+        notices = []
         for split in ("validation", "test"):
             twins = self.twins[of == split]
             count = int(np.isin(twins, known).sum())
             if count:
                 what = " and ".join(task.inputs)
                 rows = share(count, len(twins), f"{split} rows")
-                told.append(f"{rows} repeat the {what} of a training row: what they score is known")
-        return told
+                notices.append(
+                    f"{rows} repeat the {what} of a training row: what they score is known"
+                )
+        return notices
 
 
 def share(count: int, total: int, of: str) -> str:
@@ -144,7 +151,7 @@ def share(count: int, total: int, of: str) -> str:
 
 
 def quarantine(index: Index, job: Job, folder: Folder) -> None:
-    """Keep the places and reasons of rows that are not kept beside the data; too many bad ones end
+    """Write the places and reasons of rows that are not kept beside the data; too many bad rows end
     the stage.
 
     Raises:
@@ -173,5 +180,5 @@ def quarantine(index: Index, job: Job, folder: Folder) -> None:
 
 
 def most_bad_rows(total: int) -> float:
-    """How many rows of a split may be bad where the job does not say."""
+    """The default limit of bad rows of a split."""
     return max(BAD_SHARE * total, min(BAD_ROWS, BAD_SHARE_OF_FEW * total))

@@ -1,4 +1,4 @@
-"""Keys: the hash of a row's cleaned content, from which all else follows.
+"""Keys: the hash of a row's cleaned content, which decides its split and bucket.
 
 Rows that are duplicates share a key. One half of it says the split, the other half the bucket, and
 a bucket becomes one shard of each split: so the shards are a function of the data alone, never of
@@ -18,7 +18,7 @@ from orchestrator.data.reading import BadRow, Note, Row
 from orchestrator.storage.artifact import Split
 from orchestrator.tasks.task import Task
 
-HASH = 32  # hexadecimal digits of a key; what stands behind them names the row's split
+HASH = 32  # hexadecimal digits of a key; a code of the row's given split may follow
 GIVEN: dict[str, Split] = {"v": "validation", "t": "test"}
 Table = dict[str, npt.NDArray[Any]]  # records by column
 
@@ -32,19 +32,19 @@ def record(
     place: str = "",
     code: str = "",
 ) -> dict[str, Any]:
-    """A row with its key; `place` tells apart what may be equal, `code` is of GIVEN.
+    """A row with its key. `place` keeps equal rows apart, `code` is one of GIVEN.
 
     `twin` is equal where rows say the same to the model, `value` is of the task's counted column.
     """
-    found: dict[str, Any] = {name: KINDS[kind].blank for name, kind in task.columns.items()}
-    found |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
-    found |= {"aside": "", "note": ""}
+    columns: dict[str, Any] = {name: KINDS[kind].blank for name, kind in task.columns.items()}
+    columns |= {"key": "", "bucket": -1, "bytes": 0, "twin": 0, "value": "", "code": code}
+    columns |= {"aside": "", "note": ""}
     if isinstance(cleaned, Note):
-        return found | {"note": json.dumps(asdict(cleaned))}
+        return columns | {"note": json.dumps(asdict(cleaned))}
     if isinstance(cleaned, BadRow):
-        return found | {"aside": json.dumps(asdict(cleaned))}
+        return columns | {"aside": json.dumps(asdict(cleaned))}
     if cleaned is None:
-        return found
+        return columns
     content = _canonical(cleaned)
     first = _hash(content + place.encode())
     shared = first if task.split_by is None else _hash(cleaned[task.split_by].encode())
@@ -63,8 +63,8 @@ def record(
 
 
 def table_of(records: list[dict[str, Any]]) -> Table:
-    """Columns. Texts and bytes are objects, since numpy's own would pad all to the longest one and
-    lose NULs at the ends."""
+    """Records as columns. Texts and bytes are objects: numpy's own types would pad them to the
+    longest and lose NULs at their ends."""
     return {
         name: np.array(
             [r[name] for r in records], dtype=object if isinstance(v, str | bytes) else None
@@ -78,12 +78,12 @@ def bucket_of(key: str, num_buckets: int) -> int:
 
 
 def place_of(key: str) -> float:
-    """Where a key lies among all keys, from 0 to 1: it decides the split."""
+    """The place of a key among all keys, from 0 to 1. It decides the split."""
     return int(key[HASH // 2 : HASH], 16) / 2.0**64
 
 
 def _canonical(values: Row | list[Any]) -> bytes:
-    """The same bytes for the same values; bytes among them stand as their hash."""
+    """Equal bytes for equal values. Bytes among the values are replaced by their hash."""
     return json.dumps(values, sort_keys=True, ensure_ascii=False, default=_hash).encode()
 
 

@@ -1,4 +1,4 @@
-"""Which rows are for training, for validation and for the test."""
+"""Divides the rows into training, validation and test."""
 
 import statistics
 from collections import Counter
@@ -60,8 +60,8 @@ def split_bounds(
         """The row after those from `start` on that make up the fraction."""
         if not fraction:  # that split was given
             return start
-        wanted = max(int(np.searchsorted(share, share[start] + fraction)), start + 1)
-        return max(start, min(wanted, len(order) - left))
+        stop = max(int(np.searchsorted(share, share[start] + fraction)), start + 1)
+        return max(start, min(stop, len(order) - left))
 
     def bound(row: int) -> float:
         return place_of(order[row]) if row < len(order) else 1.0
@@ -77,14 +77,14 @@ def hidden_splits(index: Index, files: Sequence[SourceFile]) -> tuple[tuple[Spli
     given = [key[HASH:] for key in index.keys]
     train = {v for v, code in zip(index.values, given, strict=True) if not code}
     hidden: list[Split] = []
-    told = []
+    notices = []
     for code, split in GIVEN.items():
         values = Counter(v for v, c in zip(index.values, given, strict=True) if c == code)
         value = next(iter(values), "")
         if split in by_name and len(values) == 1 and value and value not in train:
             hidden.append(split)
-            told.append(
+            notices.append(
                 f"all {values.total():,} {split} rows have the label {value!r}, which no training "
                 f"row has: they are hidden, and a share of the training rows takes their place"
             )
-    return tuple(hidden), told
+    return tuple(hidden), notices

@@ -61,7 +61,7 @@ def prepare(
     quarantine(index, job, folder)
     if not index.keys:
         raise UserError(f"data.source = {_named(job)}: {index.why_nothing()}")
-    hidden, told = hidden_splits(index, files)
+    hidden, split_notices = hidden_splits(index, files)
     bounds = split_bounds(
         index,
         0.0 if index.has("v", hidden) else job.data.validation_fraction,
@@ -69,7 +69,7 @@ def prepare(
         hidden,
     )
 
-    processor_file, found = _fit_processor(task, rows, index, bounds, folder, progress)
+    processor_file, value_notices = _fit_processor(task, rows, index, bounds, folder, progress)
     parts = write_buckets(task, rows, bounds, processor_file, folder, num_buckets, index, progress)
 
     splits: dict[Split, list[Shard]] = {
@@ -80,7 +80,13 @@ def prepare(
     duplicates = sum(part["duplicates"] for part in parts)
     kept = len(index.keys) - duplicates
     counts = {split: sum(shard.rows for shard in shards) for split, shards in splits.items()}
-    notices = [*notes, *index.notices(), *told, *found, *cut_rows(parts, counts, job)]
+    notices = [
+        *notes,
+        *index.notices(),
+        *split_notices,
+        *value_notices,
+        *cut_rows(parts, counts, job),
+    ]
     aside = len(index.bad) + len(index.left_out)
     return PreparedData(
         folder=folder,
@@ -183,10 +189,10 @@ def _fit_processor(
     processor = task.fit_processor(sample[key] for key in sorted(sample))
     folder.write(processor.file_name, processor.to_bytes())
     progress.finish()
-    found = index.repeats(split_of, task)
+    notices = index.repeats(split_of, task)
     if task.counted is not None:
-        found += task.look(index.values_by_split(split_of), processor)
-    return str(processor.file_name), found
+        notices += task.look(index.values_by_split(split_of), processor)
+    return str(processor.file_name), notices
 
 
 def _sample(batch: Table, bounds: Bounds, last: str, further: set[str]) -> Table:

@@ -25,10 +25,10 @@ def read_object(folder: Folder, name: str) -> dict[str, Any]:
     if content.startswith(LFS):
         raise UserError(f"{folder}/{name} is a pointer of git lfs, not the file (git lfs pull)")
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder}/{name} is no JSON: {reason}: was it cut off?") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{folder}/{name} is no JSON object")
-    return found
+    return value

@@ -130,13 +130,13 @@ class Claim:
 @contextlib.contextmanager
 def _kept_alive(folder: Folder, name: str) -> Iterator[None]:
     _refuse_beside_the_living(folder, name)
-    mine = Claim(_this_process(), uuid.uuid4().hex)
-    heart = Heart(folder, mine)
+    claim = Claim(_this_process(), uuid.uuid4().hex)
+    heart = Heart(folder, claim)
     try:
-        _write(folder, mine)
+        _write(folder, claim)
         time.sleep(SETTLE)
         winner = _read(folder)
-        if winner is None or winner.id != mine.id:
+        if winner is None or winner.id != claim.id:
             raise _refused(name, "another process" if winner is None else winner.holder)
         heart.start()
         try:
@@ -149,7 +149,7 @@ def _kept_alive(folder: Folder, name: str) -> Iterator[None]:
         heart.stop()
         with contextlib.suppress(OSError):
             left = _read(folder)
-            if left is not None and left.id == mine.id:
+            if left is not None and left.id == claim.id:
                 _delete(folder, LEASE_OBJECT)
 
 
@@ -183,11 +183,11 @@ class Heart:
 
     def _beat(self) -> None:
         """Read the claim first: another process may have taken over while this one slept."""
-        found = _read(self._folder)
-        if found is None:
+        stored = _read(self._folder)
+        if stored is None:
             self.successor = f"another process, or {self._folder}/{LEASE_OBJECT} was deleted"
-        elif found.id not in (self._claim.id, ""):
-            self.successor = found.holder
+        elif stored.id not in (self._claim.id, ""):
+            self.successor = stored.holder
         elif not self._stopped.is_set():
             self._claim = replace(self._claim, beats=self._claim.beats + 1)
             _write(self._folder, self._claim)
@@ -204,23 +204,23 @@ def _interrupt_main_thread() -> None:
 
 
 def _refuse_beside_the_living(folder: Folder, name: str) -> None:
-    found = _read(folder)
-    if found is None:
+    claim = _read(folder)
+    if claim is None:
         return
     alive = _is_fresh(folder)
     if not alive:
         # The holder looks dead, but the storage's clock may have been set: two heartbeats decide.
-        log.warning("run %r was left by %s: waiting for a sign of life", name, found.holder)
+        log.warning("run %r was left by %s: waiting for a sign of life", name, claim.holder)
         end = time.monotonic() + 2 * HEARTBEAT
         while not alive and time.monotonic() < end:
             time.sleep(HEARTBEAT / 10)
             newer = _read(folder)
             if newer is None:
                 return
-            alive, found = newer != found, newer
+            alive, claim = newer != claim, newer
     if alive:
         advice = f"; if that process is dead, its lease ends after {EXPIRY:g} s"
-        raise _refused(name, found.holder, advice)
+        raise _refused(name, claim.holder, advice)
 
 
 def _is_fresh(folder: Folder) -> bool:

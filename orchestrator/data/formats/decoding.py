@@ -1,4 +1,4 @@
-"""The text of files, decoded, and its lines.
+"""Decodes files to text and lines.
 
 A byte that is no text becomes a lone surrogate, so that its row alone is set aside.
 """
@@ -18,7 +18,7 @@ from orchestrator.data.streams import damaged
 from orchestrator.data.undecoded import UNDECODED, undecoded
 from orchestrator.errors import UserError
 
-BOMS = [  # the longer ones first: UTF-32's begins with UTF-16's
+BOMS = [  # longer ones first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -27,14 +27,14 @@ BOMS = [  # the longer ones first: UTF-32's begins with UTF-16's
 ]
 EMPTY = "is empty"
 MARK = "orchestrator-mark"
-NULS = "\0" * 16  # no text holds so many: a file system that crashed fills its blocks with them
+NULS = "\0" * 16  # no text has so many: a crashed file system fills blocks with them
 MOST_CONTROLS, FEWEST_BYTES = 0.05, 64  # of what no text has, and that can be judged
-TERMINAL = b"\x08\x1b"  # of logs in colour, and of manual pages
+TERMINAL = b"\x08\x1b"  # in coloured logs and manual pages
 
 
 @contextmanager
 def reading_errors(file: SourceFile) -> Iterator[None]:
-    """Raises UserError where a file cannot be read to its end."""
+    """Raises UserError if a file cannot be read to its end."""
     try:
         yield
     except (OSError, EOFError, pa.ArrowException) as error:
@@ -45,7 +45,7 @@ def reading_errors(file: SourceFile) -> Iterator[None]:
 def open_text(
     file: SourceFile, reading: Reading, head: Head = ANY, newline: str = "\n"
 ) -> Iterator[tuple[TextIO, list[Note]]]:
-    """The decoded content, and what its user should know of how it is decoded."""
+    """The decoded content, and notes for the user on the decoding."""
     codecs.register_error(MARK, _marked)
     with reading_errors(file), file.open(head) as stream:
         start = stream.peek(HEAD)[:HEAD]
@@ -58,7 +58,7 @@ def open_text(
 
 
 def lines_of(text: TextIO, file: SourceFile, reading: Reading) -> Iterator[tuple[int, str]]:
-    """Numbered lines, from 1, with their ends."""
+    """Lines with their numbers, from 1, and their line ends."""
     damage = Damage(file, reading, text.encoding)
     for number, line in enumerate(text, start=1):
         damage.look(number, line)
@@ -66,11 +66,11 @@ def lines_of(text: TextIO, file: SourceFile, reading: Reading) -> Iterator[tuple
 
 
 class Damage:
-    """Looks at lines, in their order, for what only a damaged or cut-off file has."""
+    """Checks lines, in order, for signs of a damaged or cut-off file."""
 
     def __init__(self, file: SourceFile, reading: Reading, encoding: str) -> None:
         self._file, self._encoding = file, reading.encoding
-        self._is_certain = encoding in ("utf-16", "utf-32")  # by its byte-order mark
+        self._is_certain = encoding in ("utf-16", "utf-32")  # known from the byte-order mark
         self._undecoded = False
 
     def look(self, number: int, line: str) -> None:
@@ -80,7 +80,7 @@ class Damage:
             )
         if line.isascii() or not UNDECODED.search(line):
             return
-        # A character that the end of the file cuts, where all before it is sound.
+        # The end of the file cuts a character, and everything before is valid.
         sound_before = not self._undecoded and not UNDECODED.search(line.rstrip()[:-3])
         if sound_before and UNDECODED.match(line[-1]):
             reason = undecoded(line, self._encoding)
@@ -99,7 +99,7 @@ def _marked(error: UnicodeError) -> tuple[str, int]:
 
 
 def _encoding(head: bytes, file: SourceFile, reading: Reading) -> tuple[str, list[Note]]:
-    """By the byte-order mark, which is certain, by data.encoding, or UTF-8."""
+    """The encoding: of the byte-order mark, of data.encoding, or UTF-8."""
     for mark, name in BOMS:
         if head.startswith(mark):
             notes = [] if name == "utf-8-sig" else [f"is {name.upper()}, as its first bytes say"]

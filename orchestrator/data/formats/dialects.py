@@ -1,4 +1,4 @@
-"""How a csv or tsv file is written, by its first lines: what parts its columns, their names."""
+"""Detects the dialect of a csv or tsv file from its first lines: delimiter, quotes, names."""
 
 import csv
 import itertools
@@ -15,23 +15,23 @@ from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError, printable
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-NAMES = {"\t": "tabs"}  # of delimiters that one cannot see
+NAMES = {"\t": "tabs"}  # of invisible delimiters
 OTHERS = (",", ";", "\t", "|")
-FEWEST_QUOTED = 3  # rows that show that texts stand in quotes
+FEWEST_QUOTED = 3  # rows that prove that texts are quoted
 NUMBER = re.compile(r"[-+]?[0-9.]*(?:[eE][-+]?[0-9]+)?")  # or nothing
 EXCEL = re.compile(r'"?sep=(.)"?\s*', re.I)  # Excel's own first line
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written, and what its columns are called."""
+    """The dialect of a table, and the names of its columns."""
 
     delimiter: str
     quoted: bool
     names: list[str]
-    skipped: int  # of the first lines, those before the header, or the first row
+    skipped: int  # lines before the header, or before the first row
     line: int  # the number of the header, or of the first row
-    is_spaced: bool = False  # a space stands behind each delimiter
+    is_spaced: bool = False  # a space follows each delimiter
     note: str = ""
 
     def records(self, lines: Iterator[str]) -> Iterator[list[str]]:
@@ -46,7 +46,7 @@ class Dialect:
 
 
 def dialect_of(head: list[tuple[int, str]], file: SourceFile, reading: Reading) -> Dialect:
-    """How the table is written, by its first lines.
+    """The dialect of a table, from its first lines.
 
     Raises:
         UserError: where it cannot be read so.
@@ -61,38 +61,38 @@ def dialect_of(head: list[tuple[int, str]], file: SourceFile, reading: Reading) 
     if not lines:
         raise UserError(f"{file.uri}: line 1: is {head[0][1].strip()}, and no table follows")
     line = head[skipped][0]
-    found = None
+    chosen = None
     for delimiter in (usual, *OTHERS):
         dialect = _written(delimiter, lines, (skipped, line), file, reading)
         if dialect is not None and _fits(dialect, lines, reading, is_usual=delimiter == usual):
-            found = dialect
+            chosen = dialect
             break
-    if found is None:
-        found = _written(usual, lines, (skipped, line), file, reading)
-    if found is None:
+    if chosen is None:
+        chosen = _written(usual, lines, (skipped, line), file, reading)
+    if chosen is None:
         raise UserError(
             f"{file.uri}: line {line}: its first line is not {file.kind}, a quote stands "
             f"within a field: {printable(lines[0].strip()[:200])}: {MEND}"
         )
-    _check(found, lines, file, reading)
-    told = []
-    if found.delimiter != DELIMITERS[file.kind]:
-        told.append(f"columns are parted by {shown(found.delimiter)}")
-    names = found.names
+    _check(chosen, lines, file, reading)
+    notes = []
+    if chosen.delimiter != DELIMITERS[file.kind]:
+        notes.append(f"columns are parted by {shown(chosen.delimiter)}")
+    names = chosen.names
     if reading.header:
-        names, note = _named(found, lines)
-        told += [note] if note else []
-    return replace(found, names=names, note="; ".join(told))
+        names, note = _named(chosen, lines)
+        notes += [note] if note else []
+    return replace(chosen, names=names, note="; ".join(notes))
 
 
 def _named(dialect: Dialect, lines: list[str]) -> tuple[list[str], str]:
-    """The columns' names, where the first rows all have one field more or less than the header: a
-    delimiter at the end of each, or a row's name before it, which R gives no name of its own."""
+    """The columns' names, corrected if all first rows have one field more or less than the header:
+    a delimiter at the end of rows, or R's row names, which have no column name."""
     names, rows = dialect.names, []
     try:
         for fields in itertools.islice(dialect.records(iter(lines)), 1, None):
             rows.append(fields)
-    except csv.Error:  # of a row that goes on behind the first lines, or is none
+    except csv.Error:  # a row that continues after the first lines, or is invalid
         pass
     rows = [fields for fields in rows if fields]
     lengths = {len(fields) for fields in rows}
@@ -111,10 +111,10 @@ def _named(dialect: Dialect, lines: list[str]) -> tuple[list[str], str]:
 def _written(
     delimiter: str, lines: list[str], place: tuple[int, int], file: SourceFile, reading: Reading
 ) -> Dialect | None:
-    """The table as written with this delimiter, or None where its first record is no csv."""
+    """The dialect with this delimiter; None if the first record is then no csv."""
     if reading.quoted is not None:
         quoted = reading.quoted
-    elif file.kind == "tsv" and delimiter == "\t":  # a tab needs no quotes, so that one is text
+    elif file.kind == "tsv" and delimiter == "\t":  # fields with tabs are rare, so a quote is text
         split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
         first, rows = split[0], split[1:] if reading.header else split
         quoted = all(map(_stands_in_quotes, first)) or _all_in_quotes(rows)
@@ -138,7 +138,7 @@ def _written(
 
 
 def _fits(dialect: Dialect, lines: list[str], reading: Reading, is_usual: bool) -> bool:
-    """Whether all columns that are needed are found so."""
+    """Whether this dialect has all required columns."""
     row = {name: name for name in dialect.names}
     if any(value_of(row, column, reading) is MISSING for column in reading.needed):
         return False
@@ -171,7 +171,7 @@ def _check(dialect: Dialect, lines: list[str], file: SourceFile, reading: Readin
 
 
 def _check_lines(dialect: Dialect, lines: list[str], file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where the header is no text, or another line than the first."""
+    """Raises UserError if the header cannot be decoded, or is not the first line."""
     reason = undecoded(lines[0], reading.encoding)
     if reason is not None:
         raise UserError(f"{file.uri}: line {dialect.line}: its header is not {reason}")
@@ -198,7 +198,7 @@ def _stands_in_quotes(field: str) -> bool:
 
 
 def _all_in_quotes(rows: list[list[str]]) -> bool:
-    """Whether rows, some at least, are written with all their texts in quotes, and no number."""
+    """Whether some rows exist, and all have all texts in quotes, but no numbers."""
     texts = [[field for field in row if not NUMBER.fullmatch(field)] for row in rows]
     return len(rows) >= FEWEST_QUOTED and all(
         row and all(map(_stands_in_quotes, row)) for row in texts

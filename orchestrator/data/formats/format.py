@@ -1,4 +1,4 @@
-"""What a format of source files is: names, a check, and rows."""
+"""The interface of a source format: names, a check, and rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.data.reading import Reading
 from orchestrator.data.source_file import SourceFile
 
-# Each row's number in the file, and a row as the file has it, a BadRow or a Note.
+# Pairs of a row's number in the file and the raw row, a BadRow or a Note.
 Rows = Iterator[tuple[int, Any]]
 
 
@@ -20,9 +20,9 @@ class Format:
     nobody knows how many rows are missing raises UserError. A row is an object by column names.
     """
 
-    name: str  # as `data.format` has it
-    suffixes: tuple[str, ...]  # of the names of such files: lower case, without `.`
+    name: str  # the value of `data.format`
+    suffixes: tuple[str, ...]  # of file names: lower case, without `.`
     check: Callable[[SourceFile, Reading], None]
     rows: Callable[[SourceFile, Reading], Rows]
-    is_offered: bool = True  # to users: by `data.format`, and by the suffixes of files
-    may_be_settings: bool = False  # in a folder with files of other formats: not read there
+    is_offered: bool = True  # in `data.format`, and for files with these suffixes
+    may_be_settings: bool = False  # if beside files of other formats; not read there

@@ -1,4 +1,4 @@
-"""JSON and JSON lines, in every layout that is known, row by row."""
+"""JSON and JSON lines, in all known layouts, row by row."""
 
 import itertools
 import json
@@ -15,8 +15,8 @@ from orchestrator.data.source_file import SourceFile
 from orchestrator.data.undecoded import undecoded
 from orchestrator.errors import UserError, first_line, printable
 
-FIRST_ROWS = 100  # that are looked at for their columns: a row may lack one that is null
-MOST_DIGITS = 4300  # of a whole number, as Python has it
+FIRST_ROWS = 100  # checked for columns: a row may lack a column that is null
+MOST_DIGITS = 4300  # of an integer: Python's limit
 LAYOUTS = (
     "one object a line, a list of objects, an object with one such list (as 'data' or any name), "
     "SQuAD's, or pandas' orients (records, columns, index, split, table, list; values with "
@@ -25,7 +25,7 @@ LAYOUTS = (
 
 
 def _check(file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where a file's first rows show that it cannot be read."""
+    """Raises UserError if a file's first rows show that it cannot be read."""
     for _ in itertools.islice(_rows(file, reading), 1):
         pass
 
@@ -54,20 +54,20 @@ def _next_line(lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
 
 
 def _is_lines(kind: str, first: str, second: str) -> bool:
-    """Whether a file is an object a line, by its first two lines that are not blank."""
+    """Whether a file has one object per line, by its first two lines that are not blank."""
     first, second = first.strip(), second.strip()
     if first.startswith("["):
         return _is_a(list, first) and _is_a(list, second)
     try:
-        found = json.loads(first)
+        value = json.loads(first)
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(first)  # at the line's end, as in an object of many lines
-        # Objects one after another on one line alone, or parted by carriage returns.
+        # Several objects on one line, or separated by carriage returns.
         are_several = not second and first[error.pos : error.pos + 1] == "{"
         return _is_a(dict, second) or (kind == "jsonl" and not is_cut and not are_several)
     except (ValueError, RecursionError):
         return kind == "jsonl" or _is_a(dict, second)
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         return kind == "jsonl"
     # An object alone may be a layout of its own.
     return bool(second)
@@ -119,7 +119,7 @@ def _numbered(values: list[Any]) -> dict[str, Any]:
 
 
 def _check_named(file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where lists of values ought to have names of columns."""
+    """Raises UserError if rows are lists of values, but columns need names."""
     if reading.header:
         raise UserError(
             f"{file.uri}: is a list of lists, whose columns have no names: set "
@@ -128,7 +128,7 @@ def _check_named(file: SourceFile, reading: Reading) -> None:
 
 
 def _with_columns(rows: Rows, file: SourceFile, reading: Reading) -> Rows:
-    """The same rows, once the first of them are known to have the columns that are needed.
+    """The same rows, after a check that the first of them have the required columns.
 
     Raises:
         UserError: where not one of them has one of these.
@@ -144,7 +144,7 @@ def _with_columns(rows: Rows, file: SourceFile, reading: Reading) -> Rows:
 def _whole(
     begun: str, line: int, text: IO[str], file: SourceFile, reading: Reading
 ) -> Iterator[Any]:
-    """The rows of one JSON value, or of several one after another."""
+    """The rows of one JSON value, or of several consecutive values."""
     content = begun + text.read()
     try:
         try:
@@ -154,7 +154,7 @@ def _whole(
                 raise
             yield from _several(content)
             return
-        except ValueError:  # of a number with more digits than Python takes
+        except ValueError:  # a number with too many digits
             value = json.loads(content, parse_int=_whole_number)
     except RecursionError:
         raise UserError(f"{file.uri}: is nested too deeply for JSON of rows") from None
@@ -169,7 +169,7 @@ def _whole(
 
 
 def _several(content: str) -> Iterator[Any]:
-    """Objects of several lines each, one after another, as jq writes them."""
+    """Consecutive objects of several lines each, as jq writes them."""
     decoder, place = json.JSONDecoder(), 0
     while place < len(content):
         row, place = decoder.raw_decode(content, place)
@@ -185,8 +185,8 @@ def _whole_number(digits: str) -> Any:
 def _of_value(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
     if isinstance(value, list):
         return _listed(value, file, reading)
-    found = _of_object(value, file, reading) if isinstance(value, dict) else None
-    if found is None:
+    rows = _of_object(value, file, reading) if isinstance(value, dict) else None
+    if rows is None:
         names = (
             f" with {printable(', '.join(map(str, value))[:200])}"
             if isinstance(value, dict)
@@ -194,11 +194,11 @@ def _of_value(value: Any, file: SourceFile, reading: Reading) -> Iterator[Any]:
         )
         what = type_name(value)
         raise UserError(f"{file.uri}: is {what}{names}, and no layout that is known: {LAYOUTS}")
-    return found
+    return rows
 
 
 def _listed(rows: list[Any], file: SourceFile, reading: Reading) -> Iterator[Any]:
-    """Objects; or, without a header, lists of values by number."""
+    """Rows as objects; without a header, lists become objects with numbers as names."""
     if rows and all(isinstance(row, list) for row in rows):
         _check_named(file, reading)
         return map(_numbered, rows)
@@ -206,7 +206,7 @@ def _listed(rows: list[Any], file: SourceFile, reading: Reading) -> Iterator[Any
 
 
 def _of_object(content: dict[str, Any], file: SourceFile, reading: Reading) -> Iterator[Any] | None:
-    """The rows of one object in a layout that is known."""
+    """The rows of one object in a known layout."""
     data = content.get("data")
     if isinstance(data, list):
         if any(isinstance(each, dict) and "paragraphs" in each for each in data):
@@ -223,7 +223,7 @@ def _of_object(content: dict[str, Any], file: SourceFile, reading: Reading) -> I
         lists = {name: value for name, value in content.items() if isinstance(value, list)}
         if len(lists) == len(content):
             return _columns(lists, file)
-        return iter([content])  # a row alone
+        return iter([content])  # a single row
     rows = list(content.values())
     if rows and all(isinstance(row, dict) for row in rows) and _has_all(rows[0], reading):
         return iter(rows)  # pandas' index
@@ -242,13 +242,13 @@ def _has_all(row: dict[str, Any], reading: Reading) -> bool:
 def _columns(lists: dict[str, list[Any]], file: SourceFile) -> Iterator[Any]:
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} has {count:,}" for name, count in lengths.items())
-        raise UserError(f"{file.uri}: its columns are of unequal length: {told} values")
+        counts = ", ".join(f"{name} has {count:,}" for name, count in lengths.items())
+        raise UserError(f"{file.uri}: its columns are of unequal length: {counts} values")
     return (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
 
 
 def _squad(articles: list[Any]) -> Iterator[Any]:
-    """Rajpurkar et al. 2016: articles of paragraphs of questions, each with all of its answers."""
+    """Rows of SQuAD (Rajpurkar et al. 2016): articles, paragraphs, questions with all answers."""
     for article in articles:
         for paragraph in _list_of(article, "paragraphs"):
             for question in _list_of(paragraph, "qas"):
@@ -263,11 +263,11 @@ def _squad(articles: list[Any]) -> Iterator[Any]:
 
 
 def _list_of(content: Any, name: str) -> list[Any]:
-    """What an object lists under a name; what is no such object is a bad row."""
+    """The list under a name of an object; anything else is a bad row."""
     if not isinstance(content, dict):
         return [content]
-    found = content.get(name)
-    return found if isinstance(found, list) else []
+    listed = content.get(name)
+    return listed if isinstance(listed, list) else []
 
 
 JSONL = Format("jsonl", ("jsonl", "ndjson"), _check, _rows)

@@ -1,5 +1,5 @@
-"""Text files that belong together line by line: a column each. No format of its own: the job
-names each file with its column."""
+"""Parallel text files: each file is a column, and equal line numbers are a row. This is no format:
+the job names each file with its column."""
 
 import itertools
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 
 
 def check_parallel(file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where no file is given for a column, or one of the files is no text."""
+    """Raises UserError if a column has no file, or a file is no text."""
     files = (file, *file.beside)
     check_names([dict.fromkeys(each.column for each in files)], file.uri, reading, "")
     for each in files:
@@ -24,7 +24,7 @@ def check_parallel(file: SourceFile, reading: Reading) -> None:
 
 
 def read_parallel(file: SourceFile, reading: Reading) -> Rows:
-    """A row from the same line of each file."""
+    """Rows from the same line of each file."""
     files = (file, *file.beside)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_text(each, reading)) for each in files]
@@ -50,7 +50,7 @@ def read_parallel(file: SourceFile, reading: Reading) -> Rows:
 
 
 def _blank_tail(files: tuple[SourceFile, ...], rest: list[Any], equal: int) -> Note:
-    """What to tell of the file that has blank lines behind the last line of another.
+    """The note on a file with blank lines after the last line of another file.
 
     Raises:
         UserError: where these lines are not all blank.

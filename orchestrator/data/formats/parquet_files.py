@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 1024
 
 
 def _check(file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where a file's schema shows that it cannot be read."""
+    """Raises UserError if a file's schema shows that it cannot be read."""
     with file.open_whole(HEAD) as stream:
         _opened(stream, file, reading)
 
@@ -49,8 +49,8 @@ def _rows(file: SourceFile, reading: Reading) -> Rows:
 def _opened(
     stream: Any, file: SourceFile, reading: Reading
 ) -> tuple[pyarrow.parquet.ParquetFile, dict[str, pa.DataType]]:
-    """The file, and the columns that are to be read, with their types."""
-    if not stream.peek(4).startswith(b"PAR"):  # PAR1, or PARE where it is encrypted
+    """The file, and the columns to read with their types."""
+    if not stream.peek(4).startswith(b"PAR"):  # PAR1, or PARE if it is encrypted
         raise UserError(
             f"{file.uri}: is no parquet file, which begins with PAR1: its name or data.format says "
             f"otherwise, or it is damaged"
@@ -58,7 +58,7 @@ def _opened(
     try:
         table = pyarrow.parquet.ParquetFile(stream)
         schema = table.schema_arrow
-        # A row of types, nested ones as objects, is looked up like a row of values.
+        # Look up a row of types, with nested types as objects, like a row of values.
         row: dict[str, Any] = {field.name: nested(field.type) for field in schema}
     except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         raise damaged(file.uri, error) from error
@@ -85,7 +85,7 @@ def _opened(
 def _batched(
     table: pyarrow.parquet.ParquetFile, names: list[str], file: SourceFile
 ) -> Iterator[dict[str, Any] | str]:
-    """Rows of some columns, or why one is none."""
+    """Rows of some columns, and bad rows."""
     batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
     while True:
         try:

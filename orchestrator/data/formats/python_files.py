@@ -10,7 +10,7 @@ from orchestrator.errors import UserError, first_line
 
 
 def _rows(file: SourceFile, reading: Reading) -> Rows:
-    """One row, decoded as the file declares (PEP 263)."""
+    """One row: the file, decoded as it declares (PEP 263)."""
     try:
         with tokenize.open(file.uri) as stream:
             yield 1, {reading.text_column: stream.read()}

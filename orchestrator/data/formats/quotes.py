@@ -1,4 +1,5 @@
-"""Rows that a stray quote swallows: the parser takes all up to the next quote for one field.
+"""Detects rows that a stray quote swallows: a parser takes them, up to the next quote, for one
+field.
 
 No rule of csv forbids such a record, but its lines look like rows of the table themselves.
 """
@@ -8,12 +9,12 @@ from dataclasses import dataclass, field
 from orchestrator.data.reading import Note
 from orchestrator.errors import UserError
 
-SHARE = 0.8  # of a record's lines that look like rows
-FEWEST = 4  # lines that must look so where no column of values can be compared
-RARE = 0.01  # of the records: where more of them have several lines, such texts are usual
-FEWEST_LINES = 20  # of a table, of which one can say what is rare
-LONG = 50  # lines of a record that are told of
-MOST_VALUES, LONGEST_VALUE = 10_000, 200  # values that are remembered, and characters of one
+SHARE = 0.8  # share of a record's lines that look like rows
+FEWEST = 4  # the fewest such lines if there is no column of values to compare
+RARE = 0.01  # share of records; if more of them have several lines, such texts are normal
+FEWEST_LINES = 20  # the fewest lines of a table in which something can be rare
+LONG = 50  # lines of a record that is worth a note
+MOST_VALUES, LONGEST_VALUE = 10_000, 200  # values that are kept, and characters of each
 MEND = (
     "close the quote or double it, or set data.quoted: false where no field stands in quotes "
     "(true, where this is one field)"
@@ -22,7 +23,7 @@ MEND = (
 
 @dataclass
 class _Values:
-    """What stands in a column of the rows of one line."""
+    """The values of a column in records of one line."""
 
     seen: set[str] = field(default_factory=set)
     are_numbers: bool = True
@@ -45,25 +46,26 @@ class _Suspect:
     row: int
     first: int
     last: int
-    rows: list[list[str]]  # of the lines that look like rows, what stands in the columns of values
+    rows: list[list[str]]  # the columns of values of the lines that look like rows
     ends_fit: bool  # the first and the last line look like rows, too
-    is_quoted: bool  # the lines behind the first one begin with a quote
+    is_quoted: bool  # the lines after the first one begin with a quote
 
 
 class Swallowed:
-    """Looks at a table's records, in their order, and judges them at its end."""
+    """Collects a table's records, in order, and judges them at the end."""
 
     def __init__(self, delimiter: str, width: int, places: list[int], is_meant: bool) -> None:
-        """`places` are of the columns of values; `is_meant`, that quotes are as they are to be."""
+        """`places` are the indices of columns of values; `is_meant` says that all quotes are
+        intended."""
         self._delimiter, self._width, self._is_meant = delimiter, width, is_meant
         self._values = {place: _Values() for place in places}
         self._suspects: list[_Suspect] = []
         self._records = self._long_records = self._lines = 0
         self._longest = (0, 0)
-        self._all_quoted = True  # the rows of one line all begin with a quote
+        self._all_quoted = True  # whether all records of one line begin with a quote
 
     def add(self, fields: list[str], row: int, first: int, lines: list[str]) -> None:
-        """A record, the number of its row, and its lines with the number of the first."""
+        """Add a record with its row number, its lines, and the number of the first line."""
         self._records += 1
         self._lines += len(lines)
         if len(lines) == 1:
@@ -87,12 +89,12 @@ class Swallowed:
             )
 
     def holds_row(self, lines: list[str]) -> bool:
-        """Whether one of a record's lines could be a row."""
+        """Whether a line of a record could be a row."""
         split = (line.rstrip("\r\n").split(self._delimiter) for line in lines)
         return self._width > 1 and any(len(row) == self._width for row in split)
 
     def judge(self, uri: str) -> list[Note]:
-        """What to tell of the longest record, and of records that may be rows.
+        """Notes on the longest record, and on records that may be rows.
 
         Raises:
             UserError: where a record is rows that a quote has swallowed, naming its lines.
@@ -111,7 +113,7 @@ class Swallowed:
             more = f", and {len(few) - 1} more such rows" if few[1:] else ""
             notes.append(Note(uri, f"{where}, and look like rows{more}: if they are, {MEND}"))
         count, first = self._longest[0], -self._longest[1]
-        # In one column, nothing else tells a text of several lines from rows.
+        # With one column, nothing else distinguishes a text of several lines from rows.
         is_odd = self._width == 1 and count > 1 and self._is_rare() and not self._is_meant
         is_odd = is_odd and self._lines >= FEWEST_LINES
         if count > LONG or is_odd:
@@ -132,8 +134,8 @@ class Swallowed:
         return self._is_rare() and suspect.ends_fit and lines >= FEWEST
 
     def _may_be_rows(self, suspect: _Suspect) -> bool:
-        """Whether a record could be rows, where no column of values tells: there is none, or too
-        few rows are left to compare it with."""
+        """Whether a record could be rows, if columns of values cannot decide: there are none, or
+        too few rows to compare with."""
         lines = suspect.last - suspect.first + 1
         is_judged = any(v.seen for v in self._values.values()) and lines <= self._records
         if is_judged or self._is_unlike_rows(suspect):
@@ -141,7 +143,7 @@ class Swallowed:
         return self._is_rare() and suspect.ends_fit
 
     def _is_unlike_rows(self, suspect: _Suspect) -> bool:
-        """Whether all rows of one line begin with a quote, and these lines do not."""
+        """Whether all records of one line begin with a quote, but these lines do not."""
         return self._all_quoted and self._records > self._long_records and not suspect.is_quoted
 
     def _is_rare(self) -> bool:
@@ -149,14 +151,14 @@ class Swallowed:
 
 
 def opened(lines: list[str], delimiter: str) -> int:
-    """Which of a record's lines, from 0, opened the quotes that are open at the end of them."""
+    """The index of the line in a record that opened the quote which is open at the end."""
     found, is_open, is_start, was_quote = 0, False, True, False
     for number, line in enumerate(lines):
         for character in line:
             if is_open:
                 if character == '"':
                     is_open, was_quote = False, True
-            elif character == '"' and was_quote:  # a doubled one
+            elif character == '"' and was_quote:  # a doubled quote
                 is_open, was_quote = True, False
             elif character == '"' and is_start:
                 found, is_open, is_start = number, True, False
@@ -170,4 +172,4 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return text == text.strip()  # not the words and numbers of a text: "eggs, 2"
+    return text == text.strip()  # excludes words and numbers of a text, such as "eggs, 2"

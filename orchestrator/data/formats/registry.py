@@ -1,4 +1,4 @@
-"""The formats of source files: a new one is a file beside this one, and a line here."""
+"""The source formats. A new format is a file beside this one, and a line here."""
 
 from orchestrator.data.formats import json_files, parquet_files, python_files, tables, texts
 from orchestrator.data.formats.format import Format
@@ -18,10 +18,10 @@ FORMATS: dict[str, Format] = {
 
 
 def offered() -> list[str]:
-    """The names of the formats that a job may name, in the order of the list above."""
+    """The names of formats for `data.format`, in the order above."""
     return [each.name for each in FORMATS.values() if each.is_offered]
 
 
 def format_of(suffix: str) -> Format | None:
-    """The format of files whose names end so, in lower case and without `.`."""
+    """The format of files with a suffix, in lower case and without `.`."""
     return next((f for f in FORMATS.values() if f.is_offered and suffix in f.suffixes), None)

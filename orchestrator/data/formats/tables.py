@@ -18,11 +18,11 @@ from orchestrator.errors import UserError
 
 HEAD = Head(refused=PAGES + OBJECTS)
 MAX_FIELD = 1 << 28  # characters of one field
-FIRST_LINES = 20  # that are looked at for how the table is written
+FIRST_LINES = 20  # from which the dialect is detected
 
 
 def _check(file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where a table's head shows that it cannot be read."""
+    """Raises UserError if a table's head shows that it cannot be read."""
     csv.field_size_limit(MAX_FIELD)
     with open_text(file, reading, HEAD, newline="") as (text, _):
         head = _head(lines_of(text, file, reading))
@@ -46,13 +46,13 @@ def _rows(file: SourceFile, reading: Reading) -> Rows:
 
 
 def _head(lines: Iterator[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The first numbered lines, from the first one on that is not blank."""
+    """The first lines with their numbers, from the first that is not blank."""
     begun = itertools.dropwhile(lambda numbered: not numbered[1].strip(), lines)
     return list(itertools.islice(begun, FIRST_LINES))
 
 
 class _Lines:
-    """Lines for the csv parser that keeps those of the record at hand."""
+    """Lines for the csv parser; keeps the lines of the current record."""
 
     def __init__(self, lines: Iterator[tuple[int, str]]) -> None:
         self._lines = lines
@@ -85,7 +85,7 @@ class _Table:
         } - {MISSING}
         places = [dialect.names.index(name) for name in values]
         is_meant = reading.quoted is True
-        self._row = 0  # the number of the row at hand
+        self._row = 0  # the number of the current row
         self._swallowed = Swallowed(dialect.delimiter, len(dialect.names), places, is_meant)
 
     def rows(self) -> Rows:
@@ -127,12 +127,12 @@ class _Table:
             )
             yield 0, Note(uri, f"{where} skipped")
         if left_quoted:
-            told = f"{left_quoted:,} fields stand in quotes with doubled quotes inside"
-            yield 0, Note(uri, f"{told}, and are taken as they are: set data.quoted: true")
+            text = f"{left_quoted:,} fields stand in quotes with doubled quotes inside"
+            yield 0, Note(uri, f"{text}, and are taken as they are: set data.quoted: true")
         yield from ((0, note) for note in self._swallowed.judge(uri))
 
     def _decoded(self, row: dict[str, str]) -> dict[str, str] | BadRow:
-        """The row, or why it is none where a column that is read has bytes that are no text."""
+        """The row, or a bad row if a column that is read could not be decoded."""
         for column in self._reading.columns:
             name = self._reading.name(column)
             value = row.get(name, "")
@@ -162,7 +162,8 @@ class _Table:
         return BadRow(self._file.uri, lines.first, reason)
 
     def _broken(self, error: csv.Error) -> BadRow:
-        """A record that is no csv; a bad row where it is certain that the next line is another."""
+        """The result for an invalid record: a bad row if the next line is certainly another
+        record."""
         lines, uri = self._lines, self._file.uri
         if "unexpected end" in str(error):
             line = lines.first + opened(lines.record, self._dialect.delimiter)

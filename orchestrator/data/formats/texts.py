@@ -1,4 +1,4 @@
-"""txt files: a row is a line, or a document, as the task or `data.lines` says."""
+"""txt files: a row is a line or a document, as the task or `data.lines` says."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SPACE = re.compile(r"\s")
 
 
 def check_one_column(file: SourceFile, reading: Reading) -> None:
-    """Raises UserError where a task needs more than the one column that a text file has."""
+    """Raises UserError if a task needs more than the single column of a text file."""
     lacking = [column for column in reading.needed if reading.name(column) != reading.text_column]
     if lacking:
         raise UserError(
@@ -47,7 +47,7 @@ def _lines(file: SourceFile, reading: Reading) -> Rows:
 
 
 def _documents(file: SourceFile, reading: Reading) -> Rows:
-    """A document a file; a long one is cut at the first blank line past its limit."""
+    """One document per file; a long file is cut at the first blank line after the limit."""
     limit = reading.max_document_bytes
     document: list[str] = []
     size = 0
@@ -70,7 +70,7 @@ def _documents(file: SourceFile, reading: Reading) -> Rows:
 
 
 def _pieces(text: TextIO, limit: int) -> Iterator[tuple[int, str, bool]]:
-    """Numbered lines, and whether a document may end there: at blank lines.
+    """Lines with their numbers, and whether a document may end there: at blank lines.
 
     A line that is longer than a document may be comes in pieces, cut at spaces.
     """
@@ -94,7 +94,7 @@ def _size(text: str) -> int:
 
 
 def _cut(text: str, limit: int) -> int:
-    """Where to cut a text: behind the first space past `limit` bytes."""
+    """The position at which to cut a text: after the first space past `limit` bytes."""
     sample = text[: 4 * limit]
     most = len(sample) * limit // _size(sample)
     space = SPACE.search(text, max(most, 1), 4 * most)

@@ -10,12 +10,12 @@ from orchestrator.data.arrow_types import is_list, is_value
 from orchestrator.data.kinds.kind import Kind
 from orchestrator.data.kinds.values import read_value
 
-SQUAD_AS_TEXT = re.compile(r"""\{\s*['"](?:text|answer_start)['"]\s*:""")  # by a csv export
-TEXTS, STARTS_IN = "text", "answer_start"  # of SQuAD's objects
+SQUAD_AS_TEXT = re.compile(r"""\{\s*['"](?:text|answer_start)['"]\s*:""")  # written by csv exports
+TEXTS, STARTS_IN = "text", "answer_start"  # keys of SQuAD's objects
 
 
 def _read_answers(value: Any, encoding: str | None) -> list[str]:
-    """The texts; none for an unanswerable question."""
+    """The answers as texts; an empty list for an unanswerable question."""
     try:
         value = _unwrapped(value, TEXTS)
     except KeyError:
@@ -28,7 +28,7 @@ def _read_answers(value: Any, encoding: str | None) -> list[str]:
 
 
 def _read_starts(value: Any, encoding: str | None) -> list[int]:
-    """Numbers of characters; none where a row has none."""
+    """Positions in characters; an empty list if a row has none."""
     try:
         value = _unwrapped(value, STARTS_IN)
     except KeyError:
@@ -59,13 +59,13 @@ def _hold_values(type_: Any, name: str) -> bool:
         inside = _unwrapped(type_, name)
     except KeyError:
         return False
-    if isinstance(inside, list):  # of objects: one, which stands for all of them
+    if isinstance(inside, list):  # a list of objects: one represents all of them
         inside = inside[0]
     return is_value(inside.value_type if is_list(inside) else inside)
 
 
 def _unwrapped(content: Any, name: str) -> Any:
-    """What an object, or each object of a list, has under a name; anything else as it is.
+    """The value under a name, of an object or of each object of a list; other values unchanged.
 
     Raises:
         KeyError: where one object alone has no such name.

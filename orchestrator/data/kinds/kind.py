@@ -1,4 +1,4 @@
-"""What a kind of column is: where a file has it, what a task gets of it, what it cannot be."""
+"""The interface of a kind of column: where files have it, and how its values are read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ class Kind:
     column can hold the kind, by its type, a struct being an object of types (`arrow_types.py`).
     """
 
-    name: str  # as tasks have it in `columns`
-    noun: str  # as messages name it: "a value"
+    name: str  # in `Task.columns`
+    noun: str  # in messages: "a value"
     read: Callable[[Any, str | None], Any]
     suits: Callable[[Any], bool]
     mend: str  # what to do about a parquet column of another type
-    is_required: bool = False  # null makes a bad row, except in an optional column
-    is_short: bool = False  # no value goes over several lines of a csv file
-    is_plural: bool = False  # found as `answers`, too, where the column is called `answer`
-    inside: str | None = None  # found in the objects of a column of this other kind, too
-    blank: str | bytes = ""  # in the cleaned column of a row that is set aside
+    is_required: bool = False  # null makes a bad row, unless the column is optional
+    is_short: bool = False  # no value has several lines in a csv file
+    is_plural: bool = False  # also found as `answers` if the column is `answer`
+    inside: str | None = None  # also found inside the objects of a column of this kind
+    blank: str | bytes = ""  # the value in rows that are set aside
 
 
 def type_name(value: Any) -> str:
-    """What a value is, as a message names it."""
+    """The type of a value for messages."""
     return NAMES.get(type(value), type(value).__name__)

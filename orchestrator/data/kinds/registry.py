@@ -1,4 +1,4 @@
-"""The kinds of columns: a new one is a file beside this one, and a line here."""
+"""The kinds of columns. A new kind is a file beside this one, and a line here."""
 
 from orchestrator.data.kinds import answers, texts, values
 from orchestrator.data.kinds.kind import Kind
@@ -16,7 +16,7 @@ KINDS: dict[str, Kind] = {
 
 
 def check_kinds(columns: dict[str, str]) -> None:
-    """Raises UserError where a task's column is of a kind that nobody knows."""
+    """Raises UserError if a task's column has an unknown kind."""
     for column, kind in columns.items():
         if kind not in KINDS:
             advice = did_you_mean(kind, KINDS) or f"known are {', '.join(KINDS)}"

@@ -1,4 +1,4 @@
-"""`text`: a text alone. Paragraphs, or the lines of a poem, may come as a list."""
+"""`text`: a text. A list of texts, such as paragraphs or lines, is joined."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`value`: a text, a number or a truth value, as text; blank where a row has none."""
+"""`value`: a text, a number or a truth value, as text; blank if a row has none."""
 
 import math
 from decimal import Decimal
@@ -10,7 +10,7 @@ from orchestrator.data.undecoded import valid
 
 
 def read_value(value: Any, encoding: str | None) -> str:
-    """A value as text. Null and NaN, pandas' null, are blank.
+    """A value as text. Null and NaN (pandas' null) are blank.
 
     Raises:
         ValueError: where it is a list, say.
@@ -18,7 +18,7 @@ def read_value(value: Any, encoding: str | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
-        return "true" if value else "false"  # as JSON has it
+        return "true" if value else "false"  # as in JSON
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Decimal):
