@@ -128,7 +128,7 @@ def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--port", type=int, help="port to listen on (default: 8600)")
     parser.add_argument(
         "--token",
-        help="what a browser is asked for; made and printed where others can reach the address; "
+        help="the page asks for it; one is made and printed if the address is not local; "
         "ORCHESTRATOR_DASHBOARD_TOKEN does the same and is not in the list of processes",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

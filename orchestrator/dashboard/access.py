@@ -25,7 +25,7 @@ ASK = "open the address that `orchestrator dashboard` printed, or the one with y
 class Guard:
     """Middleware in front of every route.
 
-    `token`: asked for, where there is one. `hosts`: the names under which this server may be
+    `token`: asked for if it is not None. `hosts`: the names under which this server may be
     addressed, None for any. A page of another site can let its own name lead to 127.0.0.1, and
     then read answers as if they were its own; only the Host header tells.
     """

@@ -20,9 +20,10 @@ import yaml
 from orchestrator.dashboard.catalog import FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError, last_line
-from orchestrator.job.file import parse_value, read_plain
+from orchestrator.job.file import read_plain
 from orchestrator.job.job import Job
 from orchestrator.job.task_registry import TASKS
+from orchestrator.job.yaml_text import parse_value
 from orchestrator.progress import STAGES
 from orchestrator.run import find_storage
 from orchestrator.storage.folder import Folder
@@ -94,7 +95,7 @@ class Resumer:
         `shown` is the command and the directory that the viewer agreed to.
 
         Raises:
-            UserError: where it cannot be started from here, with the command, or ended at once.
+            UserError: if it cannot be started from here, with the command, or ended at once.
         """
         if sweep.record is not None and sweep.record.state == "finished":
             raise UserError(f"{sweep.run}/{sweep.name}: is finished: there is nothing to resume")
@@ -154,7 +155,7 @@ def _check_is_safe(start: Start, run: FollowedRun) -> None:
     """Raises UserError unless the command runs no code of its folder and writes only to this run.
 
     Raises:
-        UserError: where the job is another run's, or its task's code is none of this installation.
+        UserError: if the job is another run's, or its task is not installed here.
     """
     directory = Path(start.directory)
     job, *overrides = _positionals(start.arguments[1:])

@@ -15,7 +15,7 @@ from orchestrator.tune.records import SWEEP_FILE
 STAGE_FOLDER = re.compile(r"(prepare|tune|train|evaluate)-[0-9a-f]{12}(-[0-9a-f]+)?")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # as a job's name
 PAUSE = 2.0  # seconds between two listings of folders on a disk
-PAUSE_ELSEWHERE = 10.0  # and elsewhere, where a listing is a request that may cost money
+PAUSE_ELSEWHERE = 10.0  # on other storage, whose listings may cost money
 
 
 class Throttle:
@@ -80,7 +80,7 @@ class FollowedRun:
                 try:
                     self._holder = lease.holder(self.folder)
                 except (OSError, StageError) as error:
-                    self._holder = f"a process that cannot be told: {first_line(error)}"
+                    self._holder = f"an unknown process: {first_line(error)}"
             return self._holder
 
     def is_live(self, sweep: FollowedSweep) -> bool:

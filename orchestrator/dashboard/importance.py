@@ -41,6 +41,6 @@ def importance(record: SweepRecord, trials: list[Trial]) -> dict[str, float]:
         space = {key: Domain.model_validate(domain) for key, domain in record.space.items()}
         shares = importances(space, Metric(record.metric, record.mode), known)
     except Exception as error:  # the page then lacks this chart only
-        log.warning("the importance of parameters cannot be told: %s", error)
+        log.warning("cannot compute the importance of parameters: %s", error)
         return {}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))

@@ -29,7 +29,7 @@ def serve(
     the given one, or one that is made here.
 
     Raises:
-        UserError: where there is no such storage, or the address is taken.
+        UserError: if there is no such storage, or the address is taken.
     """
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise UserError(f"token: has {len(token)} characters: give at least {SHORTEST_TOKEN}")

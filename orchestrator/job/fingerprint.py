@@ -22,7 +22,7 @@ def fingerprint(job: Job, stage: Stage, inputs: str = "") -> str:
     """
     whole = job.model_dump(mode="json")
     unseen = {"checkpoint_every", "profile_steps"}
-    if not job.train.deterministic:  # with it, its cuts are where the sums are taken
+    if not job.train.deterministic:  # if it is, micro-batches decide how sums round
         unseen.add("micro_batch_size")
     trained = {k: v for k, v in whole["train"].items() if k not in unseen}
     read = {k: v for k, v in whole["data"].items() if k != "max_bad_rows"}

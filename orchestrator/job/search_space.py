@@ -89,7 +89,7 @@ class TuneConfig(StrictSection):
         None, gt=0, description="time budget of the whole sweep, however many trials it allows"
     )
     search: Literal["auto", "grid", "random", "tpe"] = Field(
-        "auto", description="auto: grid where it fits into the trials, else tpe of Optuna"
+        "auto", description="auto: grid if it fits into the trials, else tpe of Optuna"
     )
     scheduler: Literal["asha", "median", "pbt", "none"] = Field(
         "asha", description="what stops bad trials early, or has them go on from better ones"

@@ -23,7 +23,7 @@ class TrainConfig(StrictSection):
     epochs: float | None = Field(
         None,
         gt=0,
-        description="the time budget ends after so many passes over the training split, too",
+        description="passes over the training split after which the time budget ends early",
     )
     global_batch_size: int = Field(32, ge=1, description="samples a step, over all workers")
     micro_batch_size: int = Field(
@@ -34,30 +34,37 @@ class TrainConfig(StrictSection):
     )
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup_steps: int = Field(40, ge=0, description="steps of linear warm-up")
-    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the cosine ends, times lr")
+    min_lr_ratio: float = Field(
+        0.0, ge=0, le=1, description="last rate of the cosine, as a share of lr"
+    )
     betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays")
     weight_decay: float = Field(0.1, ge=0, description="of the matrices inside the blocks")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: the one in which a step of this model is the faster, measured"
+        "auto",
+        description="auto: the one that is measured to be faster for this model",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of the weights and of the sample order")
     deterministic: bool = Field(
         False, description="the same bits for any number of workers; costs memory and traffic"
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="torch.compile; auto: where the plan says that it pays for itself"
+        "auto", description="torch.compile; auto: if it saves more time than it takes, by the plan"
     )
     spike_sigmas: float = Field(
-        6.0, ge=0, description="a loss this far above its usual spread is skipped; 0: none is"
+        6.0,
+        ge=0,
+        description="skip a step whose loss is so many usual spreads too high; 0: never",
     )
     eval_every: int | None = Field(
-        None, ge=1, description="steps between validations, each with a checkpoint; a tenth of all"
+        None,
+        ge=1,
+        description="steps between validations, each with a checkpoint; default: a tenth of all",
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between further checkpoints: the most that is ever lost"
+        None, ge=1, description="steps between further checkpoints: the most that a failure loses"
     )
-    eval_rows: int = Field(128, ge=1, description="validation samples looked at each time")
+    eval_rows: int = Field(128, ge=1, description="samples of each validation")
     profile_steps: int = Field(
         0, ge=0, le=20, description="steps to record with torch's profiler, after each start"
     )
@@ -72,7 +79,7 @@ class TrainConfig(StrictSection):
 
     @property
     def budget_minutes(self) -> float:
-        """The time budget where `steps` is not given."""
+        """The time budget if `steps` is not given."""
         return self.minutes if self.minutes is not None else 5.0
 
 
@@ -83,7 +90,7 @@ class ServeConfig(StrictSection):
     host: str = Field("127.0.0.1", description="address that the endpoint listens on")
     port: int = Field(8000, ge=1, le=65_535, description="port that the endpoint listens on")
     route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9_./-]*$", description="path before /v1")
-    max_tokens: int = Field(64, ge=1, description="tokens generated where a request does not say")
+    max_tokens: int = Field(64, ge=1, description="tokens to generate if a request does not say")
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 503"
     )
@@ -97,7 +104,8 @@ class ClusterConfig(StrictSection):
     """The `cluster:` section of a job."""
 
     workers: Workers | tuple[Workers, Workers] = Field(
-        1, description="training processes; or [fewest, most], as the cluster has room for"
+        1,
+        description="training processes; or [fewest, most], as many as the cluster has room for",
     )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and so threads, of each")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")

@@ -73,7 +73,7 @@ class Artifact(BaseModel):
         """The artifact in this folder, or None if no stage has finished one.
 
         Raises:
-            StageError: where a manifest is there and cannot be read.
+            StageError: if there is a manifest that cannot be read.
         """
         try:
             content = folder.read(MANIFEST)
@@ -92,7 +92,7 @@ class Artifact(BaseModel):
         """The artifact in this folder, which another process has finished.
 
         Raises:
-            StageError: where it is missing or damaged.
+            StageError: if it is missing or damaged.
         """
         artifact = cls.load(folder)
         if artifact is None:

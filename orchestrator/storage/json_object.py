@@ -12,8 +12,8 @@ LFS = b"version https://git-lfs"  # the content of a file that git has not fetch
 def read_object(folder: Folder, name: str) -> dict[str, Any]:
     """
     Raises:
-        FileNotFoundError: where there is no such file.
-        UserError: where it cannot be read, or is no JSON object.
+        FileNotFoundError: if there is no such file.
+        UserError: if it cannot be read, or is no JSON object.
     """
     try:
         content = folder.read(name)

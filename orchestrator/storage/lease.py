@@ -41,7 +41,7 @@ def hold(folder: Folder, name: str) -> Iterator[None]:
 
     Raises:
         UserError: naming the holder.
-        StageError: in place of whatever the block raised, where another run took the lease over.
+        StageError: if another run took the lease over, whatever the block itself raised.
     """
     with contextlib.ExitStack() as stack:
         try:

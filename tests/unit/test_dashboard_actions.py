@@ -17,7 +17,8 @@ from orchestrator.dashboard.actions import Start, overrides_text, training_comma
 from orchestrator.dashboard.catalog import Catalog, FollowedRun
 from orchestrator.dashboard.sweep import FollowedSweep
 from orchestrator.errors import UserError
-from orchestrator.job.file import load_job, parse_value
+from orchestrator.job.file import load_job
+from orchestrator.job.yaml_text import parse_value
 from orchestrator.storage import lease
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder

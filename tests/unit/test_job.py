@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.job.file import load_job, parse_value
+from orchestrator.job.file import load_job
 from orchestrator.job.fingerprint import fingerprint
 from orchestrator.job.job import Job
 from orchestrator.job.schema import json_schema
+from orchestrator.job.yaml_text import parse_value
 from orchestrator.progress import STAGES, Stage
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
