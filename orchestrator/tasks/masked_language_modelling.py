@@ -116,7 +116,7 @@ class MaskedLanguageModelling(Task[TextProcessor]):
         if not hidden_BT.any():
             return None
         shown_BT = torch.where(hidden_BT, first["mask"].long()[:, None], tokens_BT)
-        guesses = model(shown_BT, real_BT, asked_BT=hidden_BT).argmax(-1).tolist()
+        guesses = model(shown_BT, real_BT, selected_BT=hidden_BT).argmax(-1).tolist()
         tokens, places = tokens_BT[0].tolist(), hidden_BT[0].nonzero()[:SHOWN, 0].tolist()
         pieces, words = [], []
         begins = [0, *[place + 1 for place in places[:-1]]]

@@ -15,7 +15,7 @@ from orchestrator.data.shards import ShardReader
 from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.job import Job
-from orchestrator.prepare import stage
+from orchestrator.prepare import buckets, stage
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
 from tests.integration.conftest import Silent, tiny_job, write_texts
@@ -126,7 +126,7 @@ def test_the_shards_do_not_depend_on_the_blocks_that_were_read(
 def test_an_interrupted_preparation_continues_with_the_missing_buckets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "MIN_BUCKET_BYTES", 10_000)  # several buckets
+    monkeypatch.setattr(buckets, "MIN_BUCKET_BYTES", 10_000)  # several buckets
     write_texts(tmp_path / "data")
     whole = run_prepare(tmp_path)
     folder = whole.folder.local_path
