@@ -26,6 +26,9 @@ CUDA_CONTEXT = 600e6  # on the GPU, before the first tensor; not in `max_memory_
 # fp32 buffers of logits that a CPU's heap holds in the end. Three are in use at once; glibc cannot
 # use the holes of two others, from which small blocks were cut.
 LOGIT_BUFFERS = {"cpu": 5, "cuda": 3}
+# Backward passes of a block take so many times what it keeps: gradients of these, and their
+# temporaries. Those of the logits are freed by then.
+BLOCK_GRADIENTS = 1.5
 HEAP = {"cpu": 1.05, "cuda": 1.03}  # times what is allocated: holes that fit nothing
 
 
@@ -58,7 +61,8 @@ def worker_memory(
     model, train = job.model, job.train
     optimizer = float(optimizer_bytes(parameters, train))
     saved = activation_bytes(model, shape, precision, device)
-    logits = logit_bytes(model, parameters, shape, device)
+    gradients = BLOCK_GRADIENTS * activation_bytes(model, shape, precision, device, block=True)
+    logits = max(logit_bytes(model, parameters, shape, device), gradients)
     copies = BF16 * parameters.maps if precision == "bf16" else 0
     parts = {
         "weights": float(FP32 * parameters.total + parameters.buffers),
@@ -105,24 +109,29 @@ def logit_bytes(
     return float(LOGIT_BUFFERS[device] * FP32 * tokens * parameters.vocab_size)
 
 
-def activation_bytes(model: ModelConfig, shape: Shape, precision: str, device: str = "cpu") -> float:
-    """What the embeddings and blocks of both stacks keep for the backward pass."""
+def activation_bytes(
+    model: ModelConfig, shape: Shape, precision: str, device: str = "cpu", block: bool = False
+) -> float:
+    """What the embeddings and blocks of both stacks keep for the backward pass; with `block`, what
+    the largest block keeps."""
     kept = Kept(model, BF16 if precision == "bf16" else FP32, device)
-    total = 0.0
-    if shape.source:
-        length = shape.source
+    around, blocks = 0.0, {0.0: 0}
+    if length := shape.source:
+        tokens = shape.rows * length
         layer = kept.self_attention(length, padded=True) + kept.feed_forward()
-        around = kept.around(ends_in_memory=model.family == "encoder_decoder")
-        total += shape.rows * length * (model.num_layers * layer + around)
-    if shape.target:
-        length = shape.target
-        layer = kept.self_attention(length, padded=False) + kept.feed_forward()
-        total += shape.rows * length * (model.layers_to_decode * layer + kept.around())
+        blocks[tokens * layer] = model.num_layers
+        around += tokens * kept.around(ends_in_memory=model.family == "encoder_decoder")
+    if length := shape.target:
+        tokens = shape.rows * length
+        layer = tokens * (kept.self_attention(length, padded=False) + kept.feed_forward())
         if model.family == "encoder_decoder":
             asked, remembered = kept.cross_attention(length, shape.source)
-            crossing = length * asked + shape.source * remembered
-            total += shape.rows * model.layers_to_decode * crossing
-    return total
+            layer += tokens * asked + shape.rows * shape.source * remembered
+        blocks[layer] = model.layers_to_decode + blocks.get(layer, 0)
+        around += tokens * kept.around()
+    if block:
+        return max(blocks)
+    return around + sum(layers * layer for layer, layers in blocks.items())
 
 
 class Kept:
@@ -187,10 +196,7 @@ class Kept:
     def feed_forward(self) -> float:
         """Norm, and the activation's input and output; a gate has four such vectors."""
         model = self.model
-        if model.is_gated:
-            vectors = 4
-        else:
-            vectors = 1 if model.activation == "relu" else 2
+        vectors = 4 if model.is_gated else 1 if model.activation == "relu" else 2
         hidden = self.width * model.feed_forward_width * vectors
         return self.norm(readers=2 if model.is_gated else 1) + hidden + self.dropout()
 

@@ -102,12 +102,12 @@ def _shape(job: Job, rows: Rows, columns: list[str], batches: Batches) -> Shape:
     longest = {name: max(int(np.max(values)), 1) for name, values in lengths.items()}
     if job.model.family == "encoder_decoder" and {"source_length", "target_length"} <= set(columns):
         # The decoder reads a target without its last token.
-        return Shape(
-            len(rows), longest["source_length"], max(longest["target_length"] - 1, 1)
-        )
+        return Shape(len(rows), longest["source_length"], max(longest["target_length"] - 1, 1))
     most = min(max(longest.values()), job.model.max_seq_len)
     if job.model.family == "encoder_decoder":
         return Shape(len(rows), most, most)
-    return Shape(len(rows), source=most) if job.model.family == "encoder" else Shape(
-        len(rows), target=most
+    return (
+        Shape(len(rows), source=most)
+        if job.model.family == "encoder"
+        else Shape(len(rows), target=most)
     )
