@@ -64,6 +64,8 @@ def report(plan: "Plan") -> dict[str, Any]:
     content["total_tokens"] = plan.total_tokens
     content["misfits"] = [str(misfit) for misfit in plan.misfits]
     del content["shapes"]
+    if plan.calibration is not None:
+        del content["calibration"]["shapes"]
     return {"prediction": True, **content}
 
 

@@ -66,6 +66,7 @@ class Plan:
     checkpoints: Checkpointing
     scale: list[Scaled]  # the job's own number of workers first
     misfits: list[Misfit]
+    calibration: Calibration | None
 
     @property
     def total_tokens(self) -> float:
@@ -146,6 +147,7 @@ def make_plan(
             for count in dict.fromkeys((*job.cluster.range, *asked.scale))
         ],
         misfits=misfits(job, parameters, the_shapes, machines, (precision, compiled)),
+        calibration=calibration,
     )
 
 
