@@ -60,7 +60,7 @@ def plan_table(job: "Job", plan: "Plan", run: "Run") -> Table:
 def memory_table(plan: "Plan") -> Table:
     """A worker's memory by part."""
     memory, shape = plan.memory, plan.shapes.largest
-    kind = "as prepared" if plan.shapes.measured else "all as long as they can be"
+    kind = "as long as the data's" if plan.shapes.measured else "all as long as they can be"
     where = "GPU memory" if memory.host else "memory"
     table = Table(title=f"{where} of a worker, predicted", title_justify="left", show_header=False)
     for name, count in memory.parts.items():
@@ -144,7 +144,7 @@ def assumptions(job: "Job", plan: "Plan", asked: "Asked") -> list[str]:
     limit = asked.machines.most_workers(job.cluster)
     if limit is not None and any(row.workers > limit for row in plan.scale):
         lines.append(f"{asked.machines.where} has room for {limit:,} workers, and not for more.")
-    return [*lines, *asked.machines.notes]
+    return [*lines, *asked.machines.notes, *plan.notes]
 
 
 def size(count: float) -> str:

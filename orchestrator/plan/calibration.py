@@ -57,11 +57,15 @@ def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
             "prepared": prepared.folder.uri,
             "vocab_size": vocab_size,
         }
-        threads = str(job.cluster.cpus_per_worker)
+        environment = {
+            "OMP_NUM_THREADS": str(job.cluster.cpus_per_worker),
+            # A task of the user's is imported from where this process found it.
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-P", "-m", __name__],
             input=json.dumps(request),
-            env={**os.environ, **_kept_memory(), "OMP_NUM_THREADS": threads},
+            env={**os.environ, **_kept_memory(), **environment},
             capture_output=True,
             text=True,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.data.source_file import SourceFile
 from orchestrator.data.sources import total_bytes
+from orchestrator.errors import StageError, first_line
 from orchestrator.job.cost import compiles, train_seconds
 from orchestrator.job.defaults import BYTES_PER_TOKEN
 from orchestrator.job.job import Job
@@ -67,6 +68,7 @@ class Plan:
     scale: list[Scaled]  # the job's own number of workers first
     misfits: list[Misfit]
     calibration: Calibration | None
+    notes: list[str]
 
     @property
     def total_tokens(self) -> float:
@@ -79,9 +81,12 @@ def make_plan(
     """Derive a plan without touching Ray."""
     config, workers = job.train, job.cluster.fewest_workers
     source_bytes = total_bytes(files)
-    parameters = count(job, prepared)
-    calibration = asked.calibration
-    the_shapes = shapes(job, prepared, workers)
+    calibration, notes = asked.calibration, []
+    try:
+        parameters, the_shapes = count(job, prepared), shapes(job, prepared, workers)
+    except (OSError, StageError) as error:
+        notes.append(f"the prepared data cannot be read, and is assumed: {first_line(error)}")
+        parameters, the_shapes = count(job, None), shapes(job, None, workers)
     if calibration is not None and not the_shapes.measured:
         the_shapes = calibration.shapes
     flops = worker_step_flops(job, parameters, the_shapes)
@@ -148,6 +153,7 @@ def make_plan(
         ],
         misfits=misfits(job, parameters, the_shapes, machines, (precision, compiled)),
         calibration=calibration,
+        notes=notes,
     )
 
 

@@ -111,7 +111,8 @@ def stage_times(
     times.append(_train_time(job, shapes, step, compiled, speed.validation))
     row = sum(step_flops(job, parameters, shape) for shape in shapes.steps[0])
     row *= FORWARD / sum(shape.rows for shape in shapes.steps[0])
-    rows = prepared.rows("test") if prepared is not None else None
+    tested = [] if prepared is None else prepared.splits.get("test", [])
+    rows = sum(shard.rows for shard in tested) if prepared is not None else None
     times.append(_evaluate_time(job, rows, row / speed.flops))
     times.append(StageTime("serve", SERVE_START, "until the endpoint answers"))
     return times
