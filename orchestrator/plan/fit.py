@@ -96,7 +96,9 @@ def largest(
     """The largest micro-batch that fits; if none does, the largest size of the model."""
 
     def with_rows(rows: int) -> bool:
-        return fits(worker_memory(job, parameters, replace(shape, rows=rows), *mode))
+        return fits(
+            worker_memory(_at_once(job, rows), parameters, replace(shape, rows=rows), *mode)
+        )
 
     fewest, too_many = 0, shape.rows
     while too_many - fewest > 1:
@@ -111,13 +113,19 @@ def largest(
         with torch.device("meta"):
             model = smaller.build_task().build_model(parameters.vocab_size, parameters.num_outputs)
         counted = count_model(model, parameters.vocab_size, parameters.num_outputs)
-        one_row = worker_memory(smaller, counted, replace(shape, rows=1), *mode)
+        one_row = worker_memory(_at_once(smaller, 1), counted, replace(shape, rows=1), *mode)
         if counted.total < parameters.total and fits(one_row):
             return (
                 f"not one row fits; model.size={size} with train.micro_batch_size=1 is the largest "
                 "that does"
             )
     return "not one row fits, of no size of the model"
+
+
+def _at_once(job: Job, rows: int) -> Job:
+    """The job with micro-batches of so many rows."""
+    train = job.train.model_copy(update={"micro_batch_size": rows})
+    return job.model_copy(update={"train": train})
 
 
 def _sized(job: Job, size: str) -> Job:

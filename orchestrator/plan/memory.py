@@ -5,7 +5,7 @@ compares the sum with the tensors that a real model saves. docs/plan.md has the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.job.job import Job
 from orchestrator.job.sections import TrainConfig
@@ -64,13 +64,17 @@ def worker_memory(
     gradients = BLOCK_GRADIENTS * activation_bytes(model, shape, precision, device, block=True)
     logits = max(logit_bytes(model, parameters, shape, device), gradients)
     copies = BF16 * parameters.maps if precision == "bf16" else 0
+    kept, logits = HEAP[device] * (saved + copies), logits + data_bytes(shape)
     parts = {
         "weights": float(FP32 * parameters.total + parameters.buffers),
         "gradients": float(gradient_bytes(parameters, train, shape.rows)),
         "optimizer": optimizer,
-        "activations": HEAP[device] * (saved + copies),
-        "data and logits": logits + data_bytes(shape),
+        "activations": kept,
+        "data and logits": logits,
     }
+    validation = HEAP[device] * validation_bytes(job, parameters, shape, precision) + copies
+    if validation > kept + logits:  # validations may have more rows at once
+        parts["validation"] = validation - kept - logits
     snapshot = FP32 * parameters.total + optimizer
     process = BASE + BASE_OF_RAY + (COMPILER if compiled else 0)
     if device == "cuda":
@@ -107,6 +111,20 @@ def logit_bytes(
     if model.family == "encoder":
         tokens = math.ceil(MASKED_SHARE * tokens)
     return float(LOGIT_BUFFERS[device] * FP32 * tokens * parameters.vocab_size)
+
+
+def validation_bytes(job: Job, parameters: Parameters, shape: Shape, precision: str) -> float:
+    """What a validation takes, whose rows are as long: one block at a time, and the logits.
+
+    In bf16 these are there as they are, in fp32, and as logarithms.
+    """
+    device = "cuda" if job.cluster.gpus_per_worker else "cpu"
+    share = math.ceil(job.train.eval_rows / job.cluster.fewest_workers)
+    rows = replace(shape, rows=min(share, job.train.micro_batch_size))
+    block = activation_bytes(job.model, rows, precision, device, block=True)
+    buffers = 2.5 if precision == "bf16" else 2.0
+    logits = logit_bytes(job.model, parameters, rows, device) / LOGIT_BUFFERS[device]
+    return block + buffers * logits
 
 
 def activation_bytes(
