@@ -47,6 +47,7 @@ def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
         UserError: if the data cannot be read, or holds too little.
         StageError: if the steps fail.
     """
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="orchestrator-plan-") as folder:
         vocab_size = None
         if prepared is None:
@@ -73,7 +74,7 @@ def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
         raise StageError(f"--calibrate: ten steps failed here: {last_line(done.stderr)}")
     figures = json.loads(done.stdout.splitlines()[-1])
     steps = tuple(tuple(Shape(**shape) for shape in step) for step in figures.pop("shapes"))
-    return Calibration(**figures, shapes=Shapes(steps, measured=True))
+    return Calibration(**figures, shapes=Shapes(steps, measured=True), load=load)
 
 
 def _kept_memory() -> dict[str, str]:

@@ -13,7 +13,7 @@ from orchestrator.job.search_space import TuneConfig
 from orchestrator.plan.fit import Misfit, misfits
 from orchestrator.plan.goodput import Checkpointing, checkpointing
 from orchestrator.plan.machines import Machines
-from orchestrator.plan.memory import Memory, worker_memory
+from orchestrator.plan.memory import Memory, Mode, worker_memory
 from orchestrator.plan.parameters import Parameters, count
 from orchestrator.plan.scale import Costs, Scaled, Work, scaled
 from orchestrator.plan.shapes import Shapes, shapes
@@ -28,6 +28,9 @@ from orchestrator.plan.speed import (
     worker_step_flops,
 )
 from orchestrator.storage.artifact import PreparedData
+
+OPEN_SHARDS = 16  # of a `ShardReader`
+MAX_SHARD = 64e6  # bytes, about: of a bucket
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ def make_plan(
     if calibration is not None:
         reason = f"measured: {calibration.steps} steps of {calibration.seconds:.3g} s here"
         speed = Speed(flops / calibration.seconds, reason, calibration.validation_seconds)
-    precision, why = choose_precision(job, the_shapes, parameters, compiled, calibration)
-    memory = worker_memory(job, parameters, the_shapes.largest, precision, compiled)
+    precision, why = choose_precision(job, the_shapes, parameters, calibration)
+    mode = Mode(precision, compiled, mapped_bytes(source_bytes, prepared))
+    memory = worker_memory(job, parameters, the_shapes.largest, mode)
     step = flops / speed.flops
     steps = train_steps(job, step)
     samples, estimated = _samples(job, prepared, source_bytes)
@@ -151,7 +155,7 @@ def make_plan(
             scaled(work, machines, asked.costs, count)
             for count in dict.fromkeys((*job.cluster.range, *asked.scale))
         ],
-        misfits=misfits(job, parameters, the_shapes, machines, (precision, compiled)),
+        misfits=misfits(job, parameters, the_shapes, machines, mode),
         calibration=calibration,
         notes=notes,
     )
@@ -161,7 +165,6 @@ def choose_precision(
     job: Job,
     the_shapes: Shapes,
     parameters: Parameters,
-    compiled: bool,
     calibration: Calibration | None,
 ) -> tuple[str, str]:
     """The precision to plan with, and why: measured, named, or the one that takes more memory."""
@@ -172,11 +175,19 @@ def choose_precision(
     if job.cluster.gpus_per_worker:
         return "bf16", "assumed: the training times both"
     taken = {
-        name: worker_memory(job, parameters, the_shapes.largest, name, compiled).total
+        name: worker_memory(job, parameters, the_shapes.largest, Mode(name)).total
         for name in ("fp32", "bf16")
     }
     most = max(taken, key=lambda name: taken[name])
     return most, "assumed, as it takes more memory: the training times both"
+
+
+def mapped_bytes(source_bytes: int, prepared: PreparedData | None) -> float:
+    """The bytes of the shards that a reader keeps open. Tokens have two bytes each."""
+    if prepared is None:
+        return min(2.0 * source_bytes / BYTES_PER_TOKEN, OPEN_SHARDS * MAX_SHARD)
+    sizes = sorted(shard.bytes for shard in prepared.splits.get("train", []))
+    return float(sum(sizes[-OPEN_SHARDS:]))
 
 
 def _samples(job: Job, prepared: PreparedData | None, source_bytes: int) -> tuple[int, bool]:

@@ -42,6 +42,7 @@ class Calibration:
     validation_seconds: float
     peak_bytes: int  # of the process without Ray
     shapes: Shapes
+    load: float  # the load average before
 
 
 @dataclass(frozen=True)
