@@ -91,11 +91,16 @@ class Host:
         _run("ip", "link", "set", f"{self.name}b", "up")
 
     def run(
-        self, command: str, check: bool = True, timeout: float = 120
+        self, command: str, check: bool = True, text: str = ""
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a shell command on the host, over ssh."""
+        """Run a shell command on the host, over ssh, with `text` as its input."""
         done = subprocess.run(
-            [*self.ssh(), command], capture_output=True, text=True, timeout=timeout, check=False
+            [*self.ssh(), command],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         if check and done.returncode:
             raise RuntimeError(f"{self.name}: {command}: {done.stdout}{done.stderr}")

@@ -81,6 +81,16 @@ class Laptop:
         self._ray("up", "--yes", "--no-config-cache", str(self.config))
         self.wait_for_nodes(len(self.network.hosts))
 
+    def start_ray(self) -> None:
+        """Run the start commands of `on_prem.yaml` on hosts that have Ray, without `ray up`."""
+        config = yaml.safe_load(self.config.read_text())
+        for host in self.network.hosts:
+            host.run("mkdir -p ~/.ray; cat > ~/.ray/auth_token", text=self.token)
+            is_head = host is self.head
+            commands = config[f"{'head' if is_head else 'worker'}_start_ray_commands"]
+            command = commands[-1].replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
+            host.run(f"export RAY_HEAD_IP={self.head.address}; {command}")
+
     def restart_head(self) -> None:
         """Start Ray on a head that was rebooted, without its setup."""
         self._ray("up", "--yes", "--restart-only", "--no-config-cache", str(self.config))
@@ -124,6 +134,19 @@ class Laptop:
         """Ask the head's dashboard."""
         headers = {"Authorization": f"Bearer {self.token}"} if token else {}
         return httpx.get(f"http://127.0.0.1:{self._port}{path}", headers=headers, timeout=20)
+
+    def worker_hosts(self, state: str) -> list[Host]:
+        """The hosts that have a Ray Train worker in this state."""
+        nodes, actors = self._listed("nodes"), self._listed("actors")
+        addresses = {node["node_id"]: node["node_ip"] for node in nodes}
+        workers = [actor for actor in actors if actor["class_name"].endswith("RayTrainWorker")]
+        found = {addresses.get(actor["node_id"]) for actor in workers if actor["state"] == state}
+        return [host for host in self.network.hosts if host.address in found]
+
+    def _listed(self, what: str) -> list[dict[str, Any]]:
+        answer = self.get(f"/api/v0/{what}?detail=1&limit=1000").json()
+        result: list[dict[str, Any]] = answer["data"]["result"]["result"]
+        return result
 
     def submit(self, *arguments: str) -> Job:
         """`ray job submit` of an orchestrator's command."""

@@ -55,16 +55,6 @@ def finish(job: Job, seconds: float = 150) -> None:
     assert job.wait(seconds) == "SUCCEEDED", job.log()[-3000:]
 
 
-def worker_hosts(laptop: Laptop, state: str) -> list[Host]:
-    """The hosts of the Ray Train workers in this state."""
-    nodes = laptop.get("/api/v0/nodes?limit=100").json()["data"]["result"]["result"]
-    addresses = {node["node_id"]: node["node_ip"] for node in nodes}
-    actors = laptop.get("/api/v0/actors?detail=1&limit=1000").json()["data"]["result"]["result"]
-    workers = [a for a in actors if a["class_name"].endswith("RayTrainWorker")]
-    found = {addresses.get(a["node_id"]) for a in workers if a["state"] == state}
-    return [host for host in laptop.network.hosts if host.address in found]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(laptop: Laptop) -> dict[str, str]:
     """The files of the last checkpoint of a training that nothing disturbs."""
@@ -77,7 +67,7 @@ def test_a_submitted_job_trains_on_several_hosts_and_serves(laptop: Laptop) -> N
     with laptop.tunnel():
         job = laptop.submit(*RUN, *WORKERS)
         finish(job, 300)
-        assert len(worker_hosts(laptop, "DEAD")) >= 2
+        assert len(laptop.worker_hosts("DEAD")) >= 2
         assert "the endpoint stays deployed" in job.log()
     with laptop.endpoint() as url:
         assert wait_for("an answer", 20, lambda: completes(url))
@@ -116,7 +106,7 @@ def test_a_worker_host_dies_in_training(
     with laptop.tunnel():
         job = submit_slow(laptop, "host-dies")
         wait_for_step(laptop, job, "host-dies", chance.randrange(20, 160))
-        victim = worker_hosts(laptop, "ALIVE")[-1]
+        victim = laptop.worker_hosts("ALIVE")[-1]
         assert victim is not laptop.head
         victim.kill()
         started = time.monotonic()
@@ -137,7 +127,7 @@ def test_a_partition_of_ten_seconds(
     with laptop.tunnel():
         job = submit_slow(laptop, name)
         wait_for_step(laptop, job, name, chance.randrange(20, 160))
-        victim = laptop.head if cut_off == "head" else worker_hosts(laptop, "ALIVE")[-1]
+        victim = laptop.head if cut_off == "head" else laptop.worker_hosts("ALIVE")[-1]
     with cut(victim):
         time.sleep(10)
     with laptop.tunnel():
