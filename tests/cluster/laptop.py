@@ -71,6 +71,7 @@ class Laptop:
         given |= {"HOME": str(self.folder), "PATH": f"{BIN}:{os.environ['PATH']}"}
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | given
         self._port = free_port()
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=20)
 
     @property
     def head(self) -> Host:
@@ -133,7 +134,7 @@ class Laptop:
     def get(self, path: str, token: bool = True) -> httpx.Response:
         """Ask the head's dashboard."""
         headers = {"Authorization": f"Bearer {self.token}"} if token else {}
-        return httpx.get(f"http://127.0.0.1:{self._port}{path}", headers=headers, timeout=20)
+        return self._client.get(path, headers=headers)
 
     def worker_hosts(self, state: str) -> list[Host]:
         """The hosts that have a Ray Train worker in this state."""
@@ -193,7 +194,7 @@ def wait_for(what: str, seconds: float, look: Callable[[], T | None]) -> T:
         if result:
             return result
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 def weights(run: Path) -> dict[str, str]:

@@ -181,13 +181,12 @@ def load(url: str) -> Iterator[list[int]]:
 
     def ask() -> None:
         body = {"prompt": "import", "max_tokens": 4}
-        while not done.is_set():
-            try:
-                answers.append(
-                    httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code
-                )
-            except httpx.HTTPError:
-                answers.append(0)
+        with httpx.Client(timeout=30) as client:
+            while not done.is_set():
+                try:
+                    answers.append(client.post(f"{url}/v1/completions", json=body).status_code)
+                except httpx.HTTPError:
+                    answers.append(0)
 
     thread = threading.Thread(target=ask)
     thread.start()
