@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Compared:
     seconds: tuple[float, float]  # of the train stage
     step: float  # seconds, calibrated
     precision: tuple[str, str]
+    parts: dict[str, float]  # seconds until the workers began, until the last checkpoint, the rest
 
     @property
     def memory_error(self) -> float:
@@ -164,7 +166,22 @@ def compare(name: str, steps: int, folder: Path, machine: Machine) -> Compared:
         seconds=(seconds, manifest["seconds"]),
         step=plan["calibration"]["seconds"],
         precision=(plan["precision"], manifest["precision"]),
+        parts=parts_of(events),
     )
+
+
+def parts_of(events: list[dict[str, Any]]) -> dict[str, float]:
+    """The seconds of the parts of a train stage, by its events."""
+    at = {
+        event["event"]: datetime.fromisoformat(event["time"]).timestamp()
+        for event in events
+        if event["stage"] == "train"
+    }
+    return {
+        "start": round(at["began"] - at["started"], 1),
+        "steps": round(at["checkpoint"] - at["began"], 1),
+        "end": round(at["finished"] - at["checkpoint"], 1),
+    }
 
 
 def measured(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -24,6 +26,7 @@ from orchestrator.data.source_file import SourceFile
 from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job.cost import compiles
 from orchestrator.job.job import Job
+from orchestrator.job.sections import ClusterConfig
 from orchestrator.learn.directive import Directive
 from orchestrator.learn.fit import fit
 from orchestrator.learn.memory import peak_memory
@@ -41,7 +44,10 @@ SAMPLE_ROWS = 20_000
 
 
 def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) -> Calibration:
-    """Time ten steps of one of the job's workers, with the rows that it would have.
+    """Time ten steps of the job's workers, with the rows that each would have.
+
+    As many workers run at once as this machine has cores for, since they slow each other down. They
+    do not exchange gradients. The slowest counts.
 
     Raises:
         UserError: if the data cannot be read, or holds too little.
@@ -58,23 +64,38 @@ def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
             "prepared": prepared.folder.uri,
             "vocab_size": vocab_size,
         }
-        environment = {
-            "OMP_NUM_THREADS": str(job.cluster.cpus_per_worker),
-            # A task of the user's is imported from where this process found it.
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        }
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-P", "-m", __name__],
-            input=json.dumps(request),
-            env={**os.environ, **_kept_memory(), **environment},
-            capture_output=True,
-            text=True,
-        )
+        count = workers_at_once(job.cluster)
+        with ThreadPoolExecutor(count) as pool:
+            by_worker = list(pool.map(partial(_time_in_a_process, job), [request] * count))
+    figures = max(by_worker, key=lambda each: float(each["seconds"]))
+    timed, shapes = _read(figures.pop("timed")), _read(figures.pop("shapes"))
+    return Calibration(**figures, workers=count, timed=timed, shapes=shapes, load=load)
+
+
+def workers_at_once(sizes: ClusterConfig) -> int:
+    """How many of the job's workers this machine has cores for; on GPUs one, as they share none."""
+    if sizes.gpus_per_worker:
+        return 1
+    return max(min(sizes.fewest_workers, (os.cpu_count() or 1) // sizes.cpus_per_worker), 1)
+
+
+def _time_in_a_process(job: Job, request: dict[str, Any]) -> dict[str, Any]:
+    environment = {
+        "OMP_NUM_THREADS": str(job.cluster.cpus_per_worker),
+        # A task of the user's is imported from where this process found it.
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-P", "-m", __name__],
+        input=json.dumps(request),
+        env={**os.environ, **_kept_memory(), **environment},
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise StageError(f"--calibrate: ten steps failed here: {last_line(done.stderr)}")
-    figures = json.loads(done.stdout.splitlines()[-1])
-    timed, shapes = _read(figures.pop("timed")), _read(figures.pop("shapes"))
-    return Calibration(**figures, timed=timed, shapes=shapes, load=load)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _read(steps: list[list[dict[str, int]]]) -> Shapes:

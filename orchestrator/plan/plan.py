@@ -154,7 +154,10 @@ def _speed(
     """A worker's speed: measured, or by a table."""
     if calibration is not None:
         flops = worker_step_flops(job, parameters, calibration.timed)
-        reason = f"measured: {calibration.steps} steps of {calibration.seconds:.3g} s here"
+        reason = (
+            f"measured: {calibration.steps} steps of {calibration.seconds:.3g} s here, "
+            f"{calibration.workers} workers at once"
+        )
         return Speed(flops / calibration.seconds, reason, calibration.validation_seconds)
     placed = machines.place(job.cluster, job.cluster.fewest_workers)
     return assumed_speed(job, placed[0].accelerator if placed else None)

@@ -33,10 +33,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ten steps of one worker's share of a job took here."""
+    """What ten steps of a worker's share of a job took here."""
 
     seconds: float  # of a step, the median
     steps: int
+    workers: int  # that ran at once
     precision: str
     reason: str  # why this precision; empty where the job names it
     validation_seconds: float

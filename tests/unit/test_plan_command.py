@@ -138,6 +138,7 @@ def test_ten_steps_are_timed_before_the_data_is_prepared(
     plan = planned(capsys, "--calibrate")
     measured = plan["calibration"]
     assert measured["steps"] == 10 and 0 < measured["seconds"] < 10
+    assert measured["workers"] == 1
     assert measured["precision"] == plan["precision"]
     # The operations of a step in the measured time are the speed, and so is a step of the plan.
     assert plan["scale"][0]["step"] == pytest.approx(measured["seconds"])
