@@ -19,13 +19,12 @@ from ray._private.state import state
 from ray.core.generated import autoscaler_pb2
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.nodes import head, run_on
 from orchestrator.cluster.room import UNKNOWN_GROWTH, Growth, NodeType
 
 logger = logging.getLogger(__name__)
 
-HEAD = "node:__internal_head__"  # a resource that Ray's head has
 SECONDS = 10.0  # for the head to answer
 MONITORS = ("ray/autoscaler/_private/monitor.py", "ray/autoscaler/v2/monitor.py")
 NO_LIMIT = 2**20  # nodes
@@ -39,23 +38,10 @@ def growth(nodes: list[dict[str, Any]]) -> Growth:
         return _of_reported(reported)
     if not _may_grow():
         return Growth()
-    head = next((node for node in nodes if HEAD in node["Resources"]), None)
-    if head is None:
+    if (node := head()) is None:
         return UNKNOWN_GROWTH
-    address = ray.get_runtime_context().gcs_address
-    is_here = head["NodeID"] == ray.get_runtime_context().get_node_id()
-    its_node = NodeAffinitySchedulingStrategy(head["NodeID"], soft=False)
     try:
-        config = (
-            read_config(address)
-            if is_here
-            else ray.get(
-                ray.remote(num_cpus=0, max_retries=0)(read_config)
-                .options(scheduling_strategy=its_node)
-                .remote(address),
-                timeout=SECONDS,
-            )
-        )
+        config = run_on(node, SECONDS, read_config, ray.get_runtime_context().gcs_address)
     except (RayError, OSError, yaml.YAMLError) as error:
         logger.info("the autoscaler's settings cannot be read: %s", error)
         return UNKNOWN_GROWTH
@@ -133,4 +119,4 @@ def resource_state() -> Any:
 
 
 def _client() -> Any:
-    return ray._private.worker.global_worker.gcs_client
+    return ray._private.worker.global_worker.gcs_client  # type: ignore[attr-defined]

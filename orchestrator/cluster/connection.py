@@ -17,8 +17,9 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.autoscaler import HEAD, growth
+from orchestrator.cluster.autoscaler import growth
 from orchestrator.cluster.node_report import memory
+from orchestrator.cluster.nodes import HEAD
 from orchestrator.cluster.room import Node, Room
 from orchestrator.errors import OrchestratorError, StageError, UserError
 

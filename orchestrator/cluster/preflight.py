@@ -68,7 +68,7 @@ def check_nodes(room: Room, storage: Folder, sources: Sequence[str]) -> Checked:
 
 def spread(nodes: Sequence[Node], most: int) -> list[Node]:
     """At most so many of the nodes: of each size some, and those as far apart as possible."""
-    ordered = sorted(nodes, key=lambda node: (sorted(node.resources.get(k, 0) for k in KINDS)))
+    ordered = sorted(nodes, key=lambda node: sorted(node.resources.get(k, 0) for k in KINDS))
     if len(ordered) <= most:
         return ordered
     return [ordered[number * len(ordered) // most] for number in range(most)]
@@ -145,7 +145,9 @@ def _check_reports(reports: Reports, storage: Folder) -> None:
     """Raises UserError for the first kind of problem that a node reports."""
     ours = node_report.versions()
     for name, own in ours.items():
-        if named := _first((n, r["versions"][name]) for n, r in reports if r["versions"][name] != own):
+        if named := _first(
+            (n, r["versions"][name]) for n, r in reports if r["versions"][name] != own
+        ):
             raise UserError(_other_version(name, own, *named))
     if named := _first((node, report["storage"]) for node, report in reports if report["storage"]):
         where, problem = named

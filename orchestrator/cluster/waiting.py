@@ -34,7 +34,7 @@ def waits_shown(
 
     Args:
         bundle: the resources of each process, by Ray's names.
-        needed: how many of them must have their place for the stage to go on; 0: none waits.
+        needed: how many of them must run at once for the stage to go on; 0 while they do.
     """
     ended = threading.Event()
 
@@ -42,7 +42,8 @@ def waits_shown(
         shown = False
         while not ended.wait(SECONDS):
             try:
-                text = _waits_for(bundle) if needed() else ""
+                lacking = needed()
+                text = _waits_for(bundle, lacking) if lacking else ""
             except Exception as error:  # the control store may restart; the stage reports its own
                 logger.info("cannot see what waits: %s", error)
                 continue
@@ -66,20 +67,27 @@ class _Use:
     free: float
     ours: float
 
+    @property
+    def others(self) -> float:
+        return max(self.total - self.free - self.ours, 0.0)
 
-def _waits_for(bundle: Resources) -> str:
+
+def _waits_for(bundle: Resources, needed: int) -> str:
     """What processes with these resources wait for, as in `2 more CPUs: 4 of 8 are used by other
-    jobs`; empty if none waits."""
+    jobs`; empty if none waits, or if they wait only for others of this job."""
     status = resource_state()
     asked = _waiting(status, bundle)
     nodes = [node for node in status.node_states if node.status != DEAD]
     missing = asked - sum(copies_on(dict(node.available_resources), bundle) for node in nodes)
     if missing <= 0:
         return ""
+    missing = min(missing, needed)
     kinds = {kind: amount for kind, amount in bundle.items() if amount > 0}
     uses = {kind: _use(nodes, kind) for kind in kinds}
     kind = min(kinds, key=lambda kind: uses[kind].free / kinds[kind])
     use, amount = uses[kind], missing * kinds[kind]
+    if not use.others and use.ours >= needed * kinds[kind]:
+        return ""
     where = " on one node" if missing == 1 and kinds[kind] > 1 else ""
     text = f"{amount:g} more {_named(kind, amount)}{where}: {_described(use)}"
     if autoscaling_state().infeasible_gang_resource_requests:
@@ -88,9 +96,8 @@ def _waits_for(bundle: Resources) -> str:
 
 
 def _described(use: _Use) -> str:
-    others = max(use.total - use.free - use.ours, 0.0)
-    if others:
-        return f"{others:g} of {use.total:g} are used by other jobs"
+    if use.others:
+        return f"{use.others:g} of {use.total:g} are used by other jobs"
     if use.ours:
         return f"{use.ours:g} of {use.total:g} are used by this job"
     return f"the cluster has {use.total:g} now"

@@ -10,6 +10,7 @@ from orchestrator.job.job import Job
 
 BYTES_PER_PARAMETER = 12  # in fp32: a weight, its gradient, and one value of the optimizer
 PROCESS_BYTES = 300_000_000  # a worker before its model: Python, torch and Ray
+PLAIN_TEXT = ("txt", "py")  # formats whose bytes all become tokens; others may lose columns
 BYTES_PER_STORED_TOKEN = 2  # token ids of a small vocabulary; larger ones take twice as much
 CHECKPOINTS = 2  # are there at the same time: the newest, and the one that is being written
 
