@@ -102,7 +102,8 @@ def _deploy(run: "Run", outcome: "Outcome", cluster: "Cluster", display: Display
     address = deploy(outcome.job, outcome.prepared, outcome.training, display)
     answer, url = ask(address, job), address.url
     checkpoint = f"{outcome.training.folder}/{outcome.training.best_checkpoint}"
-    run.record_endpoint(url, checkpoint, address.ip if address.is_local else "")
+    far = address.is_local and not cluster.started_here
+    run.record_endpoint(url, checkpoint, address.ip if far else "")
     seconds = time.monotonic() - started
     display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
     engine = engine_of(job.build_task())

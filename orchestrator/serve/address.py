@@ -4,6 +4,7 @@ Ray Serve listens on the nodes that run replicas, and on the head. The command m
 """
 
 import ipaddress
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,17 @@ def address_of(
     if nodes == 1:
         return Address(f"http://{LOCALHOST}{path}", node, ip, True, elsewhere)
     return Address(f"http://{_in_url(ip)}{path}", node, ip, _is_loopback(ip), "")
+
+
+def why_not_free(host: str, port: int) -> str:
+    """Why this machine cannot listen on this address; empty if it can."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,7 +1,6 @@
 """Deploys the best checkpoint on Ray Serve, and asks the endpoint for a first answer."""
 
 import logging
-import socket
 import time
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job.job import Job
 from orchestrator.job.needs import replica_resources
 from orchestrator.progress import Progress
-from orchestrator.serve.address import Address, find_address
+from orchestrator.serve.address import Address, find_address, why_not_free
 from orchestrator.serve.endpoint import Endpoint
 from orchestrator.serve.engines import engine_of
 from orchestrator.storage.artifact import PreparedData, Training
@@ -112,21 +111,11 @@ def _require_free_port(job: Job) -> None:
     host, port = job.serve.host, job.serve.port
     if (node := head()) is None:
         return
-    if problem := run_on(node, ANSWER_SECONDS, _why_not_free, host, port):
+    if problem := run_on(node, ANSWER_SECONDS, why_not_free, host, port):
         raise UserError(
             f"serve.port = {port}: {host}:{port} cannot be used ({problem}): set serve.port to a "
             f"free one"
         )
-
-
-def _why_not_free(host: str, port: int) -> str:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or str(error)
-    return ""
 
 
 def _explained(job: Job, error: Exception) -> Exception:
