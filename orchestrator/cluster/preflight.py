@@ -4,12 +4,12 @@ Each runs a task without a CPU, which reads from storage what the driver has wri
 the driver reads. So a storage that is not shared is found before the data is prepared on it.
 """
 
-import logging
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import cloudpickle
@@ -22,11 +22,10 @@ from orchestrator.cluster.room import Node, Room
 from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.storage.folder import Folder
 
-logger = logging.getLogger(__name__)
-
 MOST_NODES = 64  # that are asked
 MOST_FILES = 5  # of the sources that are compared
 SECONDS = 20.0  # for all nodes to answer
+T = TypeVar("T")
 PACKAGES = {"ray": "Ray"}  # as users write their names
 
 
@@ -66,15 +65,17 @@ def check_nodes(room: Room, storage: Folder, sources: Sequence[str]) -> Checked:
     return Checked(replace(room, nodes=tuple(_with_memory(n, memory) for n in room.nodes)), notes)
 
 
-def spread(nodes: Sequence[Node], most: int) -> list[Node]:
-    """At most so many of the nodes: of each size some, and those as far apart as possible."""
-    ordered = sorted(nodes, key=lambda node: sorted(node.resources.get(k, 0) for k in KINDS))
-    if len(ordered) <= most:
-        return ordered
-    return [ordered[number * len(ordered) // most] for number in range(most)]
+def spread(nodes: Iterable[Node], most: int) -> list[Node]:
+    """At most so many of the nodes, from the smallest to the largest."""
+    kinds = ("GPU", "CPU", "memory")
+    return some(sorted(nodes, key=lambda n: [n.resources.get(kind, 0) for kind in kinds]), most)
 
 
-KINDS = ("CPU", "GPU", "memory")
+def some(sequence: Sequence[T], most: int) -> list[T]:
+    """At most so many of a sequence, from its first to its last."""
+    if len(sequence) <= most:
+        return list(sequence)
+    return [sequence[number * (len(sequence) - 1) // (most - 1)] for number in range(most)]
 
 
 def _works(node: Node) -> bool:
@@ -183,17 +184,8 @@ def _other_version(name: str, own: str, where: str, theirs: str) -> str:
     return f"{has}, this command {own}: {mend}"
 
 
-def some(paths: Sequence[str], most: int) -> list[str]:
-    """At most so many of the paths, from the first to the last."""
-    if len(paths) <= most:
-        return list(paths)
-    return [paths[number * (len(paths) - 1) // (most - 1)] for number in range(most)]
-
-
 def check_disk(storage: Folder, needed: int, what: str) -> None:
     """Raises UserError where a local storage has not `needed` bytes left. `what` says for what."""
-    import shutil
-
     if storage.local_path is None or not needed:
         return
     try:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from orchestrator.errors import UserError
 
 Resources = Mapping[str, float]  # by Ray's names: CPU, GPU, memory (bytes), and custom ones
-UNITS = {"CPU": "CPU", "GPU": "GPU", "memory": "bytes of memory"}
 ROUNDING = 1e-6
 
 
@@ -145,4 +144,10 @@ def gigabytes(size: float) -> str:
 
 
 def _in_words(bundle: Resources) -> str:
-    return " and ".join(f"{value:g} {UNITS.get(kind, kind)}" for kind, value in bundle.items())
+    return " and ".join(f"{value:g} {unit(kind, value)}" for kind, value in bundle.items())
+
+
+def unit(kind: str, amount: float) -> str:
+    """A resource's name beside a number of it: `CPUs`."""
+    plural = "s" if kind in ("CPU", "GPU") and amount != 1 else ""
+    return kind + plural

@@ -15,7 +15,7 @@ import ray
 from ray._private.internal_api import node_stats
 
 from orchestrator.cluster.autoscaler import autoscaling_state, resource_state
-from orchestrator.cluster.room import Resources, copies_on
+from orchestrator.cluster.room import Resources, copies_on, unit
 from orchestrator.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _waits_for(bundle: Resources, needed: int) -> str:
     if not use.others and use.ours >= needed * kinds[kind]:
         return ""
     where = " on one node" if missing == 1 and kinds[kind] > 1 else ""
-    text = f"{amount:g} more {_named(kind, amount)}{where}: {_described(use)}"
+    text = f"{amount:g} more {unit(kind, amount)}{where}: {_described(use)}"
     if autoscaling_state().infeasible_gang_resource_requests:
         text += "; the autoscaler has no kind of node that it could add for this"
     return text
@@ -150,9 +150,3 @@ def _used_by_this_job(kind: str) -> float:
                     for slot in held.resource_slots
                 )
     return used
-
-
-def _named(kind: str, amount: float) -> str:
-    if kind in ("CPU", "GPU"):
-        return kind + ("s" if amount != 1 else "")
-    return f"of {kind!r}"
