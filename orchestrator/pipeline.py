@@ -47,14 +47,21 @@ A = TypeVar("A", bound=Artifact)
 
 def check_room(job: Job, room: Room) -> None:
     """Raises UserError if the job's workers or its replicas do not fit the cluster."""
-    each = needs.worker_resources(job)
-    groups = {"cluster.workers": job.cluster.fewest_workers}
-    if job.tune is not None:
-        groups["tune.workers"] = job.tune.workers
-    for key, count in groups.items():
-        room.check(key, count, each)
-        room.check_memory(key, count, each, needs.worker_bytes(job))
+    for key, count in _workers(job).items():
+        room.check(key, count, needs.worker_resources(job))
     room.check("serve.replicas", job.serve.replicas, needs.replica_resources(job))
+
+
+def check_memory(job: Job, room: Room) -> None:
+    """Raises UserError if the nodes have too little memory for the job's workers."""
+    for key, count in _workers(job).items():
+        room.check_memory(key, count, needs.worker_resources(job), needs.worker_bytes(job))
+
+
+def _workers(job: Job) -> dict[str, int]:
+    """The fewest workers of a training, and those of a trial, by the keys that say so."""
+    trial = {} if job.tune is None else {"tune.workers": job.tune.workers}
+    return {"cluster.workers": job.cluster.fewest_workers, **trial}
 
 
 def check_disk(run: Run) -> None:
@@ -79,11 +86,12 @@ def preflight(run: Run, cluster: Cluster, display: Display) -> None:
     Raises:
         UserError: if it cannot, naming the node.
     """
+    check_room(run.job, cluster.room)
     display.start("checking the nodes", total=None, unit="")
     unread = [] if PreparedData.load(run.prepare_folder()) is not None else run.files
     everything = [each.uri for file in unread for each in (file, *file.beside)]
     checked = check_nodes(cluster.room, run.folder, [uri for uri in everything if "://" not in uri])
-    check_room(run.job, checked.room)
+    check_memory(run.job, checked.room)
     display.finish()
     for note in checked.notes:
         display.note(note)

@@ -46,11 +46,12 @@ def run_command(options: argparse.Namespace) -> int:
         from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
         from orchestrator.forecast import forecast
-        from orchestrator.pipeline import check_room, preflight, run_stages
+        from orchestrator.pipeline import check_memory, check_room, preflight, run_stages
         from orchestrator.storage.events import read_events
 
         if (here := local_cluster()) is not None:
             check_room(job, here.room)
+            check_memory(job, here.room)
         terminal = TerminalDisplay(console)
         stack.callback(terminal.close)
         display = stack.enter_context(RecordedDisplay(terminal, run.events))
@@ -154,7 +155,7 @@ def plan_command(options: argparse.Namespace) -> int:
     job = load_job(options.job, options.overrides)
     from orchestrator.cluster.connection import local_cluster
     from orchestrator.job.plan import make_plan
-    from orchestrator.pipeline import check_inputs, check_room
+    from orchestrator.pipeline import check_inputs, check_memory, check_room
     from orchestrator.run import Run
     from orchestrator.storage.artifact import PreparedData
 
@@ -168,6 +169,7 @@ def plan_command(options: argparse.Namespace) -> int:
     print_statuses(console, statuses)
     if (here := local_cluster()) is not None:
         check_room(job, here.room)
+        check_memory(job, here.room)
     return 0
 
 

@@ -98,7 +98,10 @@ def _ask(
     """The reports of the nodes, and the nodes without one, with the reason."""
     probe = storage / f".preflight-{secrets.token_hex(8)}"
     content = secrets.token_hex(16).encode()
-    files = {path: node_report.fingerprint(path) for path in some(sources, MOST_FILES)}
+    try:
+        files = {path: node_report.fingerprint(path) for path in some(sources, MOST_FILES)}
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     cloudpickle.register_pickle_by_value(node_report)
     task: Any = ray.remote(num_cpus=0, max_retries=0)(node_report.report)
     reports, silent = [], []
