@@ -62,7 +62,10 @@ def code() -> str:
         return "none"
     folder = Path(spec.origin).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    paths = sorted(folder.rglob("*.py"))
+    if not paths:
+        return "none"
+    for path in paths:
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     from orchestrator import __version__
 

@@ -105,10 +105,7 @@ def test_storage_of_one_node_alone_is_refused_before_anything_is_prepared(
 def test_storage_that_a_node_cannot_write_is_refused(
     second: Second, room: Room, tmp_path: Path
 ) -> None:
-    with (
-        second.mounted("--bind", tmp_path, tmp_path),
-        second.mounted("-o", "remount,bind,ro", tmp_path),
-    ):
+    with second.mounted("-o", "bind,ro", tmp_path, tmp_path):
         text = refusal(room, tmp_path)
     assert f"node {SECOND} cannot write there: Read-only file system" in text
 
@@ -129,8 +126,8 @@ def test_a_source_of_one_node_alone_is_refused(second: Second, room: Room, tmp_p
 
 
 def test_another_version_of_torch_is_refused(second: Second, room: Room, tmp_path: Path) -> None:
-    (found,) = (importlib.metadata.files("torch") or [],)
-    metadata = next(Path(file.locate()) for file in found if file.name == "METADATA")
+    files = importlib.metadata.files("torch") or []
+    metadata = next(Path(str(file.locate())) for file in files if file.name == "METADATA")
     here = importlib.metadata.version("torch").split("+")[0]
     other = tmp_path / "METADATA"
     other.write_text(metadata.read_text().replace(f"Version: {here}", "Version: 1.13.1", 1))

@@ -89,5 +89,5 @@ def test_storage_too_small_for_the_data_is_refused(small_disk: Path) -> None:
     source = {"data": {"source": str(data)}, "storage": str(small_disk / "runs")}
     (small_disk / "runs" / "a").mkdir(parents=True)
     model = {"num_layers": 1, "d_model": 32, "num_heads": 2}
-    with pytest.raises(UserError, match="the prepared data and the checkpoints take about 0.1 GB"):
+    with pytest.raises(UserError, match="the prepared data and the checkpoints take"):
         check_disk(Run(make(model=model, **source)))
