@@ -177,35 +177,62 @@ ray.init(log_to_driver=False)
 @ray.remote(num_cpus=2)
 class Holder:
     def ready(self): pass
-holders = [Holder.remote() for _ in range(2)]
+holders = [Holder.remote() for _ in range(int(sys.argv[1]))]
 ray.get([holder.ready.remote() for holder in holders])
 print("held", flush=True)
 sys.stdin.readline()
 """
 
 
+class OtherJob:
+    """A job that holds `count` times 2 CPUs until it is ended."""
+
+    def __init__(self, head: Head, count: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OTHER_JOB, str(count)], env=head.environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "held\n"
+
+    def end(self) -> None:
+        self.process.communicate("\n", timeout=30)
+
+
 def test_what_waits_says_for_what(
     second: Second, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "SECONDS", 0.5)
-    shown = Shown()
-    other = subprocess.Popen(
-        [sys.executable, "-c", OTHER_JOB], env=head.environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with waits_shown(shown, {"CPU": 2.0}, lambda: 2):
-            group = ray.util.placement_group([{"CPU": 2}] * 2)
-            _until(lambda: shown.texts)
-            other.communicate("\n", timeout=30)
-            assert group.wait(30)
-            _until(lambda: shown.texts[-1] == "")
-            ray.util.remove_placement_group(group)
-    finally:
-        other.kill()
-        other.wait()
+    shown, other = Shown(), OtherJob(head, count=2)
+    with waits_shown(shown, {"CPU": 2.0}, lambda: 2):
+        group = ray.util.placement_group([{"CPU": 2}] * 2)
+        _until(lambda: shown.texts)
+        other.end()
+        assert group.wait(30)
+        _until(lambda: shown.texts[-1] == "")
+        ray.util.remove_placement_group(group)
     assert shown.texts[0] == "2 more CPUs on one node: 4 of 6 are used by other jobs"
+
+
+def test_a_stage_that_waits_says_so_in_its_log_and_goes_on(
+    second: Second, head: Head, tmp_path: Path
+) -> None:
+    write_texts(tmp_path / "data")
+    other = OtherJob(head, count=3)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "prepare", write_job(tmp_path)],
+        env=head.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert command.stdout is not None
+    lines: list[str] = []
+    for line in command.stdout:
+        lines.append(line)
+        if "waiting for 1 more CPU: 6 of 6 are used by other jobs" in line:
+            break
+    other.end()
+    rest, _ = command.communicate(timeout=60)
+    assert command.returncode == 0, "".join(lines) + rest
+    assert lines[-1].startswith("reading: 0/120 files"), "".join(lines) + rest
 
 
 def _until(holds: Any) -> None:
