@@ -191,8 +191,9 @@ def check_disk(storage: Folder, needed: int, what: str) -> None:
     """Raises UserError where a local storage has not `needed` bytes left. `what` says for what."""
     if storage.local_path is None or not needed:
         return
+    folder = next(f for f in (storage.local_path, *storage.local_path.parents) if f.exists())
     try:
-        free = shutil.disk_usage(storage.local_path).free
+        free = shutil.disk_usage(folder).free
     except OSError as error:
         raise StageError(f"storage = {storage}: {error.strerror or error}") from error
     if free < needed:
