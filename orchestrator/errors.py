@@ -19,6 +19,11 @@ class UserError(OrchestratorError):
     exit_code = 2
 
 
+class StuckError(UserError):
+    """A call that cannot be ended waits for something. The command ends without waiting for it,
+    which pyarrow would do at the process's end."""
+
+
 class JobError(UserError):
     """All problems of a job file, one per line."""
 
