@@ -21,7 +21,7 @@ def test_a_silent_storage_ends_the_command_with_one_line(tmp_path: Path) -> None
     (tmp_path / "data.txt").write_text("words and words")
     job = tmp_path / "job.yaml"
     job.write_text(
-        "{name: a, task: language_modelling, data: {source: data.txt}, "
+        f"{{name: a, task: language_modelling, data: {{source: {tmp_path}/data.txt}}, "
         "model: {num_layers: 1, d_model: 32, num_heads: 2}, storage: 's3://bucket/runs'}"
     )
     with socket.socket() as silent:
@@ -31,7 +31,7 @@ def test_a_silent_storage_ends_the_command_with_one_line(tmp_path: Path) -> None
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, "run", str(job)], cwd=tmp_path,
+            [sys.executable, "-c", COMMAND, "run", str(job)],
             env=os.environ | credentials | {"AWS_ENDPOINT_URL": endpoint},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
