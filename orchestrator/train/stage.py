@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from orchestrator.cluster.connection import here, raised_by_user_code
-from orchestrator.errors import StageError, last_line
+from orchestrator.errors import StageError, TryAgainError, last_line
 from orchestrator.job.job import Job
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
@@ -102,7 +102,7 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, follower: Foll
         }
         sizes = job.cluster
         controller: Any = ray.remote(**actor)(TrainController).remote(
-            sizes.max_failures, sizes.hang_seconds
+            sizes.max_failures, sizes.hang_seconds, ray.get_runtime_context().get_node_id()
         )
         try:
             training = controller.run.options(concurrency_group=TRAINING).remote(settings)
@@ -113,7 +113,7 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, follower: Foll
                 raise raised from error
             reason = last_line(str(error))
             if not follower.may_start_again(reason):
-                raise StageError(
+                raise TryAgainError(
                     f"Ray Train failed: {reason}; the checkpoints stay: run it again"
                 ) from error
         finally:
