@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import unittest.mock
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import OrchestratorError, StageError, UserError
+from orchestrator.errors import OrchestratorError, StageError, TryAgainError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def connect() -> Iterator[Cluster]:
 
     Raises:
         StageError: if the cluster cannot be reached or started.
+        KeyboardInterrupt: at a signal, if the handler of this process raises it.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in RAY_SETTINGS.items():
@@ -74,16 +77,18 @@ def connect() -> Iterator[Cluster]:
     else:
         _require_reachable(address)
     try:
-        context = ray.init(
-            job_config=_job_config(),
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _own_sigterm_handler():
+            context = ray.init(
+                job_config=_job_config(),
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = f"reach the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray here"
-        raise StageError(f"cannot {where}: {first}") from error
+        kind = TryAgainError if isinstance(error, ConnectionError) else StageError
+        raise kind(f"cannot {where}: {first}") from error
     try:
         _be_quiet()
         resources = ray.cluster_resources()
@@ -129,6 +134,19 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
     return None
 
 
+@contextlib.contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, if it has one.
+
+    Ray would replace it at once, by one that exits with code 15.
+    """
+    if not callable(signal.getsignal(signal.SIGTERM)):
+        yield
+        return
+    with unittest.mock.patch.object(ray._private.utils, "set_sigterm_handler"):
+        yield
+
+
 class _NoPaths(list[str]):
     """An empty list of import folders for Ray's workers, which ignores additions."""
 
@@ -169,7 +187,7 @@ def _require_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise StageError(
+        raise TryAgainError(
             f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error.strerror or error}"
         ) from error
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs
 
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import StageError, TryAgainError, UserError
+from orchestrator.storage.failures import failed
 from orchestrator.storage.files import locate, open_file, tried
 
 Parts = Sequence[bytes | memoryview]  # of a file's content, in their order
@@ -59,7 +60,7 @@ class Folder:
                 return
             _write_durably(self.local_path / name, content)
         except OSError as error:
-            raise StageError(f"cannot write {self.uri}/{name}: {_reason(error)}") from error
+            raise failed(f"cannot write {self.uri}/{name}: {_reason(error)}", error) from error
 
     def write_whole(self, files: Iterable[tuple[str, Parts]]) -> None:
         """Make this folder of names and contents, the manifest last, whole or not at all.
@@ -85,7 +86,7 @@ class Folder:
             os.rename(temporary, self.local_path)
             _sync_folder(self.local_path.parent)
         except OSError as error:
-            raise StageError(f"cannot write {path}: {_reason(error)}") from error
+            raise failed(f"cannot write {path}: {_reason(error)}", error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -108,7 +109,7 @@ class Folder:
             else:
                 self._remote.move(self._remote_path(""), renamed._remote_path(""))
         except (OSError, ValueError, NotImplementedError) as error:  # the latter two of pyarrow.fs
-            raise StageError(f"cannot rename {self} to {name}: {_reason(error)}") from error
+            raise failed(f"cannot rename {self} to {name}: {_reason(error)}", error) from error
         return renamed
 
     def read(self, name: str, *, retry: bool = True) -> bytes:
@@ -274,5 +275,7 @@ def check_writable(storage: str) -> None:
     folder = Folder(storage)
     try:
         folder.write(".writable", b"yes\n")
+    except TryAgainError as error:
+        raise TryAgainError(f"storage = {storage}: {error}") from error
     except (StageError, ValueError) as error:  # ValueError: of an unknown scheme, say
         raise UserError(f"storage = {storage}: {error}") from error

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow.fs
 
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import InUseError, StageError
+from orchestrator.storage.failures import failed
 from orchestrator.storage.folder import Folder, no_link
 
 LOCK_FILE = "lease"
@@ -40,8 +41,9 @@ def hold(folder: Folder, name: str) -> Iterator[None]:
     """Hold the run `name` in `folder`, so that a second run of that name is refused.
 
     Raises:
-        UserError: naming the holder.
-        StageError: if another run took the lease over, whatever the block itself raised.
+        InUseError: naming the holder; also if another run took the lease over, whatever the block
+            itself raised.
+        StageError: if the storage refuses.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -49,7 +51,7 @@ def hold(folder: Folder, name: str) -> Iterator[None]:
             stack.enter_context(way(folder, name))
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise StageError(f"cannot hold run {name!r} in {folder}: {error}") from error
+                raise failed(f"cannot hold run {name!r} in {folder}: {error}", error) from error
             stack.enter_context(_kept_alive(folder, name))
         yield
 
@@ -69,8 +71,8 @@ def holder(folder: Folder) -> str | None:
     return claim.holder if claim is not None and _is_fresh(folder) else None
 
 
-def _refused(name: str, holder: str, advice: str = "") -> UserError:
-    return UserError(
+def _refused(name: str, holder: str, advice: str = "") -> InUseError:
+    return InUseError(
         f"run {name!r} is in use by {holder}: wait for it, or give this one another name{advice}"
     )
 
@@ -144,7 +146,7 @@ def _kept_alive(folder: Folder, name: str) -> Iterator[None]:
         except (Exception, KeyboardInterrupt) as error:
             if heart.successor is None:
                 raise
-            raise StageError(f"run {name!r} was taken over by {heart.successor}") from error
+            raise InUseError(f"run {name!r} was taken over by {heart.successor}") from error
     finally:
         heart.stop()
         with contextlib.suppress(OSError):

@@ -92,12 +92,26 @@ def test_a_second_run_of_the_same_name_is_refused(
     start_up = time.monotonic() - started
     started = time.monotonic()
     commands.append(Command(job, head.environment))
-    output = commands[1].end(code=2)
+    output = commands[1].end(code=75)
     seconds = time.monotonic() - started
     print(f"\nrefused after {seconds:.1f} s, of which {start_up:.1f} s to start up")
     assert f"in use by process {commands[0].process.pid}" in output
     assert seconds - start_up < 2
     commands[0].end()
+
+
+def test_a_storage_that_is_away_may_be_back_later(job: Job, commands: list[Command]) -> None:
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    away = job.override({"storage": "s3://bucket/away"})
+    command = [sys.executable, "-m", "orchestrator", "prepare"]
+    path = Path(job.storage) / "away.yaml"
+    path.write_text(away.model_dump_json(exclude_none=True))
+    done = subprocess.run(
+        [*command, str(path)], env=own_ray() | nowhere, capture_output=True, text=True
+    )
+    assert done.returncode == 75
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: storage = s3://bucket/away") and "NETWORK_CONNECTION" in line
 
 
 @pytest.mark.parametrize("shift", ["-1h", "+1h"])

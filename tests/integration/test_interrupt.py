@@ -110,5 +110,5 @@ def test_a_second_run_of_the_same_name_is_refused_at_once(job: Path) -> None:
     with Run(load_job(str(job))).lease():
         process = start(job)
         rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 75
     assert f"in use by process {os.getpid()}" in rest

@@ -17,7 +17,7 @@ import pyarrow.fs
 import pytest
 
 import orchestrator.storage.files
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import InUseError, StageError, UserError
 from orchestrator.storage import lease
 from orchestrator.storage.folder import Folder
 
@@ -133,7 +133,7 @@ def test_of_two_that_start_at_once_one_gets_it(folder: Folder, start: Start) -> 
         go(process)
     refused, first = sorted(line(process) for process in processes)
     assert first == "holds"
-    assert refused.startswith("UserError run 'a' is in use by process ")
+    assert refused.startswith("InUseError run 'a' is in use by process ")
 
 
 def test_a_holder_that_was_killed_is_followed_and_leaves_no_lock_to_its_children(
@@ -233,7 +233,7 @@ def test_a_holder_that_slept_ends_where_another_has_taken_over(
     with lease.hold(remote, "a"):
         os.kill(sleeper.pid, signal.SIGCONT)
         assert line(sleeper).startswith(
-            f"StageError run 'a' was taken over by process {os.getpid()} on "
+            f"InUseError run 'a' was taken over by process {os.getpid()} on "
         )
         sleeper.wait()
         assert (lease.holder(remote) or "").startswith(f"process {os.getpid()} on ")
@@ -249,7 +249,7 @@ def test_a_lost_lease_ends_the_block_though_a_signal_is_ignored(
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(ignored, signal.SIG_IGN)
     try:
-        with pytest.raises(StageError, match=r"lease\.json was deleted"), lease.hold(remote, "a"):
+        with pytest.raises(InUseError, match=r"lease\.json was deleted"), lease.hold(remote, "a"):
             (tmp_path / "host/a" / lease.LEASE_OBJECT).unlink()
             time.sleep(10)
     finally:

@@ -1,0 +1,36 @@
+"""Errors of storage: which of them pass, so that the same command may succeed later."""
+
+import errno
+
+from orchestrator.errors import StageError, TryAgainError
+from orchestrator.storage.files import lasts
+
+# Of a network disk. A full disk or a missing permission stays until somebody does something.
+PASSING = {
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EPIPE,
+    errno.ESTALE,
+    errno.EREMOTEIO,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENETRESET,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+}
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether a storage's error may be gone later though nobody mends anything."""
+    if not isinstance(error, OSError) or lasts(error):
+        return False
+    return error.errno is None or error.errno in PASSING  # None: of object storage
+
+
+def failed(text: str, error: BaseException | None) -> StageError:
+    """The error of a stage whose storage raised `error`: a TryAgainError if that passes."""
+    return TryAgainError(text) if passes(error) else StageError(text)
