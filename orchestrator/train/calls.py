@@ -1,8 +1,8 @@
 """Calls of the supervisor's actor, over a network that may fail for a while.
 
-Ray tells a lost connection (`ActorUnavailableError`) from a lost actor (`ActorDiedError`). The first
-one passes: the actor lives, and the same call may reach it a second later. Whether it has reached
-it already, nobody knows. So a call that is made again may take effect twice.
+Ray tells a lost connection (`ActorUnavailableError`) from a lost actor (`ActorDiedError`). The
+first one passes: the actor lives, and the same call may reach it a second later. Whether it has
+reached it already, nobody knows. So a call that is made again may take effect twice.
 """
 
 import logging

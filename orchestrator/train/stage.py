@@ -47,7 +47,6 @@ def train(
             (folder / "ray").delete()
     # Imported late: these import torch, which takes seconds, and workers need none of it here.
     from orchestrator.learn.checkpoints import Checkpoints
-    from orchestrator.learn.fit import begun_with
 
     task = job.build_task()
     checkpoints = Checkpoints(folder / "checkpoints", task.metric)
@@ -65,7 +64,7 @@ def train(
         metrics=best.metrics,
         history=newest[0].history,
         precision=newest[0].precision,
-        notices=[*newest[0].notices, *begun_with(task, prepared), *_profiles(folder)],
+        notices=[*newest[0].notices, *_profiles(folder)],
     ).commit()
 
 

@@ -19,6 +19,8 @@ import torch.distributed as dist
 
 from orchestrator.errors import DivergedError, StageError, UserError, first_line
 from orchestrator.job.cost import compiles
+from orchestrator.job.init_from import Weights
+from orchestrator.job.inputs import model_files
 from orchestrator.job.job import Job
 from orchestrator.job.task_registry import find_task
 from orchestrator.learn.checkpoints import Checkpoints
@@ -145,8 +147,10 @@ def _fit(job: Job, settings: dict[str, Any], world: World, link: "SupervisorLink
         settings["attempt"],
         link.event,
     )
+    newest = checkpoints.all()[-1:] if world.rank == 0 or job.weights is not None else []
+    if job.weights is not None and not newest:
+        _require_weights(job.weights)
     if world.rank == 0:
-        newest = checkpoints.all()[-1:]
         step = newest[0].step if newest else 0
         link.event("resumed" if step else "began", step=step, workers=world.size)
         if job.train.profile_steps:
@@ -165,6 +169,27 @@ def _fit(job: Job, settings: dict[str, Any], world: World, link: "SupervisorLink
         asked = world.exchange(link.asked, patient=True)
         if Directive.STOP not in (directive for (directive,) in asked):
             raise PreemptedError("a machine is taken away")
+
+
+def _require_weights(weights: Weights) -> None:
+    """Check that this node has the weights that the command has seen, before they are read.
+
+    Raises:
+        UserError: naming the node and the first file that is missing or has another size.
+    """
+    try:
+        sizes = {name: stamp.size for name, stamp in model_files(weights.place).items()}
+    except OSError as error:
+        raise UserError(f"model.init_from: {weights.place}: {first_line(error)}") from None
+    for name, stamp in weights.files.items():
+        if sizes.get(name) == stamp.size:
+            continue
+        node = f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
+        what = f"is missing on {node}" if name not in sizes else f"has another size on {node}"
+        raise UserError(
+            f"model.init_from: {weights.place}/{name} {what}, where a worker runs: put the weights "
+            f"on storage that all machines share, or copy them to this path on each"
+        )
 
 
 class SupervisorLink:

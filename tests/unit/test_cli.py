@@ -66,9 +66,7 @@ def run(*arguments: str) -> int:
         return stop.code
 
 
-def mistakes(
-    capsys: pytest.CaptureFixture[str], *arguments: str, expected: int = 2
-) -> list[str]:
+def mistakes(capsys: pytest.CaptureFixture[str], *arguments: str, expected: int = 2) -> list[str]:
     """What is told of a command that its user got wrong: one `error:` line a problem."""
     code = run(*arguments)
     told = capsys.readouterr().err
