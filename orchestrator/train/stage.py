@@ -6,11 +6,13 @@ manifest last. A worker group that Ray restarts, for any reason, continues from 
 
 import contextlib
 import gc
+import os
 import time
 import uuid
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from orchestrator.cluster.connection import here, raised_by_user_code
 from orchestrator.errors import StageError, TryAgainError, last_line
@@ -20,7 +22,7 @@ from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
 from orchestrator.train import preload
-from orchestrator.train.follower import Follower
+from orchestrator.train.follower import STOP_SECONDS, Follower
 from orchestrator.train.supervisor import Supervisor
 
 TRAINING = "training"  # Ray Train's thread in the actor
@@ -36,6 +38,8 @@ def train(
         StageError: where workers were lost `cluster.max_failures` times without a new checkpoint.
     """
     started = time.monotonic()
+    if (note := _note_on_stopping()) is not None:
+        progress.note(note)
     progress.start("starting workers", total=None, unit="")
     follower = Follower(job, folder, events, progress)
     try:
@@ -66,6 +70,20 @@ def train(
         precision=newest[0].precision,
         notices=[*newest[0].notices, *_profiles(folder)],
     ).commit()
+
+
+def _note_on_stopping() -> str | None:
+    """What the user of a submitted Ray job should know of `ray job stop`."""
+    allowed = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")  # Ray's default
+    if (
+        ray_constants.RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ
+        or float(allowed) >= STOP_SECONDS
+    ):
+        return None
+    return (
+        f"`ray job stop` kills this job after {allowed} s, maybe without a last checkpoint: submit "
+        f"it with RAY_JOB_STOP_WAIT_TIME_S=30 among the env_vars of its --runtime-env-json"
+    )
 
 
 def _profiles(folder: Folder) -> list[str]:
