@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from orchestrator.cluster.connection import here, raised_by_user_code
 from orchestrator.errors import StageError, TryAgainError, last_line
@@ -75,10 +75,7 @@ def train(
 def _note_on_stopping() -> str | None:
     """What the user of a submitted Ray job should know of `ray job stop`."""
     allowed = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")  # Ray's default
-    if (
-        ray_constants.RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ
-        or float(allowed) >= STOP_SECONDS
-    ):
+    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ or float(allowed) >= STOP_SECONDS:
         return None
     return (
         f"`ray job stop` kills this job after {allowed} s, maybe without a last checkpoint: submit "
