@@ -24,11 +24,17 @@ PASSING = {
 }
 
 
+# What object storage says begins so, in pyarrow's words.
+REMOTE = ("AWS Error", "google::cloud::Status", "Azure")
+
+
 def passes(error: BaseException | None) -> bool:
     """Whether a storage's error may be gone later though nobody mends anything."""
     if not isinstance(error, OSError) or lasts(error):
         return False
-    return error.errno is None or error.errno in PASSING  # None: of object storage
+    if isinstance(error, (ConnectionError, TimeoutError)) or error.errno in PASSING:
+        return True
+    return error.errno is None and any(word in str(error) for word in REMOTE)
 
 
 def failed(text: str, error: BaseException | None) -> StageError:

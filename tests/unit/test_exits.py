@@ -110,6 +110,7 @@ def unreachable_address() -> OSError:
         (lambda: OSError("AWS Error ACCESS_DENIED during GetObject operation"), 1),
         (lambda: OSError(errno.ENOSPC, "No space left on device"), 1),
         (lambda: FileNotFoundError("model.py"), 1),
+        (lambda: OSError("libcudart.so.12: cannot open shared object file"), 1),
         (lambda: OutOfMemoryError("killed"), 1),
         (lambda: cause(KeyError("tokens")), 1),
         (lambda: cause(KeyError("tokens")).as_instanceof_cause(), 1),
