@@ -44,6 +44,7 @@ class Served(BaseModel):
 
     url: str = Field(pattern=r"^https?://\S+$")
     checkpoint: str
+    node: str = ""  # the address of the only node on which the URL is true; empty: anywhere
 
 
 class Run:
@@ -184,14 +185,19 @@ class Run:
             ]
         return statuses
 
-    def record_endpoint(self, url: str, checkpoint: str) -> None:
-        """Record where the model is served, for `status`."""
-        served = Served(url=url, checkpoint=checkpoint)
+    def record_endpoint(self, url: str, checkpoint: str, node: str) -> None:
+        """Record where the model is served, for `status`. See `Served`."""
+        served = Served(url=url, checkpoint=checkpoint, node=node)
         self.folder.write(ENDPOINT, served.model_dump_json().encode())
 
     def _endpoint_status(self) -> StageStatus:
         try:
             served = Served.model_validate_json(self.folder.read(ENDPOINT))
+            if served.node and not _is_here(served.node):
+                summary = (
+                    f"deployed at {served.url} of node {served.node}: ask for its status there"
+                )
+                return StageStatus("serve", "pending", served.checkpoint, summary=summary)
             httpx.get(f"{served.url}/healthz", timeout=2).raise_for_status()
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
             return StageStatus("serve", "pending")
@@ -270,6 +276,17 @@ class RecordedDisplay:
             seconds = round(status.seconds or 0.0, 3)
             self._events.write(status.stage, "finished", seconds=seconds, summary=status.summary)
         self._display.stage_finished(status, already)
+
+
+def _is_here(address: str) -> bool:
+    """Whether an IP address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((address, 0))  # to any free port
+        except OSError:
+            return False
+    return True
 
 
 def _reason(error: BaseException) -> dict[str, str]:

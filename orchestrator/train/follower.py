@@ -36,6 +36,7 @@ class Follower:
     def __init__(self, job: Job, folder: Folder, events: EventLog, progress: Progress) -> None:
         self.supervisor: Any = None  # the actor of the latest start
         self.max_failures = job.cluster.max_failures
+        self._fewest = job.cluster.fewest_workers
         self.failures: list[OrchestratorError] = []
         self._lost_controllers = 0
         self._places: PlacementGroup | None = None  # of the workers
@@ -73,6 +74,10 @@ class Follower:
         if self.failures:
             raise self.failures[0]
         ray.get(training)
+
+    def lacking(self) -> int:
+        """How many workers must have their place before the training can go on; 0 while it runs."""
+        return 0 if self._at_work else self._fewest
 
     def close(self) -> None:
         if self._board is not None:

@@ -15,8 +15,10 @@ import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from orchestrator.cluster.connection import here, raised_by_user_code
+from orchestrator.cluster.waiting import waits_shown
 from orchestrator.errors import StageError, TryAgainError, last_line
 from orchestrator.job.job import Job
+from orchestrator.job.needs import worker_resources
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
@@ -43,7 +45,8 @@ def train(
     progress.start("starting workers", total=None, unit="")
     follower = Follower(job, folder, events, progress)
     try:
-        train_group(job, prepared, folder, follower)
+        with waits_shown(progress, worker_resources(job), follower.lacking):
+            train_group(job, prepared, folder, follower)
     finally:
         follower.close()
         progress.finish()

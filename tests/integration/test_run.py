@@ -87,7 +87,7 @@ def test_more_workers_than_the_cluster_has_is_an_error_of_one_line(
     job = write_job(tmp_path, cluster__workers=8)
     done = orchestrate("train", job, environment=head.environment)
     assert done.returncode == 2
-    assert "cluster.workers = 8" in done.stderr and "there are 4" in done.stderr
+    assert "cluster.workers = 8" in done.stderr and "there is room for 4 " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

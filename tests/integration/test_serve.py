@@ -11,6 +11,7 @@ from orchestrator.errors import StageError, UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
+from orchestrator.serve.address import Address
 from orchestrator.serve.deploy import ask, deploy
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
@@ -32,8 +33,13 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def url(trained: tuple[Job, PreparedData, Training]) -> str:
+def address(trained: tuple[Job, PreparedData, Training]) -> Address:
     return deploy(*trained, Silent())
+
+
+@pytest.fixture(scope="module")
+def url(address: Address) -> str:
+    return address.url
 
 
 def test_a_completion_has_the_shape_of_openais(url: str) -> None:
@@ -53,8 +59,10 @@ def test_models_and_health_answer(url: str) -> None:
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
 
 
-def test_the_first_answer_is_text(url: str, trained: tuple[Job, PreparedData, Training]) -> None:
-    assert isinstance(ask(url, trained[0]), str)
+def test_the_first_answer_is_text(
+    address: Address, trained: tuple[Job, PreparedData, Training]
+) -> None:
+    assert isinstance(ask(address, trained[0]), str)
 
 
 @pytest.mark.parametrize(
