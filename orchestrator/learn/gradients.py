@@ -79,8 +79,15 @@ class Gradients:
         return self._totals[0].clone(), self._totals[1].clone()
 
     def clip(self, count: Tensor, limit: float) -> Tensor:
-        """Divide by `count`, and scale the norm down to `limit`. Returns the norm before."""
+        """Divide by `count`, and scale the norm down to `limit`. Returns the norm before.
+
+        All workers use the first one's norm. A machine of another kind, or with another number of
+        threads, adds the same squares in another order: its norm differs in the last bit, and so
+        would its weights.
+        """
         norm = torch.linalg.vector_norm(self.flat) / count
+        if self.world.size > 1:
+            dist.broadcast(norm, 0, group=self.world.group)
         self.flat *= torch.clamp(limit / (norm + 1e-6), max=1.0) / count
         return norm
 
