@@ -38,6 +38,7 @@ class Gradients:
         self._missing: list[int] = []  # gradients not computed yet, in each bucket
         self._members: list[int] = []
         self._sending = False
+        self._parts_by_rank: list[int] = []  # the same in every step
         start = stop = 0
         for parameter in parameters:
             begin, stop = stop, stop + parameter.numel()
@@ -126,7 +127,10 @@ class Gradients:
         padded = self._buffer.new_zeros(len(parts), size * share)
         for row, part in zip(padded, parts, strict=True):
             row[: part.numel()] = part
-        counts = [row[0] for row in self.world.exchange(len(parts))]
+        if not self._parts_by_rank:  # asked for once: a GPU would wait for it in every step
+            self._parts_by_rank = [count for (count,) in self.world.exchange(len(parts))]
+        counts = self._parts_by_rank
+        assert counts[self.world.rank] == len(parts)
         received = self._buffer.new_empty(sum(counts), share)
         dist.all_to_all_single(
             received.view(-1),
