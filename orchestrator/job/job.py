@@ -103,6 +103,12 @@ class Job(StrictSection):
         """The files of `model.init_from`, with sizes and modification times."""
         return {} if self._weights is None else self._weights.files
 
+    @property
+    def gpus_per_replica(self) -> float:
+        """The GPUs of a replica of the endpoint: as many as of a worker, unless the job says."""
+        own = self.serve.gpus_per_replica
+        return self.cluster.gpus_per_worker if own is None else own
+
     def problems(self) -> list[tuple[Key, str]]:
         """Problems between sections: the key, and the rest of the sentence."""
         problems: list[tuple[Key, str]] = []
@@ -111,6 +117,10 @@ class Job(StrictSection):
             problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
         if self.tune is None:
             return problems
+        if self.tune.workers > 1 and 0 < self.cluster.gpus_per_worker < 1:
+            problem = f" = {self.cluster.gpus_per_worker:g}: the {self.tune.workers} workers of a"
+            problem += " trial cannot share a GPU; give each 1, or set tune.workers to 1"
+            problems.append((("cluster", "gpus_per_worker"), problem))
         for name, problem in self.tune.problems():
             problems.append((("tune", *name.split(".", 1)), problem))
         for name, domain in self.tune.space.items() if not problems else ():

@@ -5,7 +5,6 @@ an undisturbed one, and so does a run with another number of workers.
 """
 
 import math
-import time
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +25,7 @@ from orchestrator.learn.samples import Sampler
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.learn.state import State
+from orchestrator.learn.step_clock import StepClock
 from orchestrator.learn.world import World
 from orchestrator.model.hf import Outputs
 from orchestrator.model.transformer import Transformer
@@ -100,23 +100,26 @@ def fit(
             # If storage refuses checkpoints, the user learns it now and not in an hour.
             checkpoints.save(state.snapshot(pace.total_steps, validated=False))
     agreement = Agreement(state, batches, pace, world, reporter)
-    forward: Any = torch.compile(model) if config.compile is True else model
+    # With its loss: else the logits, most of the memory of a large vocabulary, are copied to fp32.
+    loss_of: Any = torch.compile(task.loss) if config.compile is True else task.loss
     assert state.precision != "auto"
     trained = TrainedModel(task, processor, model, world.device, state.precision)
     in_precision = autocast(world.device, state.precision)
     sampler = Sampler(trained, batches)
+    clock = StepClock(world.device)
 
     while not pace.ended(state.step):
-        started = time.perf_counter()
+        clock.start()
         lr = learning_rate(config, state.step, pace.total_steps)
         for micro in batches.step(state.step):
             torch.manual_seed(micro.seed)  # dropout, too, is a function of the step
             with in_precision:
-                loss, count = task.loss(forward, micro.batch)
+                loss, count = loss_of(model, micro.batch)
             gradients.add(loss, count, micro.last)
-        seconds = time.perf_counter() - started
+        seconds = clock.stop()
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
+        state.before_update()
         with in_precision:  # for the matrix products of Muon
             for optimizer in optimizers:
                 optimizer.step(lr, taken)

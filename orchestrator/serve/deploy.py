@@ -47,7 +47,10 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
             num_replicas=job.serve.replicas,
             max_ongoing_requests=8,
             max_queued_requests=job.serve.max_queued_requests,
-            ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
+            ray_actor_options={
+                "num_cpus": job.cluster.cpus_per_worker,
+                "num_gpus": job.gpus_per_replica,
+            },
         ).bind(job, prepared.folder.uri, training.folder.uri)
         with waits_shown(progress, replica_resources(job), lambda: job.serve.replicas):
             serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)

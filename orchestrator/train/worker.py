@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.errors import DivergedError, StageError, UserError, first_line
+from orchestrator.infer.device import device_for
 from orchestrator.job.cost import compiles
 from orchestrator.job.init_from import Weights
 from orchestrator.job.inputs import model_files
@@ -45,6 +46,7 @@ PATIENT = timedelta(hours=1)  # for exchanges that wait for storage
 # Seconds after `cluster.hang_seconds` until other workers give up on one that hangs. The supervisor
 # comes first, kills that worker and names it.
 GRACE_SECONDS = 10.0
+NCCL_SECONDS = 60  # more until NCCL's own threads count as hanging: their time-out comes first
 COMPILE_SECONDS = 300.0  # the same where models compile: some workers take longer than others
 
 
@@ -75,9 +77,10 @@ def train(settings: dict[str, Any]) -> None:
 def joined(job: Job) -> Iterator[World]:
     """Connect this worker with the others."""
     context = ray.train.get_context()
-    device = _device()
+    device = _device(job)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        _watch_nccl(job)
         if job.train.deterministic:  # cuBLAS reads this when it is first used
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     rank, size = context.get_world_rank(), context.get_world_size()
@@ -89,12 +92,34 @@ def joined(job: Job) -> Iterator[World]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if rank:
         _wait_for_first_worker()
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENT)
-    # Within a step workers wait long for one another only if one of them hangs.
-    grace = COMPILE_SECONDS if compiles(job) else GRACE_SECONDS
-    hang = timedelta(seconds=job.cluster.hang_seconds + grace)
-    yield World(rank, size, device, dist.new_group(timeout=hang))
+    dist.init_process_group(
+        backend,
+        rank=rank,
+        world_size=size,
+        timeout=PATIENT,
+        device_id=device if device.type == "cuda" else None,  # else NCCL guesses it by the rank
+    )
+    yield World(rank, size, device, dist.new_group(timeout=_hang(job)))
     dist.destroy_process_group()
+
+
+def _hang(job: Job) -> timedelta:
+    """Within a step workers wait so long for one another only if one of them hangs."""
+    grace = COMPILE_SECONDS if compiles(job) else GRACE_SECONDS
+    return timedelta(seconds=job.cluster.hang_seconds + grace)
+
+
+def _watch_nccl(job: Job) -> None:
+    """Have NCCL end this process where an exchange takes too long: Ray then starts the group again.
+
+    A GPU that waits for another one looks busy, and this process still sends heartbeats. NCCL reads
+    these variables when the group is made. A user's own values stay.
+    """
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")  # end it, touch the GPU no more
+    # For threads of NCCL that hang themselves, in a call of the driver.
+    os.environ.setdefault(
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(_hang(job).total_seconds()) + NCCL_SECONDS)
+    )
 
 
 def network_interface(address: str) -> str:
@@ -124,13 +149,14 @@ def _wait_for_first_worker() -> None:
         time.sleep(0.01)
 
 
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
+def _device(job: Job) -> torch.device:
+    device = device_for("cluster.gpus_per_worker", job.cluster.gpus_per_worker)
+    if device.type == "cpu":
+        return device
     from ray.train.torch import get_device  # takes half a second, so not without a GPU
 
-    device: torch.device = get_device()
-    return device
+    mine: torch.device = get_device()  # workers of one machine see each other's GPUs
+    return mine
 
 
 def _fit(job: Job, settings: dict[str, Any], world: World, link: "SupervisorLink") -> None:
