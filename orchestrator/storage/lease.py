@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow.fs
 
 from orchestrator.errors import StageError, UserError
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import Folder, no_link
 
 LOCK_FILE = "lease"
@@ -255,7 +256,8 @@ def _read(folder: Folder) -> Claim | None:
 
 
 def _write(folder: Folder, claim: Claim) -> None:
-    folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
+    with once():  # a late claim would overwrite its successor's
+        folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
 
 
 def _delete(folder: Folder, name: str) -> None:
