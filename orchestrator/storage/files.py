@@ -31,8 +31,14 @@ LASTING = (
     ValueError,  # ArrowInvalid: of an unknown scheme, say
 )
 # The same in the words of pyarrow's S3. NO_SUCH_UPLOAD passes: a completed upload is uploaded anew.
-DENIED = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "NO_SUCH_KEY", "INVALID_ACCESS_KEY")
-DENIED += ("SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID")
+DENIED = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "NO_SUCH_KEY",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "INVALID_CLIENT_TOKEN_ID",
+)
 
 T = TypeVar("T")
 
