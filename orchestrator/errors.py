@@ -50,6 +50,10 @@ class StoppedError(OrchestratorError):
     exit_code = 130
 
 
+class StorageError(StageError, OSError):
+    """A storage kept failing. For code that can do without its answer, it is an OSError."""
+
+
 class DivergedError(StageError):
     """A training diverged. All of its workers raise this at the same step."""
 

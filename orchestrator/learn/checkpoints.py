@@ -28,6 +28,7 @@ from orchestrator.storage.checkpoint_files import (
     read_tensors,
 )
 from orchestrator.storage.failures import failed
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
 
@@ -206,9 +207,10 @@ class Checkpoints:
         started = time.monotonic()
         name = step_name(snapshot.step)
         try:
-            self._check_attempt()
-            if not self._has(name):
-                (self.folder / name).write_whole(self._contents(snapshot, started))
+            with once():  # the saving itself is tried again
+                self._check_attempt()
+                if not self._has(name):
+                    (self.folder / name).write_whole(self._contents(snapshot, started))
         except SupersededError as error:
             self._report("checkpoint dropped", step=snapshot.step, reason=str(error))
             return
@@ -237,8 +239,7 @@ class Checkpoints:
 
     def _check_attempt(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            # The saving itself is tried again, so that its reads are not.
-            now = self.folder.read(ATTEMPT, retry=False).decode() if self.attempt else ""
+            now = self.folder.read(ATTEMPT).decode() if self.attempt else ""
             if now != self.attempt:
                 raise SupersededError(f"{self.folder} is written by attempt {now}")
 

@@ -2,8 +2,13 @@
 
 import errno
 
-from orchestrator.errors import StageError, TryAgainError
+from orchestrator.errors import StageError, StorageError, TryAgainError
 from orchestrator.storage.files import lasts
+
+
+class StorageDownError(TryAgainError, StorageError):
+    """A storage that kept failing, and that may answer later though nobody mends anything."""
+
 
 # Of a network disk. A full disk or a missing permission stays until somebody does something.
 PASSING = {
@@ -22,8 +27,6 @@ PASSING = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
 }
-
-
 # What object storage says begins so, in pyarrow's words.
 REMOTE = ("AWS Error", "google::cloud::Status", "Azure")
 

@@ -25,6 +25,7 @@ import pyarrow.fs
 
 from orchestrator.errors import InUseError, StageError
 from orchestrator.storage.failures import failed
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import Folder, no_link
 
 LOCK_FILE = "lease"
@@ -265,7 +266,8 @@ def _read(folder: Folder) -> Claim | None:
 
 
 def _write(folder: Folder, claim: Claim) -> None:
-    folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
+    with once():  # a late claim would overwrite its successor's
+        folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
 
 
 def _delete(folder: Folder, name: str) -> None:
