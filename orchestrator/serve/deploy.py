@@ -9,6 +9,7 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
@@ -36,13 +37,7 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         options = HTTPOptions(host=job.serve.host, port=job.serve.port)
     try:
         serve.start(http_options=options)
-        deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
-        endpoint = deployment.options(
-            num_replicas=job.serve.replicas,
-            max_ongoing_requests=8,
-            max_queued_requests=job.serve.max_queued_requests,
-            ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
-        ).bind(job, prepared.folder.uri, training.folder.uri)
+        endpoint = bind(job, prepared, training)
         serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
     except (RuntimeError, RayError, RayServeException) as error:
         raise _explained(job, error) from error
@@ -50,6 +45,18 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         progress.finish()
     host = "127.0.0.1" if options.host == "0.0.0.0" else options.host  # noqa: S104
     return f"http://{host}:{options.port}{job.serve.route_prefix.rstrip('/')}"
+
+
+def bind(job: Job, prepared: PreparedData, training: Training) -> Application:
+    """The application of Ray Serve that answers with the best checkpoint."""
+    deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
+    application: Application = deployment.options(
+        num_replicas=job.serve.replicas,
+        max_ongoing_requests=8,
+        max_queued_requests=job.serve.max_queued_requests,
+        ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
+    ).bind(job, prepared.folder.uri, training.folder.uri)
+    return application
 
 
 def ask(url: str, job: Job) -> str:
