@@ -1,4 +1,4 @@
-"""The endpoint of a finished run, for the config files of Ray Serve and so for KubeRay's RayService:
+"""The endpoint of a finished run, for config files of Ray Serve, such as a RayService of KubeRay:
 
     import_path: orchestrator.application:application
     args: {job: jobs/language_modelling.yaml, overrides: [storage=s3://bucket/runs]}
