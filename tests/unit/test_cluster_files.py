@@ -20,8 +20,10 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import cli as rays_commands
 from ray.serve.schema import ServeDeploySchema
 
+from orchestrator.job.job import Job
 from tests.schemas.pack import unpack
 
 ROOT = Path(__file__).parents[2]
@@ -80,9 +82,7 @@ def test_the_dashboard_listens_on_the_head_alone(ray_up: Object) -> None:
     assert len(heads) == 1 and "--dashboard-host=127.0.0.1" in heads[0]
 
 
-def test_mounted_files_are_enough_to_install_the_project(
-    ray_up: Object, tmp_path: Path
-) -> None:
+def test_mounted_files_are_enough_to_install_the_project(ray_up: Object, tmp_path: Path) -> None:
     for remote, local in ray_up["file_mounts"].items():
         if remote.startswith("~/orchestrator"):
             assert (ROOT / local).exists(), local
@@ -204,10 +204,9 @@ def strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     made = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        known = isinstance(schema["properties"].get("type"), dict) or "type" in schema
-        if known and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
+    closed = not schema.get("x-kubernetes-preserve-unknown-fields")
+    if schema.get("type") == "object" and "properties" in schema and closed:
+        made.setdefault("additionalProperties", False)
     if schema.get("x-kubernetes-int-or-string"):
         made = {"type": ["integer", "string"]}
     return made
@@ -484,3 +483,33 @@ def test_a_submitted_job_ships_the_project_and_little_else(tmp_path: Path) -> No
     assert not shipped & set(heavy)
     assert not [name for name in shipped if name.startswith(("docs/", "benchmarks/", ".ci/"))]
     assert package.stat().st_size < 5 * 2**20
+
+
+# The page.
+
+
+def test_the_page_names_files_commands_and_keys_that_exist() -> None:
+    text = (ROOT / "docs/clusters.md").read_text()
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", text):
+        assert (ROOT / "docs" / target).exists() or target.endswith("on_prem.yaml"), target
+    headings = {
+        re.sub(r"[^\w -]", "", line.strip("# ")).lower().replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    for section, key in re.findall(r"`(cluster|serve|data)\.(\w+)`", text):
+        model = Job.model_fields[section].annotation
+        assert key in model.model_fields, f"{section}.{key}"  # type: ignore[union-attr]
+    for folder in re.findall(r"kubectl (?:apply|delete) -k (\S+?)`", text):
+        assert (ROOT / folder / "kustomization.yaml").exists(), folder
+
+
+def test_commands_on_the_page_are_ones_of_ray() -> None:
+    text = (ROOT / "docs/clusters.md").read_text()
+    named = {
+        *re.findall(r"\.venv/bin/ray ([a-z-]+)", text),
+        *re.findall(r"`ray ([a-z-]+)[ `]", text),
+    }
+    assert {"up", "down", "exec", "dashboard", "attach"} <= named
+    assert named <= set(rays_commands.commands) | {"job"}
