@@ -400,7 +400,7 @@ def test_help_tells_of_every_argument(command: str, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     assert all(word in told for word in ("JOB", "KEY=VALUE", "--debug", "examples:"))
     assert ("--until" in told.split("examples:")[0]) == (command == "run")
-    assert ("--json" in told.split("examples:")[0]) == (command == "status")
+    assert ("--json" in told.split("examples:")[0]) == (command in ("status", "plan"))
     assert ("--all" in told.split("examples:")[0]) == (command == "status")
 
 
