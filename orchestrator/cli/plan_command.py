@@ -66,7 +66,7 @@ def report(plan: "Plan") -> dict[str, Any]:
     content["misfits"] = [str(misfit) for misfit in plan.misfits]
     del content["shapes"]
     if plan.calibration is not None:
-        del content["calibration"]["shapes"]
+        del content["calibration"]["shapes"], content["calibration"]["timed"]
     return {"prediction": True, **content}
 
 

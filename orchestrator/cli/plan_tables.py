@@ -1,5 +1,6 @@
 """The tables of `orchestrator plan`."""
 
+import os
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from orchestrator.plan.plan import Asked, Plan
     from orchestrator.run import Run
 
+BUSY = 0.75  # of the cores
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 
 
@@ -135,6 +137,10 @@ def assumptions(job: "Job", plan: "Plan", asked: "Asked") -> list[str]:
             f"Ten steps here took {size(asked.calibration.peak_bytes)} of memory, without Ray and "
             "without a checkpoint."
         )
+        if asked.calibration.load > BUSY * (os.cpu_count() or 1):
+            lines.append(
+                f"The load average was {asked.calibration.load:.1f}: other processes slowed them."
+            )
     larger = [row for row in plan.scale if row.batch != job.train.global_batch_size]
     if larger:
         lines.append(

@@ -47,6 +47,7 @@ def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
         UserError: if the data cannot be read, or holds too little.
         StageError: if the steps fail.
     """
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="orchestrator-plan-") as folder:
         vocab_size = None
         if prepared is None:
@@ -72,8 +73,17 @@ def calibrate(job: Job, files: list[SourceFile], prepared: PreparedData | None) 
     if done.returncode:
         raise StageError(f"--calibrate: ten steps failed here: {last_line(done.stderr)}")
     figures = json.loads(done.stdout.splitlines()[-1])
-    steps = tuple(tuple(Shape(**shape) for shape in step) for step in figures.pop("shapes"))
-    return Calibration(**figures, shapes=Shapes(steps, measured=True))
+    timed, shapes = _read(figures.pop("timed")), _read(figures.pop("shapes"))
+    return Calibration(**figures, timed=timed, shapes=shapes, load=load)
+
+
+def _read(steps: list[list[dict[str, int]]]) -> Shapes:
+    read = tuple(tuple(Shape(**shape) for shape in step) for step in steps)
+    return Shapes(read, measured=True)
+
+
+def _written(shapes: Shapes) -> list[list[dict[str, int]]]:
+    return [[asdict(shape) for shape in step] for step in shapes.steps]
 
 
 def _kept_memory() -> dict[str, str]:
@@ -195,7 +205,7 @@ def time_steps(job: Job, prepared: PreparedData, vocab_size: int | None) -> dict
         fit(task, prepared, config, World(device=device), clock)
     lasted = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
     small = job.model_copy(update={"train": config})
-    steps = shapes(small, prepared, 1).steps
+    # One worker of one cuts its rows in other places than one of several.
     return {
         "seconds": median(lasted[WARM_UP - 1 :]),
         "steps": STEPS,
@@ -203,7 +213,8 @@ def time_steps(job: Job, prepared: PreparedData, vocab_size: int | None) -> dict
         "reason": clock.precision.get("reason", ""),
         "validation_seconds": clock.validated_at - clock.ends[-1],
         "peak_bytes": peak_memory(device),
-        "shapes": [[asdict(shape) for shape in step] for step in steps],
+        "timed": _written(shapes(small, prepared, 1)),
+        "shapes": _written(shapes(job, prepared, workers)),
     }
 
 

@@ -8,7 +8,7 @@ import torch
 from orchestrator.job.job import Job
 from orchestrator.model.config import SIZES
 from orchestrator.plan.machines import Machine, Machines
-from orchestrator.plan.memory import Memory, worker_memory
+from orchestrator.plan.memory import Memory, Mode, worker_memory
 from orchestrator.plan.parameters import Parameters, count_model
 from orchestrator.plan.shapes import Shape, Shapes
 
@@ -29,13 +29,9 @@ class Misfit:
 
 
 def misfits(
-    job: Job, parameters: Parameters, shapes: Shapes, machines: Machines, mode: tuple[str, bool]
+    job: Job, parameters: Parameters, shapes: Shapes, machines: Machines, mode: Mode
 ) -> list[Misfit]:
-    """All that does not fit, as far as the machines are known.
-
-    Args:
-        mode: the precision, and whether the training is compiled.
-    """
+    """All that does not fit, as far as the machines are known."""
     sizes, fewest = job.cluster, job.cluster.fewest_workers
     room = machines.most_workers(sizes)
     needs = f"{sizes.cpus_per_worker} CPU" + (
@@ -54,7 +50,7 @@ def misfits(
         def fits(memory: Memory, limit: Limit = limit) -> bool:
             return limit.used(memory) <= limit.bytes
 
-        memory = worker_memory(job, parameters, shapes.largest, *mode)
+        memory = worker_memory(job, parameters, shapes.largest, mode)
         if not fits(memory):
             what = (
                 f"a worker needs about {limit.used(memory) / 1e9:,.1f} GB of {limit.name}, and has "
@@ -90,15 +86,13 @@ def largest(
     job: Job,
     parameters: Parameters,
     shape: Shape,
-    mode: tuple[str, bool],
+    mode: Mode,
     fits: Callable[[Memory], bool],
 ) -> str:
     """The largest micro-batch that fits; if none does, the largest size of the model."""
 
     def with_rows(rows: int) -> bool:
-        return fits(
-            worker_memory(_at_once(job, rows), parameters, replace(shape, rows=rows), *mode)
-        )
+        return fits(worker_memory(_at_once(job, rows), parameters, replace(shape, rows=rows), mode))
 
     fewest, too_many = 0, shape.rows
     while too_many - fewest > 1:
@@ -113,7 +107,7 @@ def largest(
         with torch.device("meta"):
             model = smaller.build_task().build_model(parameters.vocab_size, parameters.num_outputs)
         counted = count_model(model, parameters.vocab_size, parameters.num_outputs)
-        one_row = worker_memory(_at_once(smaller, 1), counted, replace(shape, rows=1), *mode)
+        one_row = worker_memory(_at_once(smaller, 1), counted, replace(shape, rows=1), mode)
         if counted.total < parameters.total and fits(one_row):
             return (
                 f"not one row fits; model.size={size} with train.micro_batch_size=1 is the largest "

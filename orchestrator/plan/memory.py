@@ -20,7 +20,7 @@ MASKED_SHARE = 0.15  # of an encoder's tokens have logits: masked language model
 
 # Measured with docs/plan.md's commands; of a process, in bytes.
 BASE = 360e6  # Python, torch, and what a worker imports; the kernels' code and threads
-BASE_OF_RAY = 60e6  # Ray's part of a worker process
+BASE_OF_RAY = 80e6  # Ray's part of a worker process
 COMPILER = 350e6  # torch.compile's part
 CUDA_CONTEXT = 600e6  # on the GPU, before the first tensor; not in `max_memory_allocated`
 # fp32 buffers of logits that a CPU's heap holds in the end. Three are in use at once; glibc cannot
@@ -49,16 +49,23 @@ class Memory:
         return sum(self.host.values()) if self.host else self.total
 
 
-def worker_memory(
-    job: Job, parameters: Parameters, shape: Shape, precision: str, compiled: bool
-) -> Memory:
-    """The peak of the first worker, which also copies checkpoints, in steps of this largest shape.
+@dataclass(frozen=True)
+class Mode:
+    """How a worker computes, as far as its memory depends on it."""
+
+    precision: str  # fp32 or bf16
+    compiled: bool = False
+    mapped: float = 0.0  # bytes of shards that are mapped into memory
+
+
+def worker_memory(job: Job, parameters: Parameters, shape: Shape, mode: Mode) -> Memory:
+    """The peak of the first worker, which also copies checkpoints.
 
     Args:
-        precision: fp32 or bf16.
+        shape: of its largest micro-batch.
     """
     device = "cuda" if job.cluster.gpus_per_worker else "cpu"
-    model, train = job.model, job.train
+    model, train, precision = job.model, job.train, mode.precision
     optimizer = float(optimizer_bytes(parameters, train))
     saved = activation_bytes(model, shape, precision, device)
     gradients = BLOCK_GRADIENTS * activation_bytes(model, shape, precision, device, block=True)
@@ -76,10 +83,14 @@ def worker_memory(
     if validation > kept + logits:  # validations may have more rows at once
         parts["validation"] = validation - kept - logits
     snapshot = FP32 * parameters.total + optimizer
-    process = BASE + BASE_OF_RAY + (COMPILER if compiled else 0)
+    process = {
+        "snapshot": float(snapshot),
+        "mapped shards": mode.mapped,
+        "process": BASE + BASE_OF_RAY + (COMPILER if mode.compiled else 0),
+    }
     if device == "cuda":
-        return Memory({**parts, "CUDA": CUDA_CONTEXT}, {"process": process, "snapshot": snapshot})
-    return Memory({**parts, "snapshot": snapshot, "process": process}, {})
+        return Memory({**parts, "CUDA": CUDA_CONTEXT}, process)
+    return Memory({**parts, **process}, {})
 
 
 def optimizer_bytes(parameters: Parameters, train: TrainConfig) -> int:

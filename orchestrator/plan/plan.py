@@ -6,28 +6,30 @@ from dataclasses import dataclass
 from orchestrator.data.source_file import SourceFile
 from orchestrator.data.sources import total_bytes
 from orchestrator.errors import StageError, first_line
-from orchestrator.job.cost import compiles, train_seconds
+from orchestrator.job.cost import compiles
 from orchestrator.job.defaults import BYTES_PER_TOKEN
 from orchestrator.job.job import Job
 from orchestrator.job.search_space import TuneConfig
 from orchestrator.plan.fit import Misfit, misfits
 from orchestrator.plan.goodput import Checkpointing, checkpointing
 from orchestrator.plan.machines import Machines
-from orchestrator.plan.memory import Memory, worker_memory
+from orchestrator.plan.memory import Memory, Mode, worker_memory
 from orchestrator.plan.parameters import Parameters, count
 from orchestrator.plan.scale import Costs, Scaled, Work, scaled
 from orchestrator.plan.shapes import Shapes, shapes
 from orchestrator.plan.speed import (
     Calibration,
+    Course,
     Speed,
     StageTime,
     assumed_speed,
     stage_times,
-    step_flops,
-    train_steps,
     worker_step_flops,
 )
 from orchestrator.storage.artifact import PreparedData
+
+OPEN_SHARDS = 16  # of a `ShardReader`
+MAX_SHARD = 64e6  # bytes, about: of a bucket
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Plan:
     epochs: float | None
     accumulation: dict[int, int]  # micro-batches a step, by the number of workers
     sweep: str
-    train_seconds: float  # an estimate, or the time budget if there is one
     compiles: bool
     parameters: Parameters
     shapes: Shapes  # of a worker of the fewest workers
@@ -79,39 +80,28 @@ def make_plan(
     job: Job, files: list[SourceFile], prepared: PreparedData | None, asked: Asked
 ) -> Plan:
     """Derive a plan without touching Ray."""
-    config, workers = job.train, job.cluster.fewest_workers
+    config, machines, calibration = job.train, asked.machines, asked.calibration
     source_bytes = total_bytes(files)
-    calibration, notes = asked.calibration, []
-    try:
-        parameters, the_shapes = count(job, prepared), shapes(job, prepared, workers)
-    except (OSError, StageError) as error:
-        notes.append(f"the prepared data cannot be read, and is assumed: {first_line(error)}")
-        parameters, the_shapes = count(job, None), shapes(job, None, workers)
-    if calibration is not None and not the_shapes.measured:
-        the_shapes = calibration.shapes
+    parameters, the_shapes, notes = _sizes(job, prepared, calibration)
     flops = worker_step_flops(job, parameters, the_shapes)
-    machines, compiled = asked.machines, compiles(job)
-    placed = machines.place(job.cluster, workers)
-    speed = assumed_speed(job, placed[0].accelerator if placed else None)
-    if calibration is not None:
-        reason = f"measured: {calibration.steps} steps of {calibration.seconds:.3g} s here"
-        speed = Speed(flops / calibration.seconds, reason, calibration.validation_seconds)
-    precision, why = choose_precision(job, the_shapes, parameters, compiled, calibration)
-    memory = worker_memory(job, parameters, the_shapes.largest, precision, compiled)
-    step = flops / speed.flops
-    steps = train_steps(job, step)
+    speed = _speed(job, machines, parameters, calibration)
+    work = _work(job, parameters, the_shapes, speed)
+    scale = [
+        scaled(work, machines, asked.costs, count)
+        for count in dict.fromkeys((*job.cluster.range, *asked.scale))
+    ]
+    precision, why = choose_precision(job, the_shapes, parameters, calibration)
+    mode = Mode(precision, compiles(job), mapped_bytes(source_bytes, prepared))
     samples, estimated = _samples(job, prepared, source_bytes)
-    shape = the_shapes.steps[0]
-    rows = sum(each.rows for each in shape)
-    checkpoints = checkpointing(job, parameters)
-    work = Work(
+    course = Course(
         job,
-        parameters,
-        sample_flops=sum(step_flops(job, parameters, each) for each in shape) / rows,
-        sample_tokens=sum(each.tokens for each in shape) / rows,
-        samples=float(steps * config.global_batch_size),
-        speed=speed,
-        checkpoints=checkpoints,
+        source_bytes,
+        None if prepared is None else sum(s.rows for s in prepared.splits.get("test", [])),
+        cores=machines.cpus or float(job.cluster.cpus_per_worker),
+        step=scale[0].step,
+        rows=config.global_batch_size / job.cluster.fewest_workers,
+        compiled=mode.compiled,
+        validation=work.speed.validation,
     )
     return Plan(
         source_files=len(files),
@@ -120,48 +110,82 @@ def make_plan(
         samples_are_estimated=estimated,
         tokens_per_step=config.global_batch_size * job.model.max_seq_len,
         steps=config.steps,
-        epochs=steps * config.global_batch_size / samples if config.steps and samples else None,
-        accumulation={
-            count: math.ceil(math.ceil(config.global_batch_size / count) / config.micro_batch_size)
-            for count in sorted(set(job.cluster.range))
-        },
+        epochs=config.steps * config.global_batch_size / samples
+        if config.steps is not None and samples
+        else None,
+        accumulation=_accumulation(job),
         sweep=_sweep(job.tune) if job.tune is not None else "none",
-        train_seconds=train_seconds(job),
-        compiles=compiled,
+        compiles=mode.compiled,
         parameters=parameters,
         shapes=the_shapes,
         flops_per_token=flops / the_shapes.tokens,
-        total_steps=steps,
-        speed=speed,
+        total_steps=scale[0].steps,
+        speed=work.speed,
         precision=precision,
         precision_reason=why,
-        memory=memory,
-        stages=stage_times(
-            job,
-            prepared,
-            source_bytes,
-            parameters,
-            the_shapes,
-            speed,
-            compiled,
-            machines.cpus or float(job.cluster.cpus_per_worker),
-        ),
-        checkpoints=checkpoints,
-        scale=[
-            scaled(work, machines, asked.costs, count)
-            for count in dict.fromkeys((*job.cluster.range, *asked.scale))
-        ],
-        misfits=misfits(job, parameters, the_shapes, machines, (precision, compiled)),
+        memory=worker_memory(job, parameters, the_shapes.largest, mode),
+        stages=stage_times(course),
+        checkpoints=work.checkpoints,
+        scale=scale,
+        misfits=misfits(job, parameters, the_shapes, machines, mode),
         calibration=calibration,
         notes=notes,
     )
+
+
+def _sizes(
+    job: Job, prepared: PreparedData | None, calibration: Calibration | None
+) -> tuple[Parameters, Shapes, list[str]]:
+    """The model's parameters, a worker's micro-batches, and what the user should know of them."""
+    workers, notes = job.cluster.fewest_workers, []
+    try:
+        parameters, the_shapes = count(job, prepared), shapes(job, prepared, workers)
+    except (OSError, StageError) as error:
+        notes.append(f"the prepared data cannot be read, and is assumed: {first_line(error)}")
+        parameters, the_shapes = count(job, None), shapes(job, None, workers)
+    if calibration is not None and not the_shapes.measured:
+        the_shapes = calibration.shapes
+    return parameters, the_shapes, notes
+
+
+def _speed(
+    job: Job, machines: Machines, parameters: Parameters, calibration: Calibration | None
+) -> Speed:
+    """A worker's speed: measured, or by a table."""
+    if calibration is not None:
+        flops = worker_step_flops(job, parameters, calibration.timed)
+        reason = f"measured: {calibration.steps} steps of {calibration.seconds:.3g} s here"
+        return Speed(flops / calibration.seconds, reason, calibration.validation_seconds)
+    placed = machines.place(job.cluster, job.cluster.fewest_workers)
+    return assumed_speed(job, placed[0].accelerator if placed else None)
+
+
+def _work(job: Job, parameters: Parameters, the_shapes: Shapes, speed: Speed) -> Work:
+    rows = sum(shape.rows for step in the_shapes.steps for shape in step)
+    flops = worker_step_flops(job, parameters, the_shapes) * len(the_shapes.steps)
+    return Work(
+        job,
+        parameters,
+        sample_flops=flops / rows,
+        sample_tokens=the_shapes.tokens * len(the_shapes.steps) / rows,
+        speed=speed,
+        checkpoints=checkpointing(job, parameters),
+    )
+
+
+def _accumulation(job: Job) -> dict[int, int]:
+    """Micro-batches a step, by the number of workers."""
+    batch, micro = job.train.global_batch_size, job.train.micro_batch_size
+    return {
+        workers: math.ceil(math.ceil(batch / workers) / micro)
+        for workers in sorted(set(job.cluster.range))
+    }
 
 
 def choose_precision(
     job: Job,
     the_shapes: Shapes,
     parameters: Parameters,
-    compiled: bool,
     calibration: Calibration | None,
 ) -> tuple[str, str]:
     """The precision to plan with, and why: measured, named, or the one that takes more memory."""
@@ -172,11 +196,19 @@ def choose_precision(
     if job.cluster.gpus_per_worker:
         return "bf16", "assumed: the training times both"
     taken = {
-        name: worker_memory(job, parameters, the_shapes.largest, name, compiled).total
+        name: worker_memory(job, parameters, the_shapes.largest, Mode(name)).total
         for name in ("fp32", "bf16")
     }
     most = max(taken, key=lambda name: taken[name])
     return most, "assumed, as it takes more memory: the training times both"
+
+
+def mapped_bytes(source_bytes: int, prepared: PreparedData | None) -> float:
+    """The bytes of the shards that a reader keeps open. Tokens have two bytes each."""
+    if prepared is None:
+        return min(2.0 * source_bytes / BYTES_PER_TOKEN, OPEN_SHARDS * MAX_SHARD)
+    sizes = sorted(shard.bytes for shard in prepared.splits.get("train", []))
+    return float(sum(sizes[-OPEN_SHARDS:]))
 
 
 def _samples(job: Job, prepared: PreparedData | None, source_bytes: int) -> tuple[int, bool]:

@@ -50,7 +50,6 @@ class Work:
     parameters: Parameters
     sample_flops: float  # of a sample's forward and backward pass
     sample_tokens: float  # with padding
-    samples: float  # that it reads; for a time budget: on the job's own workers
     speed: Speed
     checkpoints: Checkpointing
 
@@ -70,7 +69,7 @@ def scaled(work: Work, machines: Machines, costs: Costs, workers: int) -> Scaled
         seconds = 60.0 * job.train.budget_minutes
         steps = max(int(seconds * goodput / step), 1)
     else:
-        steps = max(round(work.samples / batch), 1)
+        steps = max(round(job.train.steps * job.train.global_batch_size / batch), 1)
         seconds = steps * step / max(goodput, 1e-9)
     return Scaled(
         workers=workers,

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from orchestrator.job.cost import COMPILE_ON_CPU, COMPILE_ON_GPU, FLOPS_A_SECOND
 from orchestrator.job.job import Job
+from orchestrator.job.search_space import TuneConfig
 from orchestrator.learn.pace import VALIDATIONS
 from orchestrator.plan.machines import Accelerator
 from orchestrator.plan.memory import MASKED_SHARE
 from orchestrator.plan.parameters import Parameters
 from orchestrator.plan.shapes import Shape, Shapes
-from orchestrator.storage.artifact import PreparedData
 
 MFU = 0.35  # share of a GPU's peak that a training reaches: published ones are 0.29 to 0.60
 FORWARD = 1 / 3  # of a step's operations
@@ -41,7 +41,9 @@ class Calibration:
     reason: str  # why this precision; empty where the job names it
     validation_seconds: float
     peak_bytes: int  # of the process without Ray
-    shapes: Shapes
+    timed: Shapes  # the micro-batches of these steps
+    shapes: Shapes  # those that one of the job's workers would have
+    load: float  # the load average before
 
 
 @dataclass(frozen=True)
@@ -88,86 +90,75 @@ def assumed_speed(job: Job, accelerator: Accelerator | None) -> Speed:
     return Speed(MFU * accelerator.flops * sizes.gpus_per_worker, reason)
 
 
-def stage_times(
-    job: Job,
-    prepared: PreparedData | None,
-    source_bytes: int,
-    parameters: Parameters,
-    shapes: Shapes,
-    speed: Speed,
-    compiled: bool,
-    cores: float,
-) -> list[StageTime]:
-    """The predicted time of each stage of a run, if it begins with nothing.
+@dataclass(frozen=True)
+class Course:
+    """What a run's stages take their time for."""
 
-    Args:
-        shapes: those of a worker of the fewest workers.
-        cores: of all machines.
-    """
-    step = worker_step_flops(job, parameters, shapes) / speed.flops
-    times = [_prepare_time(source_bytes, cores)]
-    if job.tune is not None:
-        times.append(_tune_time(job, step, cores))
-    times.append(_train_time(job, shapes, step, compiled, speed.validation))
-    row = sum(step_flops(job, parameters, shape) for shape in shapes.steps[0])
-    row *= FORWARD / sum(shape.rows for shape in shapes.steps[0])
-    tested = [] if prepared is None else prepared.splits.get("test", [])
-    rows = sum(shard.rows for shard in tested) if prepared is not None else None
-    times.append(_evaluate_time(job, rows, row / speed.flops))
-    times.append(StageTime("serve", SERVE_START, "until the endpoint answers"))
-    return times
+    job: Job
+    source_bytes: int
+    test_rows: int | None  # None until the data is prepared
+    cores: float  # of all machines
+    step: float  # seconds of a step of the fewest workers
+    rows: float  # of a worker's step
+    compiled: bool
+    validation: float | None  # seconds of one, where that was measured
+
+    @property
+    def row(self) -> float:
+        """The seconds that a worker takes to predict a row."""
+        return FORWARD * self.step / self.rows
 
 
-def train_steps(job: Job, seconds_a_step: float) -> int:
-    """The steps of a training: the job's own, or those that its minutes allow."""
-    if job.train.steps is not None:
-        return job.train.steps
-    return max(int(60.0 * job.train.budget_minutes / seconds_a_step), 1)
+def stage_times(course: Course) -> list[StageTime]:
+    """The predicted time of each stage of a run, if it begins with nothing."""
+    tune = [_tune_time(course, course.job.tune)] if course.job.tune is not None else []
+    serve = StageTime("serve", SERVE_START, "until the endpoint answers")
+    return [_prepare_time(course), *tune, _train_time(course), _evaluate_time(course), serve]
 
 
-def _prepare_time(source_bytes: int, cores: float) -> StageTime:
-    seconds = PREPARE_START + source_bytes / (PREPARED_BYTES_A_SECOND * max(cores, 1.0))
-    rate = f"{PREPARED_BYTES_A_SECOND / 1e6:.1f} MB/s a core, {cores:g} cores"
+def _prepare_time(course: Course) -> StageTime:
+    speed = PREPARED_BYTES_A_SECOND * max(course.cores, 1.0)
+    rate = f"{PREPARED_BYTES_A_SECOND / 1e6:.1f} MB/s a core, {course.cores:g} cores"
+    seconds = PREPARE_START + course.source_bytes / speed
     return StageTime("prepare", seconds, f"{rate}, and {PREPARE_START:.0f} s to start")
 
 
-def _tune_time(job: Job, step: float, cores: float) -> StageTime:
-    tune = job.tune
-    assert tune is not None
+def _tune_time(course: Course, tune: TuneConfig) -> StageTime:
     if tune.minutes is not None:
         return StageTime("tune", 60.0 * tune.minutes, "its budget, at most")
-    at_once = max(int(cores // (tune.workers * job.cluster.cpus_per_worker)), 1)
+    sizes = course.job.cluster
+    at_once = max(int(course.cores // (tune.workers * sizes.cpus_per_worker)), 1)
     # A step of a trial has the same samples as one of the job, dealt to the trial's workers.
-    trial = tune.steps * step * job.cluster.fewest_workers / tune.workers
+    trial = tune.steps * course.step * sizes.fewest_workers / tune.workers
     waves = -(-tune.configurations * tune.repeats // at_once)
     what = f"{tune.configurations * tune.repeats} trials, {at_once} at once"
     stops = "" if tune.scheduler in ("none", "pbt") else f", at most: {tune.scheduler} stops some"
     return StageTime("tune", PREPARE_START + waves * trial, what + stops)
 
 
-def _train_time(
-    job: Job, shapes: Shapes, step: float, compiled: bool, validation: float | None
-) -> StageTime:
+def _train_time(course: Course) -> StageTime:
+    train, sizes = course.job.train, course.job.cluster
     start = TRAIN_START
-    if compiled:
-        start += (COMPILE_ON_GPU if job.cluster.gpus_per_worker else COMPILE_ON_CPU)[1]
-    if job.train.steps is None:
-        return StageTime("train", start + 60.0 * job.train.budget_minutes, "its time budget")
-    rows = sum(shape.rows for shape in shapes.steps[0])
+    if course.compiled:
+        start += (COMPILE_ON_GPU if sizes.gpus_per_worker else COMPILE_ON_CPU)[1]
+    if train.steps is None:
+        return StageTime("train", start + 60.0 * train.budget_minutes, "its time budget")
+    validation = course.validation
     if validation is None:
-        validation = job.train.eval_rows / job.cluster.fewest_workers * FORWARD * step / rows
-    every = job.train.eval_every or -(-job.train.steps // VALIDATIONS)
-    validations = -(-job.train.steps // every)
-    seconds = start + job.train.steps * step + validations * validation
-    what = f"{job.train.steps:,} steps of {step:.3g} s, {validations} validations"
+        validation = train.eval_rows / sizes.fewest_workers * course.row
+    every = train.eval_every or -(-train.steps // VALIDATIONS)
+    validations = -(-train.steps // every)
+    seconds = start + train.steps * course.step + validations * validation
+    what = f"{train.steps:,} steps of {course.step:.3g} s, {validations} validations"
     return StageTime("train", seconds, f"{what}, and {start:.0f} s to start")
 
 
-def _evaluate_time(job: Job, rows: int | None, seconds_a_row: float) -> StageTime:
-    if rows is None:
+def _evaluate_time(course: Course) -> StageTime:
+    if course.test_rows is None:
         return StageTime("evaluate", None, "unknown until the data is prepared")
-    seconds = EVALUATE_START + rows * seconds_a_row / job.cluster.fewest_workers
-    what = f"{rows:,} rows"
-    if job.model.family == "encoder_decoder":
+    seconds = course.test_rows * course.row / course.job.cluster.fewest_workers
+    what = f"{course.test_rows:,} rows"
+    if course.job.model.family == "encoder_decoder":
         what += ", without the texts that it generates"
-    return StageTime("evaluate", seconds, f"{what}, and {EVALUATE_START:.0f} s to start")
+    start = f"{what}, and {EVALUATE_START:.0f} s to start"
+    return StageTime("evaluate", EVALUATE_START + seconds, start)

@@ -14,7 +14,7 @@ from orchestrator.job.job import Job
 from orchestrator.plan.cluster_file import read_machines
 from orchestrator.plan.fit import misfits
 from orchestrator.plan.machines import A100, L4, T4, Machine, Machines
-from orchestrator.plan.memory import worker_memory
+from orchestrator.plan.memory import Mode, worker_memory
 from orchestrator.plan.parameters import count
 from orchestrator.plan.shapes import Shapes, shapes
 
@@ -121,7 +121,7 @@ def test_machines_that_are_only_named_are_unknown_and_say_so(tmp_path: Path) -> 
     assert machines.kinds[0].most == 3 and machines.cpus is None
     assert "3 machines and not what they have" in machines.notes[0]
     job = make(cluster={"workers": 500})
-    assert misfits(job, count(job, None), shapes(job, None, 500), machines, ("fp32", False)) == []
+    assert misfits(job, count(job, None), shapes(job, None, 500), machines, Mode("fp32")) == []
     machines = read_machines(written(tmp_path, changed(node_config={}, resources={})))
     assert "gpu_worker: its CPUs are unknown" in machines.notes[0]
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 def fitted(job: Job, machine: Machine, precision: str = "fp32") -> list[str]:
     the_shapes: Shapes = shapes(job, None, job.cluster.fewest_workers)
     found = misfits(
-        job, count(job, None), the_shapes, Machines("file", (machine,)), (precision, False)
+        job, count(job, None), the_shapes, Machines("file", (machine,)), Mode(precision)
     )
     return [str(misfit) for misfit in found]
 
@@ -201,7 +201,5 @@ def test_a_gpu_has_a_memory_of_its_own() -> None:
     machine = Machine("m", 1, cpus=8.0, gpus=1.0, memory=64e9, accelerator=A100)
     (line,) = fitted(job, machine, "bf16")
     assert "of its A100, and has 40.0" in line
-    memory = worker_memory(
-        job, count(job, None), shapes(job, None, 1).largest, "bf16", compiled=False
-    )
+    memory = worker_memory(job, count(job, None), shapes(job, None, 1).largest, Mode("bf16"))
     assert memory.host and memory.total > 40e9 > memory.on_host

@@ -10,6 +10,7 @@ import yaml
 
 from orchestrator.cli import main
 from orchestrator.job.file import load_job
+from orchestrator.plan.memory import BASE_OF_RAY
 from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
 
@@ -142,6 +143,19 @@ def test_ten_steps_are_timed_before_the_data_is_prepared(
     assert plan["scale"][0]["step"] == pytest.approx(measured["seconds"])
     assert measured["peak_bytes"] > 100e6
     assert sorted(path.name for path in Path().iterdir()) == ["cluster.yaml", "job.yaml", "texts"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_what_ten_steps_take(capsys: pytest.CaptureFixture[str], precision: str) -> None:
+    larger = ("model.d_model=128", "model.num_layers=3", "tokenizer.vocab_size=4096")
+    batch = ("train.global_batch_size=128", "train.micro_batch_size=128")
+    plan = planned(capsys, "--calibrate", f"train.precision={precision}", *larger, *batch)
+    parts = plan["memory"]["parts"]
+    here = plan["memory"]["total"] - parts["snapshot"] - BASE_OF_RAY
+    process = parts["process"] - BASE_OF_RAY
+    measured = plan["calibration"]["peak_bytes"]
+    assert measured > 1.4 * process  # most of the rest is what is tested
+    assert here == pytest.approx(measured, rel=0.15)
 
 
 def test_steps_that_cannot_be_timed_say_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,6 @@ def work(**sections: Any) -> Work:
         parameters,
         sample_flops=step_flops(job, parameters, full(job, 1)),
         sample_tokens=256.0,
-        samples=6400.0,
         speed=Speed(1e14, "assumed"),
         checkpoints=checkpointing(job, parameters),
     )
