@@ -42,6 +42,7 @@ Kind = Literal[
     "broken body",  # half of the answer's body, then the connection is reset
     "stall",  # nothing for `seconds`, then the answer
 ]
+ANY: tuple[Kind, ...] = ("slow down", "reset", "lost answer", "short body", "broken body")
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Storage(ThreadingHTTPServer):
         self.refuses = False  # answers 503
         self.refused = 0  # requests
         self.faults: list[Fault] = []
+        self.every = 0  # one request in so many meets one of ANY in turn; 0: none
         self.requests: list[tuple[str, str]] = []  # method, path with query
         self._lock = threading.Lock()
 
@@ -91,7 +93,7 @@ class Storage(ThreadingHTTPServer):
         return self.faults[-1]
 
     def heal(self) -> None:
-        self.delay, self.refuses, self.refused = 0.0, False, 0
+        self.delay, self.refuses, self.refused, self.every = 0.0, False, 0, 0
         self.faults.clear()
         self.requests.clear()
 
@@ -124,6 +126,8 @@ class Storage(ThreadingHTTPServer):
                 if due and re.search(fault.matching, path):
                     fault.done += 1
                     return fault
+            if self.every and len(self.requests) % self.every == 0:
+                return Fault(ANY[len(self.requests) // self.every % len(ANY)], method, path)
         return None
 
     def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
