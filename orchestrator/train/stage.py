@@ -23,6 +23,7 @@ from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
+from orchestrator.storage.submitted import lasting_name
 from orchestrator.train import preload
 from orchestrator.train.follower import STOP_SECONDS, Follower
 from orchestrator.train.supervisor import Supervisor
@@ -154,6 +155,8 @@ class TrainController(Supervisor):
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:
     """The settings on which a training's weights depend, besides the number of steps."""
     whole = job.model_dump(mode="json")
+    if job.model.init_from is not None:
+        whole["model"]["init_from"] = lasting_name(job.model.init_from)
     model = {f"model.{key}": value for key, value in whole["model"].items()}
     kept = {f"train.{key}": whole["train"][key] for key in ("seed", "optimizer", "deterministic")}
     return {**model, **kept, "data": prepared.folder.name}
