@@ -51,8 +51,9 @@ def test_data_that_one_host_alone_has_is_refused(laptop: Laptop) -> None:
 
 
 def test_workers_that_no_host_has_room_for_are_refused(laptop: Laptop) -> None:
-    log = refused(laptop, *SHARED, f"cluster.cpus_per_worker={2 * (os.cpu_count() or 1)}")
-    assert "cluster.workers" in log
+    too_many = f"cluster.cpus_per_worker={2 * (os.cpu_count() or 1)}"
+    log = refused(laptop, "name=too-wide", *SHARED, too_many)
+    assert "cluster.workers = 2" in log
 
 
 def refused(laptop: Laptop, *arguments: str) -> str:
