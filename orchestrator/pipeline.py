@@ -27,6 +27,7 @@ from orchestrator.storage.artifact import (
     PreparedData,
     Sweep,
     Training,
+    has_checkpoint,
 )
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.task import reading_of
@@ -115,8 +116,8 @@ def check_inputs(run: Run) -> None:
 
 
 def _check_weights(run: Run) -> None:
-    job, chosen = run.job, run.chosen_job()
-    if job.model.init_from is None or (chosen is not None and run.finished(chosen) is not None):
+    job = run.job
+    if job.model.init_from is None or not _needs_weights(run):
         return
     from orchestrator.model.hf import Outputs
     from orchestrator.pretrained import model as pretrained  # with torch
@@ -126,6 +127,15 @@ def _check_weights(run: Run) -> None:
         pretrained.check(job.model, task.build_model, Outputs.of(task, None))
     except UserError as error:
         raise UserError(f"model.init_from: {error}") from None
+
+
+def _needs_weights(run: Run) -> bool:
+    """Whether an unfinished stage reads `model.init_from`: its tokenizer or its weights."""
+    chosen = run.chosen_job()
+    if chosen is None or PreparedData.load(run.prepare_folder()) is None:
+        return True
+    folder = run.train_folder(chosen)
+    return Training.load(folder) is None and not has_checkpoint(folder)
 
 
 def _export(job: Job, prepared: PreparedData, training: Training) -> None:
@@ -190,6 +200,8 @@ def run_stages(
             return take_best_trial(chosen, prepared, swept, run.train_folder(chosen))
         from orchestrator.train import preload
 
+        if chosen.weights is not None and chosen.weights.gone:
+            display.note(f"model.init_from: {chosen.weights.place} is gone: a checkpoint continues")
         preload.start_for_workers(
             chosen.cluster.most_workers
         )  # while this process still imports modules

@@ -26,12 +26,14 @@ from orchestrator.data.sources import Listing, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.job.defaults import derive, says_all
 from orchestrator.job.fingerprint import fingerprint
+from orchestrator.job.init_from import record_weights
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage, StageStatus
 from orchestrator.storage import lease
 from orchestrator.storage.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.storage.events import EventLog
-from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.storage.folder import MANIFEST, Folder, Stamp
+from orchestrator.storage.submitted import find_storage, lasting_name, lasting_stamp
 
 ENDPOINT = "endpoint.json"
 ASKED_FOR = (KeyboardInterrupt, StoppedError)  # by the user: no errors
@@ -109,7 +111,7 @@ class Run:
             )
             return folder
         if self._digest is None:
-            listing = [vars(file) for file in files]
+            listing = [vars(_lasting(file)) for file in files]
             text = json.dumps(listing, default=vars)  # `beside` holds files, too
             self._digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return self.folder / f"prepare-{digest}-{self._digest}"
@@ -218,6 +220,8 @@ class Run:
         """
         held = contextlib.ExitStack()
         held.enter_context(self.lease())
+        if self.job.weights is not None:
+            record_weights(self.job.weights, self.folder)
         self.events.write(
             "run",
             "started",
@@ -298,16 +302,14 @@ def storage(job: Job) -> Folder:
     return find_storage(job.storage, Path.cwd())
 
 
-def find_storage(given: str, directory: Path) -> Folder:
-    """The storage of a job that starts in `directory`.
-
-    In a submitted Ray job a relative path starts at the home folder: the working directory of such
-    a job is a copy, which Ray deletes when the job ends.
-    """
-    if "://" in given or os.path.isabs(os.path.expanduser(given)):
-        return Folder(given)
-    base = Path.home() if "working_dir_files" in directory.parts else directory
-    return Folder(str(base / given))
+def _lasting(file: SourceFile) -> SourceFile:
+    """The file as its preparation is named by it, wherever Ray has copied it to."""
+    name = lasting_name(file.uri)
+    if name == file.uri:
+        return file
+    stamp = lasting_stamp(file.uri, Stamp(file.bytes, 0))
+    beside = tuple(map(_lasting, file.beside))
+    return replace(file, uri=name, modified=str(stamp.modified), beside=beside)
 
 
 def stage_status(stage: Stage, kind: type[Artifact], folder: Folder) -> StageStatus:

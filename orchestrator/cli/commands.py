@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.cli.exits import exit_code, ignore_signals, on_sigterm
-from orchestrator.cli.tables import event_table, plan_table, print_outcome, print_statuses
+from orchestrator.cli.tables import event_table, print_outcome, print_statuses
 from orchestrator.errors import UserError
 from orchestrator.job.file import load_job
 from orchestrator.job.schema import json_schema
@@ -147,29 +147,6 @@ def export_command(options: argparse.Namespace) -> int:
     auto = export(chosen, *finished, Folder(options.into))
     line = f"{options.into}: transformers.{auto}.from_pretrained({options.into!r}) loads it"
     console.print(escape(line))
-    return 0
-
-
-def plan_command(options: argparse.Namespace) -> int:
-    """`plan`: print the resolved job and what it will do. Starts nothing."""
-    job = load_job(options.job, options.overrides)
-    from orchestrator.cluster.connection import local_cluster
-    from orchestrator.job.plan import make_plan
-    from orchestrator.pipeline import check_inputs, check_memory, check_room
-    from orchestrator.run import Run
-    from orchestrator.storage.artifact import PreparedData
-
-    run = Run(job)
-    job = run.job
-    statuses = run.status(run.holder())
-    check_inputs(run)
-    plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
-    console.print_json(job.model_dump_json())
-    console.print(plan_table(job, plan, run))
-    print_statuses(console, statuses)
-    if (here := local_cluster()) is not None:
-        check_room(job, here.room)
-        check_memory(job, here.room)
     return 0
 
 

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import unittest.mock
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from orchestrator.cluster.autoscaler import growth
 from orchestrator.cluster.node_report import memory
 from orchestrator.cluster.nodes import HEAD
 from orchestrator.cluster.room import Node, Room
-from orchestrator.errors import OrchestratorError, StageError, UserError
+from orchestrator.errors import OrchestratorError, StageError, TryAgainError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def connect() -> Iterator[Cluster]:
     Raises:
         UserError: if `RAY_ADDRESS` is of a kind that does not work.
         StageError: if the cluster cannot be reached or started.
+        KeyboardInterrupt: at a signal, if the handler of this process raises it.
     """
     address = _address()
     for name, value in RAY_SETTINGS.items():
@@ -70,18 +73,20 @@ def connect() -> Iterator[Cluster]:
     else:
         _require_reachable(address)
     try:
-        context = ray.init(
-            job_config=_job_config(),
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _own_sigterm_handler():
+            context = ray.init(
+                job_config=_job_config(),
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         lines = (str(error) or type(error).__name__).strip().splitlines()
         is_mismatch = lines[0].startswith("Version mismatch")
         first = " ".join(line.strip() for line in lines) if is_mismatch else lines[0]
         where = f"reach the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray here"
-        raise StageError(f"cannot {where}: {first}") from error
+        kind = TryAgainError if isinstance(error, ConnectionError) else StageError
+        raise kind(f"cannot {where}: {first}") from error
     try:
         _be_quiet()
         url = context.dashboard_url
@@ -128,6 +133,19 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
         stack += [current.__cause__, getattr(current, "cause", None)]
         stack += list(getattr(current, "worker_failures", {}).values())
     return None
+
+
+@contextlib.contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, if it has one.
+
+    Ray would replace it at once, by one that exits with code 15.
+    """
+    if not callable(signal.getsignal(signal.SIGTERM)):
+        yield
+        return
+    with unittest.mock.patch.object(ray._private.utils, "set_sigterm_handler"):
+        yield
 
 
 class _NoPaths(list[str]):
@@ -193,7 +211,7 @@ def _require_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise StageError(
+        raise TryAgainError(
             f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error.strerror or error}"
         ) from error
 

@@ -19,6 +19,7 @@ from orchestrator.data.arrays import Arrays, join
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import StageError
 from orchestrator.evaluate.report import write_report
+from orchestrator.infer.device import device_for
 from orchestrator.infer.trained_model import TrainedModel, load_processor
 from orchestrator.job.job import Job
 from orchestrator.job.needs import worker_resources
@@ -139,7 +140,7 @@ class _Predictor:
         prepared = PreparedData.load_required(Folder(prepared_uri))
         training = Training.load_required(Folder(training_uri))
         self.reader = ShardReader(prepared, "test")
-        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
+        device = device_for("cluster.gpus_per_worker", job.cluster.gpus_per_worker)
         self.trained = TrainedModel.load(
             job.build_task(), prepared, training.checkpoint(), device, training.precision
         )

@@ -8,6 +8,7 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
@@ -42,13 +43,7 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         options = HTTPOptions(host=job.serve.host, port=job.serve.port)
     try:
         serve.start(http_options=options)
-        deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
-        endpoint = deployment.options(
-            num_replicas=job.serve.replicas,
-            max_ongoing_requests=8,
-            max_queued_requests=job.serve.max_queued_requests,
-            ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
-        ).bind(job, prepared.folder.uri, training.folder.uri)
+        endpoint = bind(job, prepared, training)
         with waits_shown(progress, replica_resources(job), lambda: job.serve.replicas):
             serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
     except (RuntimeError, RayError, RayServeException) as error:
@@ -56,6 +51,21 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     finally:
         progress.finish()
     return find_address(job, options)
+
+
+def bind(job: Job, prepared: PreparedData, training: Training) -> Application:
+    """The application of Ray Serve that answers with the best checkpoint."""
+    deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
+    application: Application = deployment.options(
+        num_replicas=job.serve.replicas,
+        max_ongoing_requests=8,
+        max_queued_requests=job.serve.max_queued_requests,
+        ray_actor_options={
+            "num_cpus": job.cluster.cpus_per_worker,
+            "num_gpus": job.gpus_per_replica,
+        },
+    ).bind(job, prepared.folder.uri, training.folder.uri)
+    return application
 
 
 def ask(address: Address, job: Job) -> str:

@@ -18,6 +18,7 @@ from orchestrator.learn.directive import Directive
 from orchestrator.progress import Progress
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
+from orchestrator.train.calls import answer
 from orchestrator.train.supervisor import Event, Figures, Heartbeat
 
 POLL_SECONDS = 0.5
@@ -48,6 +49,7 @@ class Follower:
         self._step = -1
         self._at_work = False
         self._draining: set[str] = set()
+        self._received = 0  # messages of the supervisor so far
         self._next_notice = 0.0
         self._nodes_matter_until = 0.0
 
@@ -59,14 +61,14 @@ class Follower:
             OrchestratorError: that a worker reported.
             KeyboardInterrupt: after a last checkpoint, if workers can save it in `STOP_SECONDS`.
         """
-        self.supervisor, self._draining = supervisor, set()
+        self.supervisor, self._draining, self._received = supervisor, set(), 0
         try:
             self._pass_on_until(training)
             self._wait_for_lost_nodes()
         except KeyboardInterrupt:
             if self._at_work:
                 self._progress.start("saving a last checkpoint", total=None, unit="")
-                self.supervisor.ask.remote(Directive.STOP)
+                answer(self.supervisor.ask, Directive.STOP, patience=STOP_SECONDS / 2)
                 self._pass_on_until(training, time.monotonic() + STOP_SECONDS)
             raise
         if self.failures:
@@ -114,8 +116,10 @@ class Follower:
             ended = bool(ray.wait([training], timeout=POLL_SECONDS)[0])
             ended |= deadline is not None and time.monotonic() > deadline
             self._look_for_notices()
-            messages, hanging, self._at_work = ray.get(self.supervisor.poll.remote())
+            poll = answer(self.supervisor.poll, self._received)
+            messages, hanging, self._at_work = poll
             for message in messages:
+                self._received += 1
                 self._forward(message)
             for worker in hanging:
                 _end_process(worker)

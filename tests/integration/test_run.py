@@ -95,7 +95,7 @@ def test_an_unreachable_cluster_is_an_error_of_one_line(tmp_path: Path, head: He
     write_texts(tmp_path / "data")
     nowhere = head.environment | {"RAY_ADDRESS": "127.0.0.1:1"}
     done = orchestrate("prepare", write_job(tmp_path), environment=nowhere)
-    assert done.returncode == 1
+    assert done.returncode == 75
     assert "RAY_ADDRESS=127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -5,7 +5,11 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
+from orchestrator.application import Arguments, application
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import StageError, UserError
 from orchestrator.job.job import Job
@@ -116,3 +120,32 @@ def test_a_route_of_another_application_is_refused(
     job, prepared, training = trained
     with pytest.raises(UserError, match="route_prefix"):
         deploy(job.model_copy(update={"name": "other"}), prepared, training, Silent())
+
+
+def test_the_application_of_a_config_file_answers_as_the_run_it_names(
+    trained: tuple[Job, PreparedData, Training], url: str, tmp_path: Path
+) -> None:
+    """As a RayService deploys it: by import path and arguments, in a process of the cluster."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(trained[0].model_dump(mode="json", exclude_unset=True)))
+    deployed = {
+        "name": "by-config",
+        "route_prefix": "/by-config",
+        "import_path": "orchestrator.application:application",
+        "args": {"job": str(file), "overrides": ["serve.max_tokens=4"]},
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema(applications=[deployed]), _blocking=True)
+    root = url.removesuffix("/")
+    body = {"prompt": "the the", "temperature": 0}
+    answer = httpx.post(f"{root}/by-config/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] <= 4
+
+
+def test_the_application_of_a_run_that_is_not_finished_says_what_to_run(
+    trained: tuple[Job, PreparedData, Training], tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(trained[0].model_dump(mode="json", exclude_unset=True)))
+    with pytest.raises(UserError, match=r"run it first .*: orchestrator train \S+ train.steps=31"):
+        application(Arguments(job=str(file), overrides=["train.steps=31"]))
