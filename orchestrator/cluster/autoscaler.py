@@ -8,6 +8,7 @@ runs beside the head, and its node types cannot be seen from here.
 import json
 import logging
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def growth(nodes: list[dict[str, Any]]) -> Growth:
     reported = state.get_cluster_config()
     if reported is not None and reported.node_group_configs:
         return _of_reported(reported)
-    if not _may_grow():
+    if (status := _status()) is Status.LOOKS_ON:
         return Growth()
     if (node := head()) is None:
         return UNKNOWN_GROWTH
@@ -45,8 +46,8 @@ def growth(nodes: list[dict[str, Any]]) -> Growth:
     except (RayError, OSError, yaml.YAMLError) as error:
         logger.info("the autoscaler's settings cannot be read: %s", error)
         return UNKNOWN_GROWTH
-    if config is None:  # it runs elsewhere, as KubeRay's does
-        return UNKNOWN_GROWTH
+    if config is None:  # it runs elsewhere, as KubeRay's does, or there is none
+        return UNKNOWN_GROWTH if status is Status.MANAGES else Growth()
     return of_config(config, len(nodes) - 1)
 
 
@@ -95,13 +96,22 @@ def _of_reported(config: Any) -> Growth:
     return Growth(tuple(types), NO_LIMIT)
 
 
-def _may_grow() -> bool:
-    """Whether an autoscaler may manage this cluster. A monitor that only looks on reports each
-    node as a type of its own."""
+class Status(Enum):
+    """What the monitor of a cluster, wherever it runs, has reported that it does."""
+
+    UNKNOWN = 0  # nothing, as in the first seconds of a cluster
+    LOOKS_ON = 1  # it adds no nodes, and reports each node as a type of its own
+    MANAGES = 2
+
+
+def _status() -> Status:
     if (status := _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())) is not None:
-        active = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes") or {}
-        return any(not name.startswith(LOOKING_ON) for name in active)
-    return bool(autoscaling_state().autoscaler_state_version > 0)
+        active = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes")
+        if active and all(name.startswith(LOOKING_ON) for name in active):
+            return Status.LOOKS_ON
+        return Status.MANAGES if active else Status.UNKNOWN
+    is_second_kind = autoscaling_state().autoscaler_state_version > 0
+    return Status.MANAGES if is_second_kind else Status.UNKNOWN
 
 
 def autoscaling_state() -> Any:
