@@ -40,6 +40,9 @@ bench-time-to-loss: .venv/.installed-bench  ## compare with nanoGPT, whose check
 bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and with Optuna alone
 	$(BIN)/python -m benchmarks.tune
 
+bench-plan: .venv/.installed-bench  ## compare `orchestrator plan` with the trainings it predicts
+	$(BIN)/python -m benchmarks.plan
+
 quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours
 	$(BIN)/python -m benchmarks.quality
 
