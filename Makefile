@@ -37,6 +37,9 @@ bench-time-to-loss: .venv/.installed-bench  ## compare with nanoGPT, whose check
 bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and with Optuna alone
 	$(BIN)/python -m benchmarks.tune
 
+bench-gpu: .venv/.installed-dev  ## the training loop alone on a GPU: tokens a second, MFU
+	$(BIN)/python benchmarks/gpu.py
+
 quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours
 	$(BIN)/python -m benchmarks.quality
 
