@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test drills check format schema quality clean
+.PHONY: demo test drills test-cluster check format schema quality clean
 
 demo: .venv/.installed  ## install, then run a whole job: about five minutes, stays up until Ctrl-C
 	$(BIN)/orchestrator run jobs/language_modelling.yaml
@@ -13,6 +13,9 @@ test: .venv/.installed-dev  ## install what tests need, and run them
 
 drills: .venv/.installed-dev  ## inject real faults and compare the results: about half an hour
 	$(BIN)/pytest tests/drills
+
+test-cluster: .venv/.installed-dev  ## three hosts on this machine: ten minutes, as root on Linux
+	$(BIN)/pytest tests/cluster
 
 check: .venv/.installed-dev  ## lint, types, import directions
 	$(BIN)/ruff check .

@@ -72,6 +72,10 @@ class Batches:
             seed = hash((self.config.seed, step, numbers[i]))
             yield MicroBatch(batch, seed, last=i + 1 == len(pieces))
 
+    def pieces(self, step: int) -> list[Rows]:
+        """The rows of this worker's micro-batches of a step, as `step` will read them."""
+        return [rows for _, rows in self._dealt(self.rows(step), self.train)]
+
     def validate(self) -> Iterator[Arrays]:
         """This worker's batches of the validation rows, with the columns that `Task.keep` kept."""
         for _, rows in self._dealt(self.validation_rows, self.validation):

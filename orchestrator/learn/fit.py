@@ -28,6 +28,7 @@ from orchestrator.learn.state import State
 from orchestrator.learn.step_clock import StepClock
 from orchestrator.learn.world import World
 from orchestrator.model.hf import Outputs
+from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained import model as pretrained
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
@@ -84,9 +85,6 @@ def fit(
         torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
     processor = load_processor(task, prepared)
     model = task.build_model(processor.vocab_size, processor.num_outputs)
-    source, new = task.model.init_from, []
-    if source is not None:
-        new = pretrained.load(model, Folder(source), Outputs.of(task, processor))
     model.to(world.device)
     optimizers = build_optimizers(model, config, world)
     gradients = Gradients(model, world, config.deterministic)
@@ -95,8 +93,8 @@ def fit(
     state = State(model, optimizers, guard, config.precision)
     pace = Pace(config, world, batches.train.num_rows)
     if not resume(state, pace, checkpoints, world):
-        if source is not None and world.rank == 0:
-            reporter.event("began with", source=source, new=new)
+        if task.model.init_from is not None:
+            state.notices += take_weights(model, task, Outputs.of(task, processor), world, reporter)
         begin(state, pace, task, batches, reporter)
         if checkpoints is not None and world.rank == 0:
             # If storage refuses checkpoints, the user learns it now and not in an hour.
@@ -169,10 +167,31 @@ def begin(state: State, pace: Pace, task: Task[Any], batches: Batches, reporter:
         return
     world = batches.world
     choice = precision.choose(task, state.model, batches.first(), world)
-    state.precision, state.notices = choice.precision, choice.notices
+    state.precision = choice.precision
+    state.notices += choice.notices
     if world.rank == 0:
         reporter.event("precision", **choice.event)
     pace.resume(0, None)  # the first step begins now
+
+
+def take_weights(
+    model: Transformer, task: Task[Any], outputs: Outputs, world: World, reporter: Reporter
+) -> list[str]:
+    """Begin with the weights of `model.init_from`. A training that has a checkpoint needs none.
+
+    Returns:
+        On the first worker, what the user should know of them, a line each.
+
+    Raises:
+        UserError: if they cannot be read, or do not fit the model.
+    """
+    assert task.model.init_from is not None
+    folder = Folder(task.model.init_from)
+    new = pretrained.load(model, folder, outputs)
+    if world.rank:
+        return []
+    reporter.event("began with", source=folder.uri, new=new)
+    return pretrained.notices(model, folder, outputs)
 
 
 def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> bool:
@@ -212,14 +231,3 @@ def validate(model: TrainedModel, batches: Batches, config: TrainConfig) -> dict
             f"lower train.lr = {config.lr} or raise train.warmup_steps = {config.warmup_steps}"
         )
     return metrics
-
-
-def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:
-    """What its user should know of the weights that a training began with, a line each."""
-    if task.model.init_from is None:
-        return []
-    processor = load_processor(task, prepared)
-    with torch.device("meta"):
-        model = task.build_model(processor.vocab_size, processor.num_outputs)
-    source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
-    return pretrained.notices(model, source, outputs)

@@ -71,7 +71,8 @@ class State:
         restore_optimizers(self.optimizers, tensors)
         checkpoint = saved.checkpoint
         if self.precision == "auto":
-            self.precision, self.notices = checkpoint.precision, list(checkpoint.notices)
+            self.precision = checkpoint.precision
+        self.notices = list(checkpoint.notices)
         self.step, self.samples = checkpoint.step, checkpoint.samples
         self.metrics, self.history = dict(checkpoint.metrics), list(checkpoint.history)
 
