@@ -43,6 +43,9 @@ bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and w
 bench-plan: .venv/.installed-bench  ## compare `orchestrator plan` with the trainings it predicts
 	$(BIN)/python -m benchmarks.plan
 
+bench-gpu: .venv/.installed-dev  ## the training loop alone on a GPU: tokens a second, MFU
+	$(BIN)/python benchmarks/gpu.py
+
 quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours
 	$(BIN)/python -m benchmarks.quality
 
