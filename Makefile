@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test drills s3-server check format schema quality clean
+.PHONY: demo test drills s3-server test-cluster check format schema quality clean
 
 demo: .venv/.installed  ## install, then run a whole job: about five minutes, stays up until Ctrl-C
 	$(BIN)/orchestrator run jobs/language_modelling.yaml
@@ -15,6 +15,9 @@ drills: .venv/.installed-dev s3-server  ## inject real faults and compare the re
 	$(BIN)/pytest tests/drills
 
 s3-server: .venv/s3/.installed  ## install the S3 server of tests, in an environment of its own
+
+test-cluster: .venv/.installed-dev  ## three hosts on this machine: ten minutes, as root on Linux
+	$(BIN)/pytest tests/cluster
 
 check: .venv/.installed-dev  ## lint, types, import directions
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class OrchestratorError(Exception):
-    """A failure that the command line reports in one line and that a retry does not fix."""
+    """A failure that the command line reports in one line."""
 
     exit_code = 1
 
@@ -29,6 +29,19 @@ class JobError(UserError):
 
 class StageError(OrchestratorError):
     """A stage failed for a reason that the user did not cause. Exit code 1."""
+
+
+class TryAgainError(StageError):
+    """A machine, the network or the storage failed: the same command may succeed later, and it
+    continues the run. Exit code 75, EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+
+
+class InUseError(UserError):
+    """Another process runs this run, or did until its machine was lost. Exit code 75, too."""
+
+    exit_code = TryAgainError.exit_code
 
 
 class StoppedError(OrchestratorError):

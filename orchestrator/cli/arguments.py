@@ -7,11 +7,11 @@ from orchestrator import __version__
 from orchestrator.cli.commands import (
     dashboard_command,
     export_command,
-    plan_command,
     run_command,
     schema_command,
     status_command,
 )
+from orchestrator.cli.plan_command import plan_command
 from orchestrator.progress import STAGES
 
 DESCRIPTION = """\
@@ -30,10 +30,17 @@ EXAMPLES = """\
 examples:
   orchestrator run jobs/language_modelling.yaml
   orchestrator run job.yaml --until evaluate train.minutes=20 name=longer
-  orchestrator plan job.yaml
+  orchestrator plan job.yaml --cluster cluster/aws.yaml --scale 8,64,512 --price 3.2
   orchestrator status job.yaml --json
   orchestrator dashboard runs
   ray job submit --working-dir . -- python -m orchestrator run jobs/language_modelling.yaml
+
+exit codes:
+  0    done; a finished run is not run again
+  1    a stage failed: the same command would fail again
+  2    the job, the data or the command is wrong: the error says what to change
+  75   a machine, the network or the storage failed, or another process runs this run: try again
+  130  stopped by Ctrl-C, 143 by SIGTERM: the same command continues
 """
 
 
@@ -75,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         text = f"run the stages up to {stage}"
         _job_command(commands, stage, text, run_command).set_defaults(until=stage, dashboard=False)
     plan_text = "print the resolved job and what it will do; starts nothing"
-    _job_command(commands, "plan", plan_text, plan_command)
+    _add_plan_options(_job_command(commands, "plan", plan_text, plan_command))
     status = _job_command(commands, "status", "print where each stage stands", status_command)
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--all", action="store_true", help="all events, not the last ones alone")
@@ -112,6 +119,33 @@ def _job_command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "--cluster", metavar="FILE", help="the machines of a file for `ray up`, not this one"
+    )
+    plan.add_argument(
+        "--scale", metavar="N,N", help="also predict these numbers of workers, such as 8,64,512"
+    )
+    plan.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="time ten steps of the job on this machine, in place of a table's estimate",
+    )
+    plan.add_argument(
+        "--price",
+        type=float,
+        metavar="DOLLARS",
+        help="of a machine for an hour (default: the label price-per-hour of its node type)",
+    )
+    plan.add_argument(
+        "--network", type=float, metavar="GBIT", help="a second between machines (default: 10)"
+    )
+    plan.add_argument(
+        "--failures", type=float, metavar="N", help="of 1,000 machines in a day (default: 3.8)"
+    )
+    plan.add_argument("--json", action="store_true", help="the plan alone, for programs")
 
 
 def _add_dashboard(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.cli.exits import exit_code, ignore_signals, on_sigterm
-from orchestrator.cli.tables import event_table, plan_table, print_outcome, print_statuses
+from orchestrator.cli.tables import event_table, print_outcome, print_statuses
 from orchestrator.errors import UserError
 from orchestrator.job.file import load_job
 from orchestrator.job.schema import json_schema
@@ -46,11 +46,12 @@ def run_command(options: argparse.Namespace) -> int:
         from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
         from orchestrator.forecast import forecast
-        from orchestrator.pipeline import check_room, run_stages
+        from orchestrator.pipeline import check_memory, check_room, preflight, run_stages
         from orchestrator.storage.events import read_events
 
         if (here := local_cluster()) is not None:
-            check_room(job, here)
+            check_room(job, here.room)
+            check_memory(job, here.room)
         terminal = TerminalDisplay(console)
         stack.callback(terminal.close)
         display = stack.enter_context(RecordedDisplay(terminal, run.events))
@@ -63,6 +64,7 @@ def run_command(options: argparse.Namespace) -> int:
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaced the handler
                 stack.callback(ignore_signals)  # runs before everything above is shut down
                 display.finish()
+                preflight(run, clusters[0], display)
             return clusters[0]
 
         if options.dashboard and job.tune is not None and run.chosen_job() is None:
@@ -94,19 +96,22 @@ def _deploy(run: "Run", outcome: "Outcome", cluster: "Cluster", display: Display
     from orchestrator.serve.engines import engine_of
 
     job = run.job
-    check_room(outcome.job, cluster)
+    check_room(outcome.job, cluster.room)
     assert outcome.training is not None
     started = time.monotonic()
     display.stage_started("serve")
-    url = deploy(outcome.job, outcome.prepared, outcome.training, display)
-    answer = ask(url, job)
-    run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
+    address = deploy(outcome.job, outcome.prepared, outcome.training, display)
+    answer, url = ask(address, job), address.url
+    checkpoint = f"{outcome.training.folder}/{outcome.training.best_checkpoint}"
+    far = address.is_local and not cluster.started_here
+    run.record_endpoint(url, checkpoint, address.ip if far else "")
     seconds = time.monotonic() - started
     display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
     engine = engine_of(job.build_task())
     prompt = escape(job.serve.sample_prompt)
     sample = f"[bold]{prompt}[/]{engine.separator}{escape(answer)}"
-    return f"\n{sample}\n\nendpoint   {escape(url)}/v1/{engine.path}"
+    hint = "" if cluster.started_here or not address.hint else f"\n           {address.hint}"
+    return f"\n{sample}\n\nendpoint   {escape(url)}/v1/{engine.path}{escape(hint)}"
 
 
 def _wait_until_stopped(cluster: "Cluster") -> None:
@@ -142,28 +147,6 @@ def export_command(options: argparse.Namespace) -> int:
     auto = export(chosen, *finished, Folder(options.into))
     line = f"{options.into}: transformers.{auto}.from_pretrained({options.into!r}) loads it"
     console.print(escape(line))
-    return 0
-
-
-def plan_command(options: argparse.Namespace) -> int:
-    """`plan`: print the resolved job and what it will do. Starts nothing."""
-    job = load_job(options.job, options.overrides)
-    from orchestrator.cluster.connection import local_cluster
-    from orchestrator.job.plan import make_plan
-    from orchestrator.pipeline import check_inputs, check_room
-    from orchestrator.run import Run
-    from orchestrator.storage.artifact import PreparedData
-
-    run = Run(job)
-    job = run.job
-    statuses = run.status(run.holder())
-    check_inputs(run)
-    plan = make_plan(job, run.files, PreparedData.load(run.prepare_folder()))
-    console.print_json(job.model_dump_json())
-    console.print(plan_table(job, plan, run))
-    print_statuses(console, statuses)
-    if (here := local_cluster()) is not None:
-        check_room(job, here)
     return 0
 
 

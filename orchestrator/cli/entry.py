@@ -18,7 +18,10 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C."""
+    """Run a command; returns its exit code, one of the table in `exits.py`.
+
+    The last line of the output is the error itself: logs are read from their end.
+    """
     gc.set_threshold(50_000)  # of 700: imports, most of a command's time, leave nothing to collect
     options = parse(arguments)
     if arguments is None and not options.debug:
@@ -49,9 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else ""
+        code = exit_code(error)
+        if code == 1:
+            errors.print("unexpected error: please report it with the output of --debug")
+        else:
+            errors.print("a machine, the network or the storage failed: the same command continues")
         errors.print(f"[bold red]error:[/] {type(error).__name__}: {escape(reason)}")
-        errors.print("unexpected error: please report it with the output of --debug")
-        return 1
+        return code
 
 
 def _drop(_: "sys.UnraisableHookArgs") -> None:

@@ -8,13 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from orchestrator.job.job import Job
 from orchestrator.progress import StageStatus
 
 if TYPE_CHECKING:
-    from orchestrator.job.plan import Plan
     from orchestrator.pipeline import Outcome
-    from orchestrator.run import Run
     from orchestrator.storage.artifact import Evaluation
 
 
@@ -83,31 +80,4 @@ def metric_table(evaluation: "Evaluation") -> Table:
     for name, metrics in {"this model": evaluation.metrics, **evaluation.baselines}.items():
         cells = [f"{metrics[key]:,.3f}" if key in metrics else "" for key in names]
         table.add_row(escape(name), *cells, style="bold" if name == "this model" else "")
-    return table
-
-
-def plan_table(job: Job, plan: "Plan", run: "Run") -> Table:
-    """What a job comes to: data, parameters, steps, time."""
-    chosen = ", ".join(f"{name} = {value}" for name, value in run.derived.items())
-    about = "about " if plan.samples_are_estimated else ""
-    rows = {
-        "source": f"{plan.source_files:,} files, {plan.source_bytes / 1e6:,.1f} MB",
-        "samples": f"{about}{plan.train_samples:,} for training",
-        "parameters": f"{plan.parameters:,}",
-        "tokens a step": f"{plan.tokens_per_step:,} for any number of workers: "
-        + ", ".join(f"{count} x {n} micro-batches" for count, n in plan.accumulation.items()),
-        "steps": f"{plan.steps:,}"
-        if plan.steps
-        else f"what fits {job.train.budget_minutes:g} minutes"
-        + (f", at most {job.train.epochs:g} epochs" if job.train.epochs else ""),
-        "training": f"about {plan.train_seconds / 60:,.1f} minutes, "
-        + ("compiled" if plan.compiles else "not compiled: it would not pay for itself"),
-        "epochs": f"{about}{plan.epochs:.2f}" if plan.epochs else "follow from the steps",
-        "sweep": plan.sweep,
-        "chosen for it": chosen or "nothing: the job says how large its model is",
-        "storage": run.folder.uri,
-    }
-    table = Table(title="what follows from the job", title_justify="left", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
     return table

@@ -27,6 +27,7 @@ from orchestrator.storage.checkpoint_files import (
     check_size,
     read_tensors,
 )
+from orchestrator.storage.failures import failed
 from orchestrator.storage.files import once
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
@@ -277,7 +278,7 @@ class Checkpoints:
         cause = error if isinstance(error, OSError) else error.__cause__
         cure = CURES.get(getattr(cause, "errno", None) or 0, "repair the storage")
         start = "starts anew" if self._newest is None else f"continues from step {self._newest}"
-        return StageError(f"{reason}; {cure} and run it again: it {start}")
+        return failed(f"{reason}; {cure} and run it again: it {start}", cause)
 
     def _report(self, kind: str, **fields: Any) -> None:
         try:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.fs
 
-from orchestrator.errors import StageError, StorageError, UserError, first_line
+from orchestrator.errors import StageError, StorageError, TryAgainError, UserError, first_line
+from orchestrator.storage.failures import StorageDownError, failed, passes
 from orchestrator.storage.files import locate, once, open_file, tried
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Folder:
         try:
             _write_durably(self.local_path / name, content)
         except OSError as error:
-            raise StageError(f"cannot write {self.uri}/{name}: {_reason(error)}") from error
+            raise failed(f"cannot write {self.uri}/{name}: {_reason(error)}", error) from error
 
     def write_whole(self, files: Iterable[tuple[str, Parts]]) -> None:
         """Make this folder of names and contents, the manifest last, whole or not at all.
@@ -88,7 +89,7 @@ class Folder:
             os.rename(temporary, self.local_path)
             _sync_folder(self.local_path.parent)
         except OSError as error:
-            raise StageError(f"cannot write {path}: {_reason(error)}") from error
+            raise failed(f"cannot write {path}: {_reason(error)}", error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -111,7 +112,7 @@ class Folder:
             else:
                 self._remote.move(self._remote_path(""), renamed._remote_path(""))
         except (OSError, ValueError, NotImplementedError) as error:  # the latter two of pyarrow.fs
-            raise StageError(f"cannot rename {self} to {name}: {_reason(error)}") from error
+            raise failed(f"cannot rename {self} to {name}: {_reason(error)}", error) from error
         return renamed
 
     def read(self, name: str, *, retry: bool = True) -> bytes:
@@ -248,7 +249,8 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             raise  # answers, not failures; ValueError: of an unknown scheme, say
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"cannot {verb} {uri}: {first_line(error)}") from error
+            kind = StorageDownError if passes(error) else StorageError
+            raise kind(f"cannot {verb} {uri}: {first_line(error)}") from error
 
     @property
     def _remote(self) -> pyarrow.fs.FileSystem:
@@ -309,5 +311,7 @@ def check_writable(storage: str) -> None:
     try:
         with once():
             folder.write(".writable", b"yes\n")
+    except TryAgainError as error:
+        raise TryAgainError(f"storage = {storage}: {error}") from error
     except (StageError, ValueError) as error:  # ValueError: of an unknown scheme, say
         raise UserError(f"storage = {storage}: {error}") from error
