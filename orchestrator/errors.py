@@ -38,6 +38,11 @@ class TryAgainError(StageError):
     exit_code = 75
 
 
+class StuckError(TryAgainError):
+    """A call that cannot be ended waits for something. The command ends without waiting for it,
+    which pyarrow would do at the process's end."""
+
+
 class InUseError(UserError):
     """Another process runs this run, or did until its machine was lost. Exit code 75, too."""
 

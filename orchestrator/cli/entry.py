@@ -3,6 +3,7 @@
 import argparse
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from rich.markup import escape
 
 from orchestrator.cli.arguments import parse
 from orchestrator.cli.exits import exit_code, on_sigterm, terminated
-from orchestrator.errors import OrchestratorError, StoppedError
+from orchestrator.errors import OrchestratorError, StoppedError, StuckError
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         for line in str(error).splitlines():
             errors.print(f"[bold red]error:[/] {escape(line)}")
+        if isinstance(error, StuckError) and arguments is None:
+            sys.stdout.flush()
+            os._exit(exit_code(error))
         return exit_code(error)
     except KeyboardInterrupt as error:
         word = "terminated" if terminated.is_set() else "stopped"

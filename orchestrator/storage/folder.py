@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,13 +13,21 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.fs
 
-from orchestrator.errors import StageError, StorageError, TryAgainError, UserError, first_line
+from orchestrator.errors import (
+    StageError,
+    StorageError,
+    StuckError,
+    TryAgainError,
+    UserError,
+    first_line,
+)
 from orchestrator.storage.failures import StorageDownError, failed, passes
 from orchestrator.storage.files import locate, once, open_file, tried
 
 T = TypeVar("T")
 Parts = Sequence[bytes | memoryview]  # of a file's content, in their order
 
+ANSWER_SECONDS = 20.0  # for a storage to take its first file
 MANIFEST = "manifest.json"  # written last: it makes a folder whole
 
 
@@ -306,12 +315,31 @@ def _reason(error: Exception) -> str:
 
 
 def check_writable(storage: str) -> None:
-    """Say at once, not after an hour, that a storage takes no files."""
-    folder = Folder(storage)
-    try:
-        with once():
-            folder.write(".writable", b"yes\n")
-    except TryAgainError as error:
-        raise TryAgainError(f"storage = {storage}: {error}") from error
-    except (StageError, ValueError) as error:  # ValueError: of an unknown scheme, say
-        raise UserError(f"storage = {storage}: {error}") from error
+    """Say at once, not after an hour, that a storage takes no files.
+
+    Raises:
+        UserError: where it refuses.
+        TryAgainError: where it fails in passing.
+        StuckError: where it does not answer within `ANSWER_SECONDS`.
+    """
+    raised: list[Exception] = []
+
+    def write() -> None:
+        try:
+            with once():
+                Folder(storage).write(".writable", b"yes\n")
+        except Exception as error:
+            raised.append(error)
+
+    # In a thread of its own: a call that waits for a network cannot be ended.
+    writer = threading.Thread(target=write, name="check_writable", daemon=True)
+    writer.start()
+    writer.join(ANSWER_SECONDS)
+    if writer.is_alive():
+        raise StuckError(f"storage = {storage}: does not answer within {ANSWER_SECONDS:g} s")
+    for error in raised:
+        if isinstance(error, TryAgainError):
+            raise TryAgainError(f"storage = {storage}: {error}") from error
+        if isinstance(error, StageError | ValueError):  # ValueError: of an unknown scheme, say
+            raise UserError(f"storage = {storage}: {error}") from error
+        raise error
