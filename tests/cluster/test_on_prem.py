@@ -18,7 +18,7 @@ import pytest
 from tests.cluster.hosts import Host
 from tests.cluster.laptop import ACTIVATE, Job, Laptop, wait_for, weights
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(600, func_only=True)]
 
 NAME = "stdlib-lm-debug"
 RUN = ("run", "jobs/language_modelling_debug.yaml", "storage=/mnt/shared/runs")
