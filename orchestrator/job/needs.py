@@ -25,7 +25,10 @@ def worker_resources(job: Job) -> dict[str, float]:
 
 def replica_resources(job: Job) -> dict[str, float]:
     """The resources of each replica of the endpoint, by Ray's names."""
-    return {"CPU": float(job.cluster.cpus_per_worker)}
+    resources = {"CPU": float(job.cluster.cpus_per_worker)}
+    if job.gpus_per_replica:
+        resources["GPU"] = job.gpus_per_replica
+    return resources
 
 
 def worker_bytes(job: Job) -> int:

@@ -18,6 +18,7 @@ from orchestrator.progress import Stage
 from orchestrator.run import Run
 from orchestrator.storage.folder import MANIFEST, Folder
 from orchestrator.storage.submitted import find_storage
+from orchestrator.train.stage import made_by
 from orchestrator.train.worker import _require_weights
 from tests.unit.test_init_from import saved
 from tests.unit.toy import prepare_counting
@@ -160,11 +161,13 @@ def test_the_next_submission_continues_the_run_of_the_last(
     first = submit(tmp_path / "session_1", monkeypatch)
     assert first.folder.uri == str(home / "runs/a")
     begin(first)
-    before = folders(first)
+    prepared = prepare_counting(first.prepare_folder())
+    before, made = folders(first), made_by(first.job, prepared)
     shutil.rmtree(tmp_path / "session_1")
     second = submit(tmp_path / "session_2", monkeypatch)
     assert second.job.model.init_from == str(Path.cwd() / "weights")  # where workers find it
     assert folders(second) == before
+    assert made_by(second.job, prepared) == made  # else its checkpoints would be another training's
     changed = submit(tmp_path / "session_3", monkeypatch, "the dog\n\n")
     assert folders(changed)[0] != before[0]
     with (Path.cwd() / "weights/model.safetensors").open("r+b") as file:

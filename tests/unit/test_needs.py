@@ -12,7 +12,7 @@ import pytest
 from orchestrator.cluster.room import Node, Room
 from orchestrator.errors import UserError
 from orchestrator.job.job import Job
-from orchestrator.job.needs import worker_bytes, worker_resources
+from orchestrator.job.needs import replica_resources, worker_bytes, worker_resources
 from orchestrator.pipeline import check_disk, check_memory, check_room
 from orchestrator.run import Run
 
@@ -32,7 +32,10 @@ def two_nodes(cpus: float, memory: float) -> Room:
 def test_a_worker_needs_its_cores_and_gpus() -> None:
     cluster = {"cpus_per_worker": 3, "gpus_per_worker": 0.5}
     assert worker_resources(make(cluster=cluster)) == {"CPU": 3.0, "GPU": 0.5}
-    assert worker_resources(make()) == {"CPU": 1.0}
+    assert worker_resources(make()) == replica_resources(make()) == {"CPU": 1.0}
+    assert replica_resources(make(cluster=cluster)) == {"CPU": 3.0, "GPU": 0.5}
+    on_cpus = make(cluster=cluster, serve={"gpus_per_replica": 0})
+    assert replica_resources(on_cpus) == {"CPU": 3.0}
 
 
 def test_a_large_model_needs_memory_where_there_is_no_gpu() -> None:

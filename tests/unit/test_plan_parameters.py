@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.data.shards import write_shard
 from orchestrator.job.job import Job
-from orchestrator.plan.parameters import count
+from orchestrator.model.config import ModelConfig
+from orchestrator.model.transformer import Transformer
+from orchestrator.plan.parameters import count, count_model
 from orchestrator.plan.shapes import Shape, shapes
 from orchestrator.plan.speed import step_flops
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
@@ -105,3 +107,30 @@ def test_rows_that_are_not_prepared_are_as_long_as_they_can_be() -> None:
     assert found.steps == ((Shape(8, source=64),) * 4,)
     job = make("language_modelling", train={"global_batch_size": 20, "micro_batch_size": 8})
     assert [shape.rows for shape in shapes(job, None, workers=2).steps[0]] == [8, 2]
+
+
+def test_public_models_have_the_parameters_that_are_published() -> None:
+    gpt2 = {
+        "size": "base",
+        "max_seq_len": 1024,
+        "positions": "learned",
+        "norm": "layernorm",
+        "activation": "gelu",
+        "bias": True,
+    }
+    llama = {
+        "num_layers": 32,
+        "d_model": 4096,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "d_ff": 14336,
+        "activation": "swiglu",
+        "tie_embeddings": False,
+    }
+    for settings, vocabulary, published in (
+        (gpt2, 50_257, 124_439_808),
+        (llama, 128_256, 8_030_261_248),
+    ):
+        with torch.device("meta"):
+            model = Transformer(ModelConfig.model_validate(settings), vocabulary)
+        assert count_model(model, vocabulary, 1).total == published
