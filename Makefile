@@ -3,16 +3,18 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test drills test-cluster check format schema quality clean
+.PHONY: demo test drills s3-server test-cluster check format schema quality clean
 
 demo: .venv/.installed  ## install, then run a whole job: about five minutes, stays up until Ctrl-C
 	$(BIN)/orchestrator run jobs/language_modelling.yaml
 
-test: .venv/.installed-dev  ## install what tests need, and run them
+test: .venv/.installed-dev s3-server  ## install what tests need, and run them
 	$(BIN)/pytest
 
-drills: .venv/.installed-dev  ## inject real faults and compare the results: about half an hour
+drills: .venv/.installed-dev s3-server  ## inject real faults and compare the results: about half an hour
 	$(BIN)/pytest tests/drills
+
+s3-server: .venv/s3/.installed  ## install the S3 server of tests, in an environment of its own
 
 test-cluster: .venv/.installed-dev  ## three hosts on this machine: ten minutes, as root on Linux
 	$(BIN)/pytest tests/cluster
@@ -43,6 +45,9 @@ bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and w
 bench-plan: .venv/.installed-bench  ## compare `orchestrator plan` with the trainings it predicts
 	$(BIN)/python -m benchmarks.plan
 
+bench-gpu: .venv/.installed-dev  ## the training loop alone on a GPU: tokens a second, MFU
+	$(BIN)/python benchmarks/gpu.py
+
 quality: .venv/.installed-dev  ## train every task on small public data sets: about two hours
 	$(BIN)/python -m benchmarks.quality
 
@@ -61,6 +66,11 @@ clean:  ## remove the virtual environment and caches, never runs
 .venv/.installed-dev: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	touch .venv/.installed $@
+
+.venv/s3/.installed: .venv/bin/pip tests/s3_requirements.txt
+	$(PYTHON) -m venv .venv/s3
+	.venv/s3/bin/pip install --quiet $(PIP_ARGS) --requirement tests/s3_requirements.txt
+	touch $@
 
 .venv/.installed-bench: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[bench]'

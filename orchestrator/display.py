@@ -167,9 +167,11 @@ class TerminalDisplay:
     def _log_now_and_then(self) -> None:
         if time.monotonic() - self._logged >= LOG_SECONDS:
             task = self.bar.tasks[0]
-            total = "" if task.total is None else f"/{task.total:,.0f}"
-            done = f"{task.completed:,.0f}{total} {task.fields['unit']}"
-            self._log(f"{task.description}: {done}", figures(self._figures), self._eta())
+            done = "" if not task.fields["unit"] else f": {task.completed:,.0f}"
+            if task.total is not None:
+                done += f"/{task.total:,.0f}"
+            text = f"{task.description}{done} {task.fields['unit']}".rstrip()
+            self._log(text, figures(self._figures), self._eta())
 
     def _log(self, *parts: str) -> None:
         """Print the parts that are not empty as a line, if the output is no terminal."""
@@ -190,5 +192,7 @@ def figures(values: dict[str, Any]) -> str:
         **{name: f"{name.replace(' loss', '')} {{:.3f}}" for name in validated},
         **{name: f"{name} {{:.3f}}" for name in values if name.startswith("best ")},
         "peak memory GB": "peak {:.1f} GB",
+        "waiting for": "waiting for {}",
     }
-    return "  ".join(text.format(values[name]) for name, text in formats.items() if name in values)
+    known = {name: text for name, text in formats.items() if values.get(name) not in (None, "")}
+    return "  ".join(text.format(values[name]) for name, text in known.items())

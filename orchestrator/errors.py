@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class OrchestratorError(Exception):
-    """A failure that the command line reports in one line and that a retry does not fix."""
+    """A failure that the command line reports in one line."""
 
     exit_code = 1
 
@@ -31,10 +31,32 @@ class StageError(OrchestratorError):
     """A stage failed for a reason that the user did not cause. Exit code 1."""
 
 
+class TryAgainError(StageError):
+    """A machine, the network or the storage failed: the same command may succeed later, and it
+    continues the run. Exit code 75, EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+
+
+class StuckError(TryAgainError):
+    """A call that cannot be ended waits for something. The command ends without waiting for it,
+    which pyarrow would do at the process's end."""
+
+
+class InUseError(UserError):
+    """Another process runs this run, or did until its machine was lost. Exit code 75, too."""
+
+    exit_code = TryAgainError.exit_code
+
+
 class StoppedError(OrchestratorError):
     """The user stopped the run; the same command continues it. Exit code 130, as after Ctrl-C."""
 
     exit_code = 130
+
+
+class StorageError(StageError, OSError):
+    """A storage kept failing. For code that can do without its answer, it is an OSError."""
 
 
 class DivergedError(StageError):

@@ -26,12 +26,14 @@ from orchestrator.data.sources import Listing, find_files, total_bytes
 from orchestrator.errors import OrchestratorError, StoppedError, UserError, last_line
 from orchestrator.job.defaults import derive, says_all
 from orchestrator.job.fingerprint import fingerprint
+from orchestrator.job.init_from import record_weights
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage, StageStatus
 from orchestrator.storage import lease
 from orchestrator.storage.artifact import Artifact, Evaluation, PreparedData, Sweep, Training
 from orchestrator.storage.events import EventLog
-from orchestrator.storage.folder import MANIFEST, Folder
+from orchestrator.storage.folder import MANIFEST, Folder, Stamp
+from orchestrator.storage.submitted import find_storage, lasting_name, lasting_stamp
 
 ENDPOINT = "endpoint.json"
 ASKED_FOR = (KeyboardInterrupt, StoppedError)  # by the user: no errors
@@ -42,6 +44,7 @@ class Served(BaseModel):
 
     url: str = Field(pattern=r"^https?://\S+$")
     checkpoint: str
+    node: str = ""  # the address of the only node on which the URL is true; empty: anywhere
 
 
 class Run:
@@ -108,7 +111,7 @@ class Run:
             )
             return folder
         if self._digest is None:
-            listing = [vars(file) for file in files]
+            listing = [vars(_lasting(file)) for file in files]
             text = json.dumps(listing, default=vars)  # `beside` holds files, too
             self._digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return self.folder / f"prepare-{digest}-{self._digest}"
@@ -182,14 +185,19 @@ class Run:
             ]
         return statuses
 
-    def record_endpoint(self, url: str, checkpoint: str) -> None:
-        """Record where the model is served, for `status`."""
-        served = Served(url=url, checkpoint=checkpoint)
+    def record_endpoint(self, url: str, checkpoint: str, node: str) -> None:
+        """Record where the model is served, for `status`. See `Served`."""
+        served = Served(url=url, checkpoint=checkpoint, node=node)
         self.folder.write(ENDPOINT, served.model_dump_json().encode())
 
     def _endpoint_status(self) -> StageStatus:
         try:
             served = Served.model_validate_json(self.folder.read(ENDPOINT))
+            if served.node and not _is_here(served.node):
+                summary = (
+                    f"deployed at {served.url} of node {served.node}: ask for its status there"
+                )
+                return StageStatus("serve", "pending", served.checkpoint, summary=summary)
             httpx.get(f"{served.url}/healthz", timeout=2).raise_for_status()
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
             return StageStatus("serve", "pending")
@@ -212,6 +220,8 @@ class Run:
         """
         held = contextlib.ExitStack()
         held.enter_context(self.lease())
+        if self.job.weights is not None:
+            record_weights(self.job.weights, self.folder)
         self.events.write(
             "run",
             "started",
@@ -268,6 +278,17 @@ class RecordedDisplay:
         self._display.stage_finished(status, already)
 
 
+def _is_here(address: str) -> bool:
+    """Whether an IP address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((address, 0))  # to any free port
+        except OSError:
+            return False
+    return True
+
+
 def _reason(error: BaseException) -> dict[str, str]:
     """The error's text as a field of an event; empty if the user stopped the run."""
     if isinstance(error, ASKED_FOR):
@@ -281,16 +302,14 @@ def storage(job: Job) -> Folder:
     return find_storage(job.storage, Path.cwd())
 
 
-def find_storage(given: str, directory: Path) -> Folder:
-    """The storage of a job that starts in `directory`.
-
-    In a submitted Ray job a relative path starts at the home folder: the working directory of such
-    a job is a copy, which Ray deletes when the job ends.
-    """
-    if "://" in given or os.path.isabs(os.path.expanduser(given)):
-        return Folder(given)
-    base = Path.home() if "working_dir_files" in directory.parts else directory
-    return Folder(str(base / given))
+def _lasting(file: SourceFile) -> SourceFile:
+    """The file as its preparation is named by it, wherever Ray has copied it to."""
+    name = lasting_name(file.uri)
+    if name == file.uri:
+        return file
+    stamp = lasting_stamp(file.uri, Stamp(file.bytes, 0))
+    beside = tuple(map(_lasting, file.beside))
+    return replace(file, uri=name, modified=str(stamp.modified), beside=beside)
 
 
 def stage_status(stage: Stage, kind: type[Artifact], folder: Folder) -> StageStatus:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -76,22 +76,28 @@ def ray_head(cpus: int) -> Iterator[Head]:
 
 
 @contextlib.contextmanager
-def ray_node(head: Head, address: str, cpus: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """One more node of the head's cluster, on this machine too: 127.0.0.2, say."""
+def ray_node(
+    head: Head, address: str, cpus: int, under: Sequence[str] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """One more node of the head's cluster, on this machine too: 127.0.0.2, say. It is started
+    `under` another command, if one is given."""
     options = [f"--address={head.address}", f"--num-cpus={cpus}"]
     options += ["--object-store-memory=80000000"]
-    with tempfile.TemporaryFile() as output, _started(options, output, address) as process:
+    with tempfile.TemporaryFile() as output, _started(options, output, address, under) as process:
         yield process
 
 
 @contextlib.contextmanager
 def _started(
-    options: list[str], output: IO[bytes], address: str = "127.0.0.1"
+    options: list[str],
+    output: IO[bytes],
+    address: str = "127.0.0.1",
+    under: Sequence[str] = (),
 ) -> Iterator["subprocess.Popen[bytes]"]:
     drawn = zip(NODE_PORTS, free_ports(len(NODE_PORTS)), strict=True)
     ports = [f"--{name}={port}" for name, port in drawn]
     process = subprocess.Popen(
-        [str(BIN / "ray"), "start", "--block", f"--node-ip-address={address}", *options, *ports],
+        [*under, BIN / "ray", "start", "--block", f"--node-ip-address={address}", *options, *ports],
         stdout=output,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},

@@ -34,6 +34,13 @@ examples:
   orchestrator status job.yaml --json
   orchestrator dashboard runs
   ray job submit --working-dir . -- python -m orchestrator run jobs/language_modelling.yaml
+
+exit codes:
+  0    done; a finished run is not run again
+  1    a stage failed: the same command would fail again
+  2    the job, the data or the command is wrong: the error says what to change
+  75   a machine, the network or the storage failed, or another process runs this run: try again
+  130  stopped by Ctrl-C, 143 by SIGTERM: the same command continues
 """
 
 

@@ -46,11 +46,12 @@ def run_command(options: argparse.Namespace) -> int:
         from orchestrator.cluster.connection import Cluster, connect, local_cluster
         from orchestrator.display import TerminalDisplay
         from orchestrator.forecast import forecast
-        from orchestrator.pipeline import check_room, run_stages
+        from orchestrator.pipeline import check_memory, check_room, preflight, run_stages
         from orchestrator.storage.events import read_events
 
         if (here := local_cluster()) is not None:
-            check_room(job, here)
+            check_room(job, here.room)
+            check_memory(job, here.room)
         terminal = TerminalDisplay(console)
         stack.callback(terminal.close)
         display = stack.enter_context(RecordedDisplay(terminal, run.events))
@@ -63,6 +64,7 @@ def run_command(options: argparse.Namespace) -> int:
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaced the handler
                 stack.callback(ignore_signals)  # runs before everything above is shut down
                 display.finish()
+                preflight(run, clusters[0], display)
             return clusters[0]
 
         if options.dashboard and job.tune is not None and run.chosen_job() is None:
@@ -94,19 +96,22 @@ def _deploy(run: "Run", outcome: "Outcome", cluster: "Cluster", display: Display
     from orchestrator.serve.engines import engine_of
 
     job = run.job
-    check_room(outcome.job, cluster)
+    check_room(outcome.job, cluster.room)
     assert outcome.training is not None
     started = time.monotonic()
     display.stage_started("serve")
-    url = deploy(outcome.job, outcome.prepared, outcome.training, display)
-    answer = ask(url, job)
-    run.record_endpoint(url, f"{outcome.training.folder}/{outcome.training.best_checkpoint}")
+    address = deploy(outcome.job, outcome.prepared, outcome.training, display)
+    answer, url = ask(address, job), address.url
+    checkpoint = f"{outcome.training.folder}/{outcome.training.best_checkpoint}"
+    far = address.is_local and not cluster.started_here
+    run.record_endpoint(url, checkpoint, address.ip if far else "")
     seconds = time.monotonic() - started
     display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
     engine = engine_of(job.build_task())
     prompt = escape(job.serve.sample_prompt)
     sample = f"[bold]{prompt}[/]{engine.separator}{escape(answer)}"
-    return f"\n{sample}\n\nendpoint   {escape(url)}/v1/{engine.path}"
+    hint = "" if cluster.started_here or not address.hint else f"\n           {address.hint}"
+    return f"\n{sample}\n\nendpoint   {escape(url)}/v1/{engine.path}{escape(hint)}"
 
 
 def _wait_until_stopped(cluster: "Cluster") -> None:

@@ -28,7 +28,7 @@ def plan_command(options: argparse.Namespace) -> int:
     costs = {name: _positive(options, name) for name in ("price", "network", "failures")}
     job = load_job(options.job, options.overrides)
     from orchestrator.cluster.connection import local_cluster
-    from orchestrator.pipeline import check_inputs, check_room
+    from orchestrator.pipeline import check_inputs, check_memory, check_room
     from orchestrator.plan.plan import make_plan
     from orchestrator.run import Run
     from orchestrator.storage.artifact import PreparedData
@@ -50,7 +50,8 @@ def plan_command(options: argparse.Namespace) -> int:
         plan_tables.print_plan(console, job, plan, run, asked)
         print_statuses(console, statuses)
     if options.cluster is None and (here := local_cluster()) is not None:
-        check_room(job, here)
+        check_room(job, here.room)
+        check_memory(job, here.room)
     if plan.misfits:
         raise UserError("\n".join(map(str, plan.misfits)))
     return 0

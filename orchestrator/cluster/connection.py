@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import unittest.mock
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,11 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import OrchestratorError, StageError, UserError
+from orchestrator.cluster.autoscaler import growth
+from orchestrator.cluster.node_report import memory
+from orchestrator.cluster.nodes import HEAD
+from orchestrator.cluster.room import Node, Room
+from orchestrator.errors import OrchestratorError, StageError, TryAgainError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,7 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 RAY_DATA_ADVICE = "\nFailed to apply UDF"
+ANY_GPUS = float(2**20)  # before Ray starts, nobody has counted them
 # Their failures reach the user as exceptions of the calls that failed.
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray._private")
 
@@ -46,17 +53,7 @@ class Cluster:
 
     started_here: bool
     dashboard_url: str
-    cpus: float
-    gpus: float
-
-    def check_room(self, key: str, count: int, cpus: int, gpus: float) -> None:
-        """Raises UserError if the `count` processes of `key` can never all run at once."""
-        for kind, needed, available in (("CPU", cpus, self.cpus), ("GPU", gpus, self.gpus)):
-            if count * needed > available:
-                raise UserError(
-                    f"{key} = {count} with {needed:g} {kind} each need {count * needed:g}; "
-                    f"there are {available:g}: lower {key}"
-                )
+    room: Room
 
 
 @contextlib.contextmanager
@@ -64,9 +61,11 @@ def connect() -> Iterator[Cluster]:
     """Connect to Ray. A cluster that was started here ends with the block.
 
     Raises:
+        UserError: if `RAY_ADDRESS` is of a kind that does not work.
         StageError: if the cluster cannot be reached or started.
+        KeyboardInterrupt: at a signal, if the handler of this process raises it.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = _address()
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     if address is None:
@@ -74,35 +73,42 @@ def connect() -> Iterator[Cluster]:
     else:
         _require_reachable(address)
     try:
-        context = ray.init(
-            job_config=_job_config(),
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _own_sigterm_handler():
+            context = ray.init(
+                job_config=_job_config(),
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        lines = (str(error) or type(error).__name__).strip().splitlines()
+        is_mismatch = lines[0].startswith("Version mismatch")
+        first = " ".join(line.strip() for line in lines) if is_mismatch else lines[0]
         where = f"reach the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray here"
-        raise StageError(f"cannot {where}: {first}") from error
+        kind = TryAgainError if isinstance(error, ConnectionError) else StageError
+        raise kind(f"cannot {where}: {first}") from error
     try:
         _be_quiet()
-        resources = ray.cluster_resources()
         url = context.dashboard_url
         yield Cluster(
             started_here=address is None,
             dashboard_url=f"http://{url}" if url else "",
-            cpus=resources.get("CPU", 0.0),
-            gpus=resources.get("GPU", 0.0),
+            room=_room(started_here=address is None),
         )
     finally:
         ray.shutdown()
 
 
 def local_cluster() -> Cluster | None:
-    """The cluster that `connect` would start here; None if it would connect to a running one."""
-    if "RAY_ADDRESS" in os.environ:
+    """The cluster that `connect` would start here; None if it would connect to a running one.
+
+    Raises:
+        UserError: if `RAY_ADDRESS` is of a kind that does not work.
+    """
+    if _address() is not None:
         return None
-    return Cluster(True, "", cpus=float(os.cpu_count() or 1), gpus=float("inf"))
+    resources = {"CPU": float(os.cpu_count() or 1), "GPU": ANY_GPUS, "memory": float(memory())}
+    return Cluster(True, "", Room((Node("", "this machine", resources, is_head=True),)))
 
 
 def here() -> NodeAffinitySchedulingStrategy:
@@ -127,6 +133,19 @@ def raised_by_user_code(error: BaseException) -> OrchestratorError | None:
         stack += [current.__cause__, getattr(current, "cause", None)]
         stack += list(getattr(current, "worker_failures", {}).values())
     return None
+
+
+@contextlib.contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, if it has one.
+
+    Ray would replace it at once, by one that exits with code 15.
+    """
+    if not callable(signal.getsignal(signal.SIGTERM)):
+        yield
+        return
+    with unittest.mock.patch.object(ray._private.utils, "set_sigterm_handler"):
+        yield
 
 
 class _NoPaths(list[str]):
@@ -161,15 +180,38 @@ def _require_token() -> None:
             file.write(secrets.token_hex(32))
 
 
+def _address() -> str | None:
+    """The cluster to connect to; None if a local one is to be started."""
+    address = os.environ.get("RAY_ADDRESS") or None
+    if address is None or not address.startswith(("ray://", "http://", "https://")):
+        return address
+    host = address.split("://", 1)[1].partition("/")[0].rpartition(":")[0] or "HOST"
+    raise UserError(
+        f"RAY_ADDRESS = {address}: this command cannot run through Ray's client or dashboard: use "
+        f"`RAY_ADDRESS=http://{host}:8265 ray job submit --working-dir . -- python -m orchestrator "
+        f"...`, or, on a node of the cluster, RAY_ADDRESS={host}:6379"
+    )
+
+
+def _room(started_here: bool) -> Room:
+    """The nodes that are alive, and what an autoscaler can add to them."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(
+        Node(n["NodeID"], n["NodeManagerAddress"], n["Resources"], HEAD in n["Resources"])
+        for n in alive
+    )
+    return Room(nodes) if started_here else Room(nodes, growth(alive))
+
+
 def _require_reachable(address: str) -> None:
     """Fail at once if the address does not answer. Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not port.isdigit():  # `auto` and the like
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise StageError(
+        raise TryAgainError(
             f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error.strerror or error}"
         ) from error
 

@@ -25,9 +25,9 @@ from orchestrator.job.job import Job
 from orchestrator.job.task_registry import TASKS
 from orchestrator.job.yaml_text import parse_value
 from orchestrator.progress import STAGES
-from orchestrator.run import find_storage
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.scratch import own_folder
+from orchestrator.storage.submitted import find_storage
 from orchestrator.tune.records import request_stop
 
 TOKEN_VARIABLE = "ORCHESTRATOR_DASHBOARD_TOKEN"  # noqa: S105 - its name

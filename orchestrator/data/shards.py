@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
@@ -94,7 +95,11 @@ def write_shard(folder: Folder, name: str, arrays: Arrays) -> Shard:
 
 def _open(folder: Folder, shard: Shard) -> Arrays:
     """The columns of a shard, mapped into memory while they are in use."""
-    path = local_file(folder, shard)
+    with local_file(folder, shard) as path:
+        return _mapped(path, folder, shard)
+
+
+def _mapped(path: Path, folder: Folder, shard: Shard) -> Arrays:
     try:
         status = path.lstat()
         if not S_ISREG(status.st_mode):

@@ -14,12 +14,15 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
+from orchestrator.cluster.waiting import waits_shown
 from orchestrator.data.arrays import Arrays, join
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import StageError
 from orchestrator.evaluate.report import write_report
+from orchestrator.infer.device import device_for
 from orchestrator.infer.trained_model import TrainedModel, load_processor
 from orchestrator.job.job import Job
+from orchestrator.job.needs import worker_resources
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import Evaluation, PreparedData, Split, Training
 from orchestrator.storage.folder import Folder
@@ -54,7 +57,8 @@ def evaluate(
     # The baselines are computed while the models predict, on a free core if there is one.
     baselines_ref = _baselines.remote(job, prepared.folder.uri)
     try:
-        predictions = _predict(job, prepared, training, progress)
+        with waits_shown(progress, worker_resources(job), lambda: job.cluster.fewest_workers):
+            predictions = _predict(job, prepared, training, progress)
         scores = task.score(predictions)
         _check_finite(scores, training)
         baselines: dict[str, dict[str, float]] = ray.get(baselines_ref)
@@ -136,7 +140,7 @@ class _Predictor:
         prepared = PreparedData.load_required(Folder(prepared_uri))
         training = Training.load_required(Folder(training_uri))
         self.reader = ShardReader(prepared, "test")
-        device = torch.device("cuda" if job.cluster.gpus_per_worker else "cpu")
+        device = device_for("cluster.gpus_per_worker", job.cluster.gpus_per_worker)
         self.trained = TrainedModel.load(
             job.build_task(), prepared, training.checkpoint(), device, training.precision
         )

@@ -8,6 +8,7 @@ from orchestrator.job.inputs import TOKENIZER_FILES, source_files
 from orchestrator.job.job import Job
 from orchestrator.job.task_registry import TASKS, find_task
 from orchestrator.progress import Stage
+from orchestrator.storage.submitted import lasting_name
 
 FORMAT = 4  # of the artifacts: raised when older ones must not be reused
 
@@ -21,6 +22,8 @@ def fingerprint(job: Job, stage: Stage, inputs: str = "") -> str:
     hashed, too.
     """
     whole = job.model_dump(mode="json")
+    if job.model.init_from is not None:
+        whole["model"]["init_from"] = lasting_name(job.model.init_from)
     unseen = {"checkpoint_every", "profile_steps"}
     if not job.train.deterministic:  # if it is, micro-batches decide how sums round
         unseen.add("micro_batch_size")
@@ -36,7 +39,7 @@ def fingerprint(job: Job, stage: Stage, inputs: str = "") -> str:
             read,
             whole["tokenizer"],
             job.model.max_seq_len,
-            job.model.init_from,
+            whole["model"]["init_from"],
             tokenizer,
         ],
         "tune": [

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.storage.folder import Folder, Stamp
+from orchestrator.storage.submitted import lasting_stamp
 
 TOKENIZER_FILES = (
     "config.json",
@@ -24,7 +25,7 @@ def model_files(init_from: str) -> Stamps:
     """The files of `model.init_from`: names, sizes and modification times."""
     stamps = Folder(init_from).stamps()
     names = [name for name in stamps if name in TOKENIZER_FILES or name.endswith(OF_WEIGHTS)]
-    return {name: stamps[name] for name in sorted(names)}
+    return {name: lasting_stamp(f"{init_from}/{name}", stamps[name]) for name in sorted(names)}
 
 
 def source_files(task: type) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """The job: one YAML file, typed and checked."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from orchestrator.data.config import DataConfig
 from orchestrator.errors import UserError
-from orchestrator.job.init_from import with_architecture
+from orchestrator.job.init_from import Weights, find_weights, with_architecture
 from orchestrator.job.inputs import Stamps
-from orchestrator.job.inputs import model_files as stamps_of
 from orchestrator.job.keys import Key, set_key
 from orchestrator.job.search_space import NOT_SWEPT, Domain, TuneConfig, with_default_space
 from orchestrator.job.sections import ClusterConfig, ServeConfig, TrainConfig
@@ -17,7 +17,11 @@ from orchestrator.job.strict_section import StrictSection
 from orchestrator.job.task_registry import TASKS, find_task
 from orchestrator.model.config import SIZES, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
+from orchestrator.storage.folder import Folder
+from orchestrator.storage.submitted import find_storage
 from orchestrator.tasks.task import Task
+
+STORAGE = "runs"
 
 
 def _valid_name(name: str) -> str:
@@ -52,10 +56,10 @@ class Job(StrictSection):
     serve: ServeConfig = ServeConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field(
-        "runs", min_length=1, description="where runs are kept: a folder or a URI (s3://, gs://)"
+        STORAGE, min_length=1, description="where runs are kept: a folder or a URI (s3://, gs://)"
     )
 
-    _model_files: Stamps = PrivateAttr({})
+    _weights: Weights | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +74,8 @@ class Job(StrictSection):
             and isinstance(model.get("init_from"), str)
             and model["init_from"]
         ):
-            return {**data, "model": with_architecture(model)}
+            weights = find_weights(model["init_from"], _run_folder(data))
+            return {**data, "model": with_architecture(model, weights)}
         if not isinstance(model, dict) or "family" in model:
             return data
         try:
@@ -81,19 +86,28 @@ class Job(StrictSection):
         return {**data, "model": {"family": family, **model}}
 
     @model_validator(mode="after")
-    def _look_at_model_files(self) -> Self:
-        """Record the files of `model.init_from` now, so that fingerprints do not change later."""
+    def _look_at_weights(self) -> Self:
+        """Look at the files of `model.init_from` now, so that fingerprints do not change later."""
         if self.model.init_from is not None:
-            try:
-                self._model_files = stamps_of(self.model.init_from)
-            except OSError as error:
-                raise ValueError(f"model.init_from: {error}") from None
+            run = find_storage(self.storage, Path.cwd()) / self.name
+            self._weights = find_weights(self.model.init_from, run)
         return self
+
+    @property
+    def weights(self) -> Weights | None:
+        """What is known of the weights of `model.init_from`."""
+        return self._weights
 
     @property
     def model_files(self) -> Stamps:
         """The files of `model.init_from`, with sizes and modification times."""
-        return self._model_files
+        return {} if self._weights is None else self._weights.files
+
+    @property
+    def gpus_per_replica(self) -> float:
+        """The GPUs of a replica of the endpoint: as many as of a worker, unless the job says."""
+        own = self.serve.gpus_per_replica
+        return self.cluster.gpus_per_worker if own is None else own
 
     def problems(self) -> list[tuple[Key, str]]:
         """Problems between sections: the key, and the rest of the sentence."""
@@ -103,6 +117,10 @@ class Job(StrictSection):
             problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
         if self.tune is None:
             return problems
+        if self.tune.workers > 1 and 0 < self.cluster.gpus_per_worker < 1:
+            problem = f" = {self.cluster.gpus_per_worker:g}: the {self.tune.workers} workers of a"
+            problem += " trial cannot share a GPU; give each 1, or set tune.workers to 1"
+            problems.append((("cluster", "gpus_per_worker"), problem))
         for name, problem in self.tune.problems():
             problems.append((("tune", *name.split(".", 1)), problem))
         for name, domain in self.tune.space.items() if not problems else ():
@@ -166,6 +184,11 @@ class Job(StrictSection):
                 f"{' or '.join(task.families)}"
             )
         return task(self.data, self.tokenizer, self.model)
+
+
+def _run_folder(data: dict[str, Any]) -> Folder:
+    """The folder of a job's run, by values that are not checked yet."""
+    return find_storage(str(data.get("storage", STORAGE)), Path.cwd()) / str(data.get("name", ""))
 
 
 def _first_values(domain: Domain) -> dict[str, Any]:

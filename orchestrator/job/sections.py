@@ -87,6 +87,9 @@ class ServeConfig(StrictSection):
     """The `serve:` section of a job."""
 
     replicas: int = Field(1, ge=1, description="copies of the model")
+    gpus_per_replica: float | None = Field(
+        None, ge=0, le=1, description="GPUs of each; default: cluster.gpus_per_worker"
+    )
     host: str = Field("127.0.0.1", description="address that the endpoint listens on")
     port: int = Field(8000, ge=1, le=65_535, description="port that the endpoint listens on")
     route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9_./-]*$", description="path before /v1")
@@ -108,7 +111,9 @@ class ClusterConfig(StrictSection):
         description="training processes; or [fewest, most], as many as the cluster has room for",
     )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and so threads, of each")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each")
+    gpus_per_worker: float = Field(
+        0, ge=0, description="GPUs of each: 0 or 1, or a part of one for a single worker"
+    )
     max_failures: int = Field(
         3, ge=0, description="losses of workers in a row, without a checkpoint between them"
     )
@@ -125,6 +130,22 @@ class ClusterConfig(StrictSection):
         if isinstance(workers, tuple) and workers[0] > workers[1]:
             raise ValueError("the fewest come first")
         return workers
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _one_gpu(cls, gpus: float) -> float:
+        if gpus > 1:
+            raise ValueError("a worker computes on one GPU: give it 1, and have more workers")
+        return gpus
+
+    @model_validator(mode="after")
+    def _gpus_are_not_shared(self) -> Self:
+        if 0 < self.gpus_per_worker < 1 and self.most_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g} with {self.most_workers} workers: "
+                "NCCL connects no two workers on one GPU; give each 1, or have one worker"
+            )
+        return self
 
     @property
     def range(self) -> tuple[int, int]:

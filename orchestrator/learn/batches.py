@@ -10,8 +10,9 @@ import numpy as np
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.sample_order import Rows, SampleOrder
 from orchestrator.data.shards import ShardReader
-from orchestrator.infer.batch import to_device
+from orchestrator.infer.batch import on_host
 from orchestrator.job.sections import TrainConfig
+from orchestrator.learn.side_stream import Sent, SideStream
 from orchestrator.learn.world import World, deal
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.tasks.task import Batch
@@ -44,7 +45,8 @@ class Batches:
             np.int64
         )
         self._thread = ThreadPoolExecutor(1, "read")
-        self._ahead: tuple[int, Future[list[tuple[int, Arrays]]]] | None = None
+        self._ahead: tuple[int, Future[list[tuple[int, Batch]]]] | None = None
+        self._side = SideStream(world.device)
 
     def rows(self, step: int) -> Rows:
         """The rows of a step's global batch, over all workers."""
@@ -56,21 +58,19 @@ class Batches:
         if self._ahead is None:
             self._ahead = (0, self._thread.submit(self._read, 0))
         pieces = [piece for _, piece in self._ahead[1].result()] if self._ahead[0] == 0 else []
-        return to_device(pieces[0], self.world.device) if pieces else None
+        return next(self._on_device(pieces[:1]), None)
 
     def step(self, step: int) -> Iterator[MicroBatch]:
         """This worker's micro-batches of a step. A thread reads those of the next."""
         if self._ahead is not None and self._ahead[0] == step:
-            arrays = self._ahead[1].result()
+            read = self._ahead[1].result()
         else:
-            arrays = self._read(step)
+            read = self._read(step)
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        for i, (number, piece) in enumerate(arrays):
-            yield MicroBatch(
-                to_device(piece, self.world.device),
-                seed=hash((self.config.seed, step, number)),
-                last=i + 1 == len(arrays),
-            )
+        numbers, pieces = [number for number, _ in read], [piece for _, piece in read]
+        for i, batch in enumerate(self._on_device(pieces)):
+            seed = hash((self.config.seed, step, numbers[i]))
+            yield MicroBatch(batch, seed, last=i + 1 == len(pieces))
 
     def pieces(self, step: int) -> list[Rows]:
         """The rows of this worker's micro-batches of a step, as `step` will read them."""
@@ -91,9 +91,21 @@ class Batches:
         shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
         return f"step {step} (rows {shown} of the training split)"
 
-    def _read(self, step: int) -> list[tuple[int, Arrays]]:
+    def _read(self, step: int) -> list[tuple[int, Batch]]:
+        """This worker's micro-batches of a step, with their numbers, in the CPU's memory."""
         dealt = self._dealt(self.rows(step), self.train)
-        return [(number, self.train.read(rows)) for number, rows in dealt]
+        device = self.world.device
+        return [(number, on_host(self.train.read(rows), device)) for number, rows in dealt]
+
+    def _on_device(self, pieces: list[Batch]) -> Iterator[Batch]:
+        """Micro-batches on the device. While one is in use, the next is copied."""
+        sent: list[Sent] = []
+        for piece in pieces:
+            sent.append(self._side.send(piece))
+            if len(sent) == 2:
+                yield self._side.received(sent.pop(0))
+        if sent:
+            yield self._side.received(sent.pop())
 
     def _dealt(self, rows: Rows, reader: ShardReader) -> list[tuple[int, Rows]]:
         """This worker's micro-batches of the rows of all workers, each with a number of its own.

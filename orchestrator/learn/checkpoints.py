@@ -27,6 +27,8 @@ from orchestrator.storage.checkpoint_files import (
     check_size,
     read_tensors,
 )
+from orchestrator.storage.failures import failed
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import MANIFEST, Folder, Parts
 from orchestrator.tasks.task import Metric
 
@@ -205,9 +207,10 @@ class Checkpoints:
         started = time.monotonic()
         name = step_name(snapshot.step)
         try:
-            self._check_attempt()
-            if not self._has(name):
-                (self.folder / name).write_whole(self._contents(snapshot, started))
+            with once():  # the saving itself is tried again
+                self._check_attempt()
+                if not self._has(name):
+                    (self.folder / name).write_whole(self._contents(snapshot, started))
         except SupersededError as error:
             self._report("checkpoint dropped", step=snapshot.step, reason=str(error))
             return
@@ -236,8 +239,7 @@ class Checkpoints:
 
     def _check_attempt(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            # The saving itself is tried again, so that its reads are not.
-            now = self.folder.read(ATTEMPT, retry=False).decode() if self.attempt else ""
+            now = self.folder.read(ATTEMPT).decode() if self.attempt else ""
             if now != self.attempt:
                 raise SupersededError(f"{self.folder} is written by attempt {now}")
 
@@ -276,7 +278,7 @@ class Checkpoints:
         cause = error if isinstance(error, OSError) else error.__cause__
         cure = CURES.get(getattr(cause, "errno", None) or 0, "repair the storage")
         start = "starts anew" if self._newest is None else f"continues from step {self._newest}"
-        return StageError(f"{reason}; {cure} and run it again: it {start}")
+        return failed(f"{reason}; {cure} and run it again: it {start}", cause)
 
     def _report(self, kind: str, **fields: Any) -> None:
         try:

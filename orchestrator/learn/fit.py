@@ -5,7 +5,6 @@ an undisturbed one, and so does a run with another number of workers.
 """
 
 import math
-import time
 from typing import Any, Protocol
 
 import torch
@@ -26,8 +25,10 @@ from orchestrator.learn.samples import Sampler
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.learn.state import State
+from orchestrator.learn.step_clock import StepClock
 from orchestrator.learn.world import World
 from orchestrator.model.hf import Outputs
+from orchestrator.model.transformer import Transformer
 from orchestrator.pretrained import model as pretrained
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
@@ -84,9 +85,6 @@ def fit(
         torch.use_deterministic_algorithms(config.deterministic)  # seconds: imports the compiler
     processor = load_processor(task, prepared)
     model = task.build_model(processor.vocab_size, processor.num_outputs)
-    source, new = task.model.init_from, []
-    if source is not None:
-        new = pretrained.load(model, Folder(source), Outputs.of(task, processor))
     model.to(world.device)
     optimizers = build_optimizers(model, config, world)
     gradients = Gradients(model, world, config.deterministic)
@@ -95,30 +93,33 @@ def fit(
     state = State(model, optimizers, guard, config.precision)
     pace = Pace(config, world, batches.train.num_rows)
     if not resume(state, pace, checkpoints, world):
-        if source is not None and world.rank == 0:
-            reporter.event("began with", source=source, new=new)
+        if task.model.init_from is not None:
+            state.notices += take_weights(model, task, Outputs.of(task, processor), world, reporter)
         begin(state, pace, task, batches, reporter)
         if checkpoints is not None and world.rank == 0:
             # If storage refuses checkpoints, the user learns it now and not in an hour.
             checkpoints.save(state.snapshot(pace.total_steps, validated=False))
     agreement = Agreement(state, batches, pace, world, reporter)
-    forward: Any = torch.compile(model) if config.compile is True else model
+    # With its loss: else the logits, most of the memory of a large vocabulary, are copied to fp32.
+    loss_of: Any = torch.compile(task.loss) if config.compile is True else task.loss
     assert state.precision != "auto"
     trained = TrainedModel(task, processor, model, world.device, state.precision)
     in_precision = autocast(world.device, state.precision)
     sampler = Sampler(trained, batches)
+    clock = StepClock(world.device)
 
     while not pace.ended(state.step):
-        started = time.perf_counter()
+        clock.start()
         lr = learning_rate(config, state.step, pace.total_steps)
         for micro in batches.step(state.step):
             torch.manual_seed(micro.seed)  # dropout, too, is a function of the step
             with in_precision:
-                loss, count = task.loss(forward, micro.batch)
+                loss, count = loss_of(model, micro.batch)
             gradients.add(loss, count, micro.last)
-        seconds = time.perf_counter() - started
+        seconds = clock.stop()
         loss, count = gradients.sum()
         taken = guard.judge(state.step, loss / count, gradients.clip(count, config.grad_clip))
+        state.before_update()
         with in_precision:  # for the matrix products of Muon
             for optimizer in optimizers:
                 optimizer.step(lr, taken)
@@ -166,10 +167,31 @@ def begin(state: State, pace: Pace, task: Task[Any], batches: Batches, reporter:
         return
     world = batches.world
     choice = precision.choose(task, state.model, batches.first(), world)
-    state.precision, state.notices = choice.precision, choice.notices
+    state.precision = choice.precision
+    state.notices += choice.notices
     if world.rank == 0:
         reporter.event("precision", **choice.event)
     pace.resume(0, None)  # the first step begins now
+
+
+def take_weights(
+    model: Transformer, task: Task[Any], outputs: Outputs, world: World, reporter: Reporter
+) -> list[str]:
+    """Begin with the weights of `model.init_from`. A training that has a checkpoint needs none.
+
+    Returns:
+        On the first worker, what the user should know of them, a line each.
+
+    Raises:
+        UserError: if they cannot be read, or do not fit the model.
+    """
+    assert task.model.init_from is not None
+    folder = Folder(task.model.init_from)
+    new = pretrained.load(model, folder, outputs)
+    if world.rank:
+        return []
+    reporter.event("began with", source=folder.uri, new=new)
+    return pretrained.notices(model, folder, outputs)
 
 
 def resume(state: State, pace: Pace, checkpoints: Keeper | None, world: World) -> bool:
@@ -209,14 +231,3 @@ def validate(model: TrainedModel, batches: Batches, config: TrainConfig) -> dict
             f"lower train.lr = {config.lr} or raise train.warmup_steps = {config.warmup_steps}"
         )
     return metrics
-
-
-def begun_with(task: Task[Any], prepared: PreparedData) -> list[str]:
-    """What its user should know of the weights that a training began with, a line each."""
-    if task.model.init_from is None:
-        return []
-    processor = load_processor(task, prepared)
-    with torch.device("meta"):
-        model = task.build_model(processor.vocab_size, processor.num_outputs)
-    source, outputs = Folder(task.model.init_from), Outputs.of(task, processor)
-    return pretrained.notices(model, source, outputs)

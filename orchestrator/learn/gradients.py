@@ -38,6 +38,7 @@ class Gradients:
         self._missing: list[int] = []  # gradients not computed yet, in each bucket
         self._members: list[int] = []
         self._sending = False
+        self._parts_by_rank: list[int] = []  # the same in every step
         start = stop = 0
         for parameter in parameters:
             begin, stop = stop, stop + parameter.numel()
@@ -79,8 +80,15 @@ class Gradients:
         return self._totals[0].clone(), self._totals[1].clone()
 
     def clip(self, count: Tensor, limit: float) -> Tensor:
-        """Divide by `count`, and scale the norm down to `limit`. Returns the norm before."""
+        """Divide by `count`, and scale the norm down to `limit`. Returns the norm before.
+
+        All workers use the first one's norm. A machine of another kind, or with another number of
+        threads, adds the same squares in another order: its norm differs in the last bit, and so
+        would its weights.
+        """
         norm = torch.linalg.vector_norm(self.flat) / count
+        if self.world.size > 1:
+            dist.broadcast(norm, 0, group=self.world.group)
         self.flat *= torch.clamp(limit / (norm + 1e-6), max=1.0) / count
         return norm
 
@@ -119,7 +127,10 @@ class Gradients:
         padded = self._buffer.new_zeros(len(parts), size * share)
         for row, part in zip(padded, parts, strict=True):
             row[: part.numel()] = part
-        counts = [row[0] for row in self.world.exchange(len(parts))]
+        if not self._parts_by_rank:  # asked for once: a GPU would wait for it in every step
+            self._parts_by_rank = [count for (count,) in self.world.exchange(len(parts))]
+        counts = self._parts_by_rank
+        assert counts[self.world.rank] == len(parts)
         received = self._buffer.new_empty(sum(counts), share)
         dist.all_to_all_single(
             received.view(-1),

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ class Pace:
         """With `rows` samples in the training split."""
         self.config = config
         self.world = world
+        self._device: Any = torch.get_device_module(world.device)
         self.known_steps = config.steps  # None: the job has a time budget
         self.most_steps = math.inf  # of a time budget
         if config.epochs is not None:
@@ -55,6 +57,8 @@ class Pace:
         return self.total_steps is not None and step >= self.total_steps
 
     def step_done(self, loss: torch.Tensor, count: torch.Tensor, taken: torch.Tensor) -> None:
+        if self.total_steps is None:  # steps are timed: of a GPU, not only how long it is told
+            self._device.synchronize()
         now = time.monotonic()
         if self.total_steps is None:
             self.step_seconds.append(now - self.step_ended)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.learn.side_stream import Event, SideStream
 from orchestrator.storage.artifact import Checkpoint, Precision
 from orchestrator.storage.checkpoint_files import Tensors
 
@@ -34,10 +35,12 @@ class Packed:
 
     header: bytes
     body: Tensor  # uint8
+    copied: Event  # a GPU may still be writing to the body
 
     @property
     def parts(self) -> tuple[bytes, memoryview]:
-        """The content of the file."""
+        """The content of the file. Waits until it is there."""
+        self.copied.synchronize()
         return self.header, self.body.numpy().data
 
 
@@ -65,19 +68,26 @@ class Saved:
     optimizer: Tensors
 
 
-def pack(tensors: Mapping[str, Tensor]) -> Packed:
+ON_CPU = SideStream(torch.device("cpu"))
+
+
+def pack(tensors: Mapping[str, Tensor], side: SideStream = ON_CPU) -> Packed:
     """Copy tensors into a safetensors file: https://github.com/huggingface/safetensors#format.
 
-    The widest types come first, so that each tensor is aligned to its type.
+    The widest types come first, so that each tensor is aligned to its type. From a GPU the copies
+    go into pinned memory, beside the computation: see `SideStream.fetch`. PyTorch keeps such memory
+    for the next snapshot, since pinning takes longer than copying.
     """
-    body = torch.empty(sum(tensor.nbytes for tensor in tensors.values()), dtype=torch.uint8)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    body = torch.empty(size, dtype=torch.uint8, pin_memory=side.device.type == "cuda")
+    pairs: dict[Tensor, Tensor] = {}
     entries, end = {}, 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         tensor = tensors[name].detach()
         begin, end = end, end + tensor.nbytes
-        body[begin:end].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        pairs[tensor] = body[begin:end].view(tensor.dtype).view(tensor.shape)
         shape, dtype = list(tensor.shape), DTYPES[tensor.dtype]
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    return Packed(struct.pack("<Q", len(header)) + header, body)
+    return Packed(struct.pack("<Q", len(header)) + header, body, side.fetch(pairs))

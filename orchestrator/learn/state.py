@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.learn.optimizer import Optimizer, optimizer_tensors, restore_optimizers
+from orchestrator.learn.side_stream import Event, SideStream
 from orchestrator.learn.skipped_steps import Guard
 from orchestrator.learn.snapshot import Saved, Snapshot, pack
 from orchestrator.storage.artifact import Precision
@@ -33,15 +34,21 @@ class State:
         self.samples = NO_SAMPLES
         self.metrics: dict[str, float] = {}  # of the last validation
         self.history: list[dict[str, float]] = []
+        self._side = SideStream(guard.tensor.device)
+        self._copied: Event | None = None  # the last snapshot; None: nothing is being copied
 
     def snapshot(self, total_steps: int | None, validated: bool) -> Snapshot:
-        """A copy. The training may go on as soon as this returns."""
+        """A copy. The training may go on as soon as this returns, up to its next update."""
         assert self.precision != "auto"
+        model = pack(self.model.state_dict(), self._side)
+        tensors = optimizer_tensors(self.optimizers) | {GUARD: self.guard.tensor}
+        optimizer = pack(tensors, self._side)
+        self._copied = optimizer.copied  # and so is the model, which came before it
         return Snapshot(
             step=self.step,
             total_steps=total_steps,
-            model=pack(self.model.state_dict()),
-            optimizer=pack(optimizer_tensors(self.optimizers) | {GUARD: self.guard.tensor}),
+            model=model,
+            optimizer=optimizer,
             metrics=dict(self.metrics) if validated else {},
             history=list(self.history),
             precision=self.precision,
@@ -49,15 +56,23 @@ class State:
             samples=self.samples,
         )
 
+    def before_update(self) -> None:
+        """To be called before weights change: a GPU may still be copying them for a snapshot."""
+        if self._copied is not None:
+            self._side.hold(self._copied)
+            self._copied = None
+
     def restore(self, saved: Saved) -> None:
         """Take over a checkpoint. A precision that the job names stays."""
+        self.before_update()
         self.model.load_state_dict(saved.model)
         tensors = dict(saved.optimizer)
         self.guard.tensor.copy_(tensors.pop(GUARD))
         restore_optimizers(self.optimizers, tensors)
         checkpoint = saved.checkpoint
         if self.precision == "auto":
-            self.precision, self.notices = checkpoint.precision, list(checkpoint.notices)
+            self.precision = checkpoint.precision
+        self.notices = list(checkpoint.notices)
         self.step, self.samples = checkpoint.step, checkpoint.samples
         self.metrics, self.history = dict(checkpoint.metrics), list(checkpoint.history)
 

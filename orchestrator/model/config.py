@@ -106,7 +106,8 @@ class ModelConfig(BaseModel):
         None,
         min_length=1,
         description="a folder or URI in Hugging Face's layout, for example an export: the model "
-        "starts from its weights, sizes and tokenizer",
+        "starts from its weights, sizes and tokenizer; a relative path starts at the working "
+        "directory",
     )
     patches: Patches | None = Field(None, description="images as input, in place of tokens")
 

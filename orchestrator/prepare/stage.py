@@ -17,6 +17,7 @@ from ray.data.context import ShuffleStrategy
 from ray.exceptions import RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
+from orchestrator.cluster.waiting import waits_shown
 from orchestrator.data.source_file import SourceFile
 from orchestrator.data.sources import total_bytes
 from orchestrator.errors import UserError
@@ -50,6 +51,17 @@ def prepare(
     Raises:
         UserError: where the data is too bad or too little.
     """
+    with waits_shown(progress, {"CPU": 1.0}):  # the tasks of Ray Data
+        return _prepare(job, files, folder, progress, notes)
+
+
+def _prepare(
+    job: Job,
+    files: list[SourceFile],
+    folder: Folder,
+    progress: Progress,
+    notes: Sequence[str],
+) -> PreparedData:
     started = time.monotonic()
     task = job.build_task()
     ray.data.DataContext.get_current().shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED

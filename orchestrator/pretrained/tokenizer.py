@@ -1,14 +1,17 @@
 """The tokenizer of a folder in Hugging Face's layout: tokenizer.json, and the settings that name
 its end token and other special tokens."""
 
-from typing import Any
+from __future__ import annotations
 
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
 from orchestrator.processors.text import END, TextProcessor
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.json_object import LFS, read_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS, GENERATION = "special_tokens_map.json", "generation_config.json"
@@ -72,6 +75,8 @@ def _read_file(folder: Folder) -> Tokenizer:
         raise UserError(
             f"{folder}/{TOKENIZER} is a pointer of git lfs, not the file (git lfs pull)"
         )
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_str(content.decode())
         tokenizer.no_padding()

@@ -1,17 +1,25 @@
 """The processor of texts: a tokenizer, text to token ids and back. A new one is a byte-level BPE
-(Radford et al. 2019), which can encode any text."""
+(Radford et al. 2019), which can encode any text.
+
+`tokenizers` is imported where a tokenizer is made: the training loop reads tokens, and runs on a
+machine without that library (`benchmarks/gpu.py`).
+"""
+
+from __future__ import annotations
 
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Several workers share a machine, and each has its own cores: the tokenizer starts no threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -74,7 +82,7 @@ class TextProcessor:
         self.mask: str | None = next(known_masks, None)
         self.mask_token: int | None = tokenizer.token_to_id(self.mask) if self.mask else None
         # In a byte-level vocabulary each character of a token stands for one byte.
-        self._is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        self._is_byte_level = _is_byte_level(tokenizer)
         self.token_bytes = _token_bytes(tokenizer, end, self.vocab_size)
         self.prefix, self.suffix = _surrounding_tokens(tokenizer)
 
@@ -94,6 +102,8 @@ class TextProcessor:
             prefix_space: put a space before each text, so that its first word gets the same token
                 as elsewhere. Decoding returns this space, so generating models do not use it.
         """
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
         tokenizer.decoder = decoders.ByteLevel()
@@ -109,6 +119,8 @@ class TextProcessor:
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Restore what `to_bytes` wrote."""
+        from tokenizers import Tokenizer
+
         settings = json.loads(content)
         if "tokenizer" not in settings:
             return cls(Tokenizer.from_str(content.decode()))
@@ -284,6 +296,12 @@ def _surrounding_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return [], []
 
 
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    from tokenizers import decoders
+
+    return isinstance(tokenizer.decoder, decoders.ByteLevel)
+
+
 def _bytes_between(text: str, ends: list[int]) -> list[int]:
     """The bytes of text between each token's end and the one before; the last token has the rest.
 
@@ -302,7 +320,7 @@ def _bytes_between(text: str, ends: list[int]) -> list[int]:
 
 def _token_bytes(tokenizer: Tokenizer, end: str, size: int) -> npt.NDArray[np.int64]:
     """The number of bytes of text that each token stands for, int64 (size,); 0 for special ones."""
-    is_byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+    is_byte_level = _is_byte_level(tokenizer)
     added = tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special} | {end}
     verbatim = {token.content for token in added}  # the vocabulary has them as plain text

@@ -1,7 +1,6 @@
 """Deploys the best checkpoint on Ray Serve, and asks the endpoint for a first answer."""
 
 import logging
-import socket
 import time
 from typing import Any, cast
 
@@ -9,25 +8,33 @@ import httpx
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
+from orchestrator.cluster.connection import raised_by_user_code
+from orchestrator.cluster.nodes import head, run_on
+from orchestrator.cluster.waiting import waits_shown
 from orchestrator.errors import StageError, UserError, last_line
 from orchestrator.job.job import Job
+from orchestrator.job.needs import replica_resources
 from orchestrator.progress import Progress
+from orchestrator.serve.address import Address, find_address, why_not_free
 from orchestrator.serve.endpoint import Endpoint
 from orchestrator.serve.engines import engine_of
 from orchestrator.storage.artifact import PreparedData, Training
 
 logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it enabled its log
 
+ANSWER_SECONDS = 30.0
 
-def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> str:
-    """Deploy under the job's name, replacing what runs there; returns the endpoint's URL.
+
+def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progress) -> Address:
+    """Deploy under the job's name, replacing what runs there; returns the endpoint's address.
 
     Raises:
         UserError: if the port or the route is taken.
-        StageError: if no replica becomes healthy.
+        StageError: if no replica becomes healthy, or no node listens.
     """
     progress.start("deploying", total=None, unit="")
     options = _running_options()
@@ -36,35 +43,57 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         options = HTTPOptions(host=job.serve.host, port=job.serve.port)
     try:
         serve.start(http_options=options)
-        deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
-        endpoint = deployment.options(
-            num_replicas=job.serve.replicas,
-            max_ongoing_requests=8,
-            max_queued_requests=job.serve.max_queued_requests,
-            ray_actor_options={"num_cpus": job.cluster.cpus_per_worker},
-        ).bind(job, prepared.folder.uri, training.folder.uri)
-        serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
+        endpoint = bind(job, prepared, training)
+        with waits_shown(progress, replica_resources(job), lambda: job.serve.replicas):
+            serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
     except (RuntimeError, RayError, RayServeException) as error:
         raise _explained(job, error) from error
     finally:
         progress.finish()
-    host = "127.0.0.1" if options.host == "0.0.0.0" else options.host  # noqa: S104
-    return f"http://{host}:{options.port}{job.serve.route_prefix.rstrip('/')}"
+    return find_address(job, options)
 
 
-def ask(url: str, job: Job) -> str:
+def bind(job: Job, prepared: PreparedData, training: Training) -> Application:
+    """The application of Ray Serve that answers with the best checkpoint."""
+    deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
+    application: Application = deployment.options(
+        num_replicas=job.serve.replicas,
+        max_ongoing_requests=8,
+        max_queued_requests=job.serve.max_queued_requests,
+        ray_actor_options={
+            "num_cpus": job.cluster.cpus_per_worker,
+            "num_gpus": job.gpus_per_replica,
+        },
+    ).bind(job, prepared.folder.uri, training.folder.uri)
+    return application
+
+
+def ask(address: Address, job: Job) -> str:
     """The endpoint's answer to the job's sample prompt, asked over HTTP as a client does.
+
+    An endpoint that listens for its own machine alone is asked there.
 
     Raises:
         StageError: if there is no answer within half a minute.
     """
+    if not address.is_local:
+        return _ask(address.url, job)
+    try:
+        return run_on(address.node, 2 * ANSWER_SECONDS + 30, _ask, address.url, job)
+    except RayError as error:
+        raise raised_by_user_code(error) or StageError(
+            f"{address.url} on node {address.ip} cannot be asked: {last_line(str(error))}"
+        ) from error
+
+
+def _ask(url: str, job: Job) -> str:
     task = job.build_task()
     engine = engine_of(task)
     body = engine.sample_request(task, job.serve.sample_prompt)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
-            answer = httpx.post(f"{url}/v1/{engine.path}", json=body, timeout=30)
+            answer = httpx.post(f"{url}/v1/{engine.path}", json=body, timeout=ANSWER_SECONDS)
             if answer.status_code == 200:
                 return engine.sample_answer(answer.json())
             reason = f"{answer.status_code}: {answer.text[:200]}"
@@ -88,15 +117,15 @@ def _running_options() -> HTTPOptions | None:
 
 
 def _require_free_port(job: Job) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((job.serve.host, job.serve.port))
-        except OSError as error:
-            raise UserError(
-                f"serve.port = {job.serve.port}: {job.serve.host}:{job.serve.port} cannot be used "
-                f"({error.strerror}): set serve.port to a free one"
-            ) from error
+    """Raises UserError if the port is taken on the head, which always listens."""
+    host, port = job.serve.host, job.serve.port
+    if (node := head()) is None:
+        return
+    if problem := run_on(node, ANSWER_SECONDS, why_not_free, host, port):
+        raise UserError(
+            f"serve.port = {port}: {host}:{port} cannot be used ({problem}): set serve.port to a "
+            f"free one"
+        )
 
 
 def _explained(job: Job, error: Exception) -> Exception:

@@ -4,6 +4,7 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
+from orchestrator.infer.device import device_for
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.serve.app import make_app
@@ -22,7 +23,8 @@ class Endpoint:
         prepared = PreparedData.load_required(Folder(prepared_uri))
         training = Training.load_required(Folder(training_uri))
         task = job.build_task()
-        trained = TrainedModel.load(task, prepared, training.checkpoint())
+        device = device_for("serve.gpus_per_replica", job.gpus_per_replica)
+        trained = TrainedModel.load(task, prepared, training.checkpoint(), device)
         self.api = make_app(job.name, engine_of(task)(job, trained))
 
     def __serve_build_asgi_app__(self) -> FastAPI:

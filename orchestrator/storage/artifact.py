@@ -6,6 +6,7 @@ reuses the parts that it can verify.
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -152,6 +153,15 @@ class Checkpoint(Artifact):
         if written not in (None, checkpoint.digest):
             raise ValueError("its digest is not that of its content")
         return checkpoint
+
+
+def has_checkpoint(training: Folder) -> bool:
+    """Whether the training in this folder, finished or not, has a checkpoint to continue from."""
+    steps = training / "checkpoints"
+    return any(
+        re.fullmatch(r"step-\d+", name) and (steps / name).exists(MANIFEST)
+        for name in reversed(steps.names())
+    )
 
 
 class Training(Artifact):

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import Folder, no_link
 
 FILE = "events.jsonl"
@@ -84,7 +85,8 @@ class EventLog:
             os.close(file)
 
     def _rewrite(self) -> None:
-        (self.folder / OBJECTS).write(self._object, b"".join(self._lines))
+        with once():  # it is tried again anyway, and who writes an event must not wait
+            (self.folder / OBJECTS).write(self._object, b"".join(self._lines))
         if len(self._lines) == REMEMBERED:
             self._lines.clear()
             self._object = _object_name()

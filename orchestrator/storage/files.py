@@ -3,12 +3,14 @@
 Sources and artifacts are opened here alone, so that a storage that fails in passing stops neither.
 """
 
+import contextlib
+import contextvars
 import functools
 import io
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 S3_SECONDS = 60.0  # for an answer; pyarrow would take 3 s of silence for an error
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries, a minute in all
+PATIENCE = 120.0  # seconds after which no new try begins: a silent storage fails slowly
 LASTING = (
     FileNotFoundError,
     PermissionError,
@@ -27,9 +30,19 @@ LASTING = (
     NotADirectoryError,
     ValueError,  # ArrowInvalid: of an unknown scheme, say
 )
-DENIED = ("ACCESS_DENIED", "NO_SUCH_", "INVALID_ACCESS_KEY")  # the same as pyarrow's S3 says it
+# The same in the words of pyarrow's S3. NO_SUCH_UPLOAD passes: a completed upload is uploaded anew.
+DENIED = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "NO_SUCH_KEY",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "INVALID_CLIENT_TOKEN_ID",
+)
 
 T = TypeVar("T")
+
+_again = contextvars.ContextVar("again", default=True)  # whether `tried` tries again
 
 
 def locate(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -48,22 +61,33 @@ def open_file(uri: str) -> Any:
     return filesystem.open_input_file(path)
 
 
-def tried(uri: str, read: Callable[[], T]) -> T:
-    """What `read` returns, called again for a minute while the storage fails.
+def tried(uri: str, work: Callable[[], T]) -> T:
+    """What `work` returns, called again while the storage fails: for a minute, or for two
+    minutes and one more try if the storage answers nothing. `work` must bear being repeated.
 
     Raises:
         OSError, ArrowException: the last one; at once where no wait mends it.
     """
-    waits = iter(WAITS)
+    waits, deadline = iter(WAITS if _again.get() else ()), time.monotonic() + PATIENCE
     while True:
         try:
-            return read()
+            return work()
         except (OSError, pa.ArrowException) as error:
             wait = None if lasts(error) else next(waits, None)
-            if wait is None:
+            if wait is None or time.monotonic() > deadline:
                 raise
             log.warning("%s: %s; trying again in %g s", uri, first_line(error), wait)
             time.sleep(wait)
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """Within it, this thread asks a failing storage once: its caller tries again on its own."""
+    token = _again.set(False)
+    try:
+        yield
+    finally:
+        _again.reset(token)
 
 
 def lasts(error: BaseException) -> bool:

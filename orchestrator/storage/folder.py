@@ -5,17 +5,29 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs
 
-from orchestrator.errors import StageError, UserError
-from orchestrator.storage.files import locate, open_file, tried
+from orchestrator.errors import (
+    StageError,
+    StorageError,
+    StuckError,
+    TryAgainError,
+    UserError,
+    first_line,
+)
+from orchestrator.storage.failures import StorageDownError, failed, passes
+from orchestrator.storage.files import locate, once, open_file, tried
 
+T = TypeVar("T")
 Parts = Sequence[bytes | memoryview]  # of a file's content, in their order
 
+ANSWER_SECONDS = 20.0  # for a storage to take its first file
 MANIFEST = "manifest.json"  # written last: it makes a folder whole
 
 
@@ -28,7 +40,11 @@ class Stamp(NamedTuple):
 
 class Folder:
     """A folder of a storage: a local path, `~` at its beginning being the user's home, or a URI
-    that pyarrow.fs knows (s3://, gs://, file://)."""
+    that pyarrow.fs knows (s3://, gs://, file://).
+
+    Remote storage that fails is asked again for a minute (`files.tried`). If it fails on, a method
+    raises StorageError, which is a StageError and an OSError.
+    """
 
     def __init__(self, uri: str) -> None:
         uri = uri.removeprefix("file://")
@@ -51,15 +67,12 @@ class Folder:
         Raises:
             StageError: where the storage refuses, with its reason.
         """
+        if self.local_path is None:
+            return self._ask("write", name, lambda: self._upload(name, content))
         try:
-            if self.local_path is None:
-                with self._remote.open_output_stream(self._remote_path(name)) as stream:
-                    for part in content:
-                        stream.write(part)
-                return
             _write_durably(self.local_path / name, content)
         except OSError as error:
-            raise StageError(f"cannot write {self.uri}/{name}: {_reason(error)}") from error
+            raise failed(f"cannot write {self.uri}/{name}: {_reason(error)}", error) from error
 
     def write_whole(self, files: Iterable[tuple[str, Parts]]) -> None:
         """Make this folder of names and contents, the manifest last, whole or not at all.
@@ -85,7 +98,7 @@ class Folder:
             os.rename(temporary, self.local_path)
             _sync_folder(self.local_path.parent)
         except OSError as error:
-            raise StageError(f"cannot write {path}: {_reason(error)}") from error
+            raise failed(f"cannot write {path}: {_reason(error)}", error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -108,25 +121,24 @@ class Folder:
             else:
                 self._remote.move(self._remote_path(""), renamed._remote_path(""))
         except (OSError, ValueError, NotImplementedError) as error:  # the latter two of pyarrow.fs
-            raise StageError(f"cannot rename {self} to {name}: {_reason(error)}") from error
+            raise failed(f"cannot rename {self} to {name}: {_reason(error)}", error) from error
         return renamed
 
     def read(self, name: str, *, retry: bool = True) -> bytes:
-        """The content of a file. Remote storage that fails is asked again for a minute, unless
-        `retry` is false.
+        """The content of a file. Remote storage that fails is asked once if `retry` is false.
 
         Raises:
             FileNotFoundError: where there is no such file.
         """
         if self.local_path is not None:
             return (self.local_path / name).read_bytes()
-        return self._read_remote(name, lambda file: file.read(), retry)
+        with contextlib.nullcontext() if retry else once():
+            return self._read_remote(name, lambda file: file.read())
 
     def exists(self, name: str) -> bool:
         if self.local_path is not None:
             return (self.local_path / name).exists()
-        info = self._remote.get_file_info(self._remote_path(name))
-        return bool(info.type != pyarrow.fs.FileType.NotFound)
+        return bool(self._info(name).type != pyarrow.fs.FileType.NotFound)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none, or a folder, a link or a device."""
@@ -136,7 +148,7 @@ class Folder:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             return status.st_size if stat.S_ISREG(status.st_mode) else None
-        info = self._remote.get_file_info(self._remote_path(name))
+        info = self._info(name)
         return info.size if info.type == pyarrow.fs.FileType.File else None
 
     @property
@@ -147,16 +159,13 @@ class Folder:
         """The files and folders in this folder, sorted; none where it does not exist."""
         if self.local_path is not None:
             return sorted(os.listdir(self.local_path)) if self.local_path.is_dir() else []
-        selector = pyarrow.fs.FileSelector(self._remote_path(""), allow_not_found=True)
-        return sorted(info.base_name for info in self._remote.get_file_info(selector))
+        return sorted(info.base_name for info in self._infos())
 
     def stamps(self) -> dict[str, Stamp]:
         """The files in this folder, without its folders; none where it does not exist."""
         if self.local_path is None:
-            selector = pyarrow.fs.FileSelector(self._remote_path(""), allow_not_found=True)
-            found = self._remote.get_file_info(selector)
-            kind = pyarrow.fs.FileType.File
-            return {i.base_name: Stamp(i.size, i.mtime_ns or 0) for i in found if i.type == kind}
+            files = [i for i in self._infos() if i.type == pyarrow.fs.FileType.File]
+            return {i.base_name: Stamp(i.size, i.mtime_ns or 0) for i in files}
         stamps = {}
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for entry in os.scandir(self.local_path):
@@ -188,11 +197,7 @@ class Folder:
 
     def delete(self) -> None:
         if self.local_path is None:
-            # The manifest first: what is left of a deletion that was killed is no artifact.
-            with contextlib.suppress(FileNotFoundError):
-                self._remote.delete_file(self._remote_path(MANIFEST))
-            with contextlib.suppress(FileNotFoundError):
-                self._remote.delete_dir(self._remote_path(""))
+            self._ask("delete", "", self._delete_remote)
         elif self.is_link or self.local_path.is_file():
             with contextlib.suppress(OSError):
                 self.local_path.unlink()
@@ -205,16 +210,56 @@ class Folder:
             return {"storage_path": self.uri}
         return {"storage_path": self._remote_path(""), "storage_filesystem": self._remote}
 
-    def _read_remote(self, name: str, read: Callable[[Any], bytes], retry: bool = True) -> bytes:
+    def _read_remote(self, name: str, read: Callable[[Any], bytes]) -> bytes:
         """What `read` makes of an opened file. Each try begins anew: between two tries, the file
         may have been rewritten."""
-        uri = f"{self.uri}/{name}"
 
-        def once() -> bytes:
-            with open_file(uri) as file:
+        def opened() -> bytes:
+            with open_file(f"{self.uri}/{name}") as file:
                 return read(file)
 
-        return tried(uri, once) if retry else once()
+        return self._ask("read", name, opened)
+
+    def _upload(self, name: str, content: Parts) -> None:
+        path = self._remote_path(name)
+        stream = self._remote.open_output_stream(path)
+        try:
+            for part in content:
+                stream.write(part)
+        except BaseException as error:
+            # pyarrow cannot abandon an upload: closing it, as its destructor does, completes it.
+            with contextlib.suppress(OSError, pa.ArrowException):
+                stream.close()
+                if not isinstance(error, OSError | pa.ArrowException):  # Ctrl-C between two parts
+                    self._remote.delete_file(path)
+            raise
+        stream.close()
+
+    def _delete_remote(self) -> None:
+        # The manifest first: what is left of a deletion that was killed is no artifact.
+        with contextlib.suppress(FileNotFoundError):
+            self._remote.delete_file(self._remote_path(MANIFEST))
+        with contextlib.suppress(FileNotFoundError):
+            self._remote.delete_dir(self._remote_path(""))
+
+    def _info(self, name: str) -> pyarrow.fs.FileInfo:
+        path = self._remote_path(name)
+        return self._ask("read", name, lambda: self._remote.get_file_info(path))
+
+    def _infos(self) -> list[pyarrow.fs.FileInfo]:
+        selector = pyarrow.fs.FileSelector(self._remote_path(""), allow_not_found=True)
+        return self._ask("list", "", lambda: self._remote.get_file_info(selector))
+
+    def _ask(self, verb: str, name: str, work: Callable[[], T]) -> T:
+        """What `work` returns; its lasting failure as an error of one line."""
+        uri = f"{self.uri}/{name}".rstrip("/")
+        try:
+            return tried(uri, work)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+            raise  # answers, not failures; ValueError: of an unknown scheme, say
+        except (OSError, pa.ArrowException) as error:
+            kind = StorageDownError if passes(error) else StorageError
+            raise kind(f"cannot {verb} {uri}: {first_line(error)}") from error
 
     @property
     def _remote(self) -> pyarrow.fs.FileSystem:
@@ -270,9 +315,31 @@ def _reason(error: Exception) -> str:
 
 
 def check_writable(storage: str) -> None:
-    """Say at once, not after an hour, that a storage takes no files."""
-    folder = Folder(storage)
-    try:
-        folder.write(".writable", b"yes\n")
-    except (StageError, ValueError) as error:  # ValueError: of an unknown scheme, say
-        raise UserError(f"storage = {storage}: {error}") from error
+    """Say at once, not after an hour, that a storage takes no files.
+
+    Raises:
+        UserError: where it refuses.
+        TryAgainError: where it fails in passing.
+        StuckError: where it does not answer within `ANSWER_SECONDS`.
+    """
+    raised: list[Exception] = []
+
+    def write() -> None:
+        try:
+            with once():
+                Folder(storage).write(".writable", b"yes\n")
+        except Exception as error:
+            raised.append(error)
+
+    # In a thread of its own: a call that waits for a network cannot be ended.
+    writer = threading.Thread(target=write, name="check_writable", daemon=True)
+    writer.start()
+    writer.join(ANSWER_SECONDS)
+    if writer.is_alive():
+        raise StuckError(f"storage = {storage}: does not answer within {ANSWER_SECONDS:g} s")
+    for error in raised:
+        if isinstance(error, TryAgainError):
+            raise TryAgainError(f"storage = {storage}: {error}") from error
+        if isinstance(error, StageError | ValueError):  # ValueError: of an unknown scheme, say
+            raise UserError(f"storage = {storage}: {error}") from error
+        raise error

@@ -1,9 +1,10 @@
 """The lease of a run: one process at a time holds it, and a dead holder soon loses it.
 
-On local storage the lease is a file lock, which ends with its process, also after kill -9.
+On local storage the lease is a file lock, which ends with its process, also after kill -9. On a
+network disk the file server frees the lock of a lost machine, by default after 90 s with NFSv4.
 Storage without locks (S3, some network disks) has an object instead, which its holder rewrites
-every few seconds. Its age is computed from the storage's own modification times, not from the
-clocks of machines.
+every few seconds. Another process takes over when it has seen no change of it for `EXPIRY` seconds
+by its own clock. No clock of another machine counts.
 """
 
 import contextlib
@@ -22,7 +23,9 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow.fs
 
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import InUseError, StageError
+from orchestrator.storage.failures import failed
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import Folder, no_link
 
 LOCK_FILE = "lease"
@@ -40,8 +43,9 @@ def hold(folder: Folder, name: str) -> Iterator[None]:
     """Hold the run `name` in `folder`, so that a second run of that name is refused.
 
     Raises:
-        UserError: naming the holder.
-        StageError: if another run took the lease over, whatever the block itself raised.
+        InUseError: naming the holder; also if another run took the lease over, whatever the block
+            itself raised.
+        StageError: if the storage refuses.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -49,7 +53,7 @@ def hold(folder: Folder, name: str) -> Iterator[None]:
             stack.enter_context(way(folder, name))
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise StageError(f"cannot hold run {name!r} in {folder}: {error}") from error
+                raise failed(f"cannot hold run {name!r} in {folder}: {error}", error) from error
             stack.enter_context(_kept_alive(folder, name))
         yield
 
@@ -69,9 +73,9 @@ def holder(folder: Folder) -> str | None:
     return claim.holder if claim is not None and _is_fresh(folder) else None
 
 
-def _refused(name: str, holder: str, advice: str = "") -> UserError:
-    return UserError(
-        f"run {name!r} is in use by {holder}: wait for it, or give this one another name{advice}"
+def _refused(name: str, holder: str) -> InUseError:
+    return InUseError(
+        f"run {name!r} is in use by {holder}: wait for it, or give this one another name"
     )
 
 
@@ -144,7 +148,7 @@ def _kept_alive(folder: Folder, name: str) -> Iterator[None]:
         except (Exception, KeyboardInterrupt) as error:
             if heart.successor is None:
                 raise
-            raise StageError(f"run {name!r} was taken over by {heart.successor}") from error
+            raise InUseError(f"run {name!r} was taken over by {heart.successor}") from error
     finally:
         heart.stop()
         with contextlib.suppress(OSError):
@@ -204,23 +208,30 @@ def _interrupt_main_thread() -> None:
 
 
 def _refuse_beside_the_living(folder: Folder, name: str) -> None:
+    """Return once the run has no holder, or its holder gives no sign of life.
+
+    A living holder rewrites its claim every `HEARTBEAT` seconds. One that does not for `EXPIRY`
+    seconds of this process's clock is dead; where the claim looks old by the storage's clock,
+    which may have been set, two heartbeats decide.
+
+    Raises:
+        InUseError: if the holder lives.
+    """
     claim = _read(folder)
     if claim is None:
         return
-    alive = _is_fresh(folder)
-    if not alive:
-        # The holder looks dead, but the storage's clock may have been set: two heartbeats decide.
-        log.warning("run %r was left by %s: waiting for a sign of life", name, claim.holder)
-        end = time.monotonic() + 2 * HEARTBEAT
-        while not alive and time.monotonic() < end:
-            time.sleep(HEARTBEAT / 10)
-            newer = _read(folder)
-            if newer is None:
-                return
-            alive, claim = newer != claim, newer
-    if alive:
-        advice = f"; if that process is dead, its lease ends after {EXPIRY:g} s"
-        raise _refused(name, claim.holder, advice)
+    patience = EXPIRY if _is_fresh(folder) else 2 * HEARTBEAT
+    log.warning("run %r is held by %s: waiting for a sign of life", name, claim.holder)
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(HEARTBEAT / 10)
+        newer = _read(folder)
+        if newer is None:
+            return
+        if newer != claim:
+            raise _refused(name, newer.holder)
+    if not claim.id and _is_fresh(folder):  # another version's claim, say: its changes are not seen
+        raise _refused(name, claim.holder)
 
 
 def _is_fresh(folder: Folder) -> bool:
@@ -255,7 +266,8 @@ def _read(folder: Folder) -> Claim | None:
 
 
 def _write(folder: Folder, claim: Claim) -> None:
-    folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
+    with once():  # a late claim would overwrite its successor's
+        folder.write(LEASE_OBJECT, json.dumps(asdict(claim)).encode())
 
 
 def _delete(folder: Folder, name: str) -> None:

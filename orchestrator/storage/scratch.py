@@ -38,3 +38,5 @@ def _make_own(path: Path) -> None:
         problem = "can be written by other users"
     if problem:
         raise StageError(f"{path} {problem}: delete it, or set TMPDIR to a folder of your own")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        path.chmod(0o700)  # others could read it, but have put nothing into it

@@ -68,7 +68,8 @@ class LanguageModelling(Task[TextProcessor]):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         losses_BT = self._losses(model, batch)
-        return losses_BT.sum(), torch.tensor(float(losses_BT.numel()), device=losses_BT.device)
+        # Not `torch.tensor`: copying a number to a GPU waits for all that the GPU has to do.
+        return losses_BT.sum(), losses_BT.new_full((), float(losses_BT.numel()))
 
     def predict(self, model: torch.nn.Module, batch: Batch, processor: TextProcessor) -> Arrays:
         targets_BT = batch["tokens"][:, 1:].long()

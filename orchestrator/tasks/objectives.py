@@ -23,14 +23,13 @@ def drop_words(real_BT: Tensor, share: float) -> Tensor:
 
 
 def trimmed(batch: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """The tokens `name` of a batch, as `TextProcessor.padded` makes them, without the padding that
-    all rows share: int64 (B, T), and which are real, bool (B, T).
+    """The tokens `name` of a batch, as `TextProcessor.padded` makes them: int64 (B, T), and which
+    are real, bool (B, T).
 
-    An empty row counts its first padding token as real, so that no attention is over nothing.
+    `infer.batch` has cut off the padding that all rows share. An empty row counts its first padding
+    token as real, so that no attention is over nothing.
     """
-    lengths_B = batch[f"{name}_length"]
-    longest = max(int(lengths_B.max()), 1)
-    tokens_BT = batch[name][:, :longest].long()
-    positions_T = torch.arange(longest, device=tokens_BT.device)
-    real_BT = positions_T < lengths_B[:, None].clamp(min=1)
+    tokens_BT = batch[name].long()
+    positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    real_BT = positions_T < batch[f"{name}_length"][:, None].clamp(min=1)
     return tokens_BT, real_BT

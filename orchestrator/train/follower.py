@@ -18,6 +18,7 @@ from orchestrator.learn.directive import Directive
 from orchestrator.progress import Progress
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
+from orchestrator.train.calls import answer
 from orchestrator.train.supervisor import Event, Figures, Heartbeat
 
 POLL_SECONDS = 0.5
@@ -35,6 +36,7 @@ class Follower:
     def __init__(self, job: Job, folder: Folder, events: EventLog, progress: Progress) -> None:
         self.supervisor: Any = None  # the actor of the latest start
         self.max_failures = job.cluster.max_failures
+        self._fewest = job.cluster.fewest_workers
         self.failures: list[OrchestratorError] = []
         self._lost_controllers = 0
         self._places: PlacementGroup | None = None  # of the workers
@@ -47,6 +49,7 @@ class Follower:
         self._step = -1
         self._at_work = False
         self._draining: set[str] = set()
+        self._received = 0  # messages of the supervisor so far
         self._next_notice = 0.0
         self._nodes_matter_until = 0.0
 
@@ -58,19 +61,23 @@ class Follower:
             OrchestratorError: that a worker reported.
             KeyboardInterrupt: after a last checkpoint, if workers can save it in `STOP_SECONDS`.
         """
-        self.supervisor, self._draining = supervisor, set()
+        self.supervisor, self._draining, self._received = supervisor, set(), 0
         try:
             self._pass_on_until(training)
             self._wait_for_lost_nodes()
         except KeyboardInterrupt:
             if self._at_work:
                 self._progress.start("saving a last checkpoint", total=None, unit="")
-                self.supervisor.ask.remote(Directive.STOP)
+                answer(self.supervisor.ask, Directive.STOP, patience=STOP_SECONDS / 2)
                 self._pass_on_until(training, time.monotonic() + STOP_SECONDS)
             raise
         if self.failures:
             raise self.failures[0]
         ray.get(training)
+
+    def lacking(self) -> int:
+        """How many workers must have their place before the training can go on; 0 while it runs."""
+        return 0 if self._at_work else self._fewest
 
     def close(self) -> None:
         if self._board is not None:
@@ -109,8 +116,10 @@ class Follower:
             ended = bool(ray.wait([training], timeout=POLL_SECONDS)[0])
             ended |= deadline is not None and time.monotonic() > deadline
             self._look_for_notices()
-            messages, hanging, self._at_work = ray.get(self.supervisor.poll.remote())
+            poll = answer(self.supervisor.poll, self._received)
+            messages, hanging, self._at_work = poll
             for message in messages:
+                self._received += 1
                 self._forward(message)
             for worker in hanging:
                 _end_process(worker)

@@ -6,21 +6,26 @@ manifest last. A worker group that Ray restarts, for any reason, continues from 
 
 import contextlib
 import gc
+import os
 import time
 import uuid
 from typing import Any
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from orchestrator.cluster.connection import here, raised_by_user_code
-from orchestrator.errors import StageError, last_line
+from orchestrator.cluster.waiting import waits_shown
+from orchestrator.errors import StageError, TryAgainError, last_line
 from orchestrator.job.job import Job
+from orchestrator.job.needs import worker_resources
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.folder import Folder
+from orchestrator.storage.submitted import lasting_name
 from orchestrator.train import preload
-from orchestrator.train.follower import Follower
+from orchestrator.train.follower import STOP_SECONDS, Follower
 from orchestrator.train.supervisor import Supervisor
 
 TRAINING = "training"  # Ray Train's thread in the actor
@@ -36,10 +41,13 @@ def train(
         StageError: where workers were lost `cluster.max_failures` times without a new checkpoint.
     """
     started = time.monotonic()
+    if (note := _note_on_stopping()) is not None:
+        progress.note(note)
     progress.start("starting workers", total=None, unit="")
     follower = Follower(job, folder, events, progress)
     try:
-        train_group(job, prepared, folder, follower)
+        with waits_shown(progress, worker_resources(job), follower.lacking):
+            train_group(job, prepared, folder, follower)
     finally:
         follower.close()
         progress.finish()
@@ -47,7 +55,6 @@ def train(
             (folder / "ray").delete()
     # Imported late: these import torch, which takes seconds, and workers need none of it here.
     from orchestrator.learn.checkpoints import Checkpoints
-    from orchestrator.learn.fit import begun_with
 
     task = job.build_task()
     checkpoints = Checkpoints(folder / "checkpoints", task.metric)
@@ -65,8 +72,19 @@ def train(
         metrics=best.metrics,
         history=newest[0].history,
         precision=newest[0].precision,
-        notices=[*newest[0].notices, *begun_with(task, prepared), *_profiles(folder)],
+        notices=[*newest[0].notices, *_profiles(folder)],
     ).commit()
+
+
+def _note_on_stopping() -> str | None:
+    """What the user of a submitted Ray job should know of `ray job stop`."""
+    allowed = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")  # Ray's default
+    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ or float(allowed) >= STOP_SECONDS:
+        return None
+    return (
+        f"`ray job stop` kills this job after {allowed} s, maybe without a last checkpoint: submit "
+        f"it with RAY_JOB_STOP_WAIT_TIME_S=30 among the env_vars of its --runtime-env-json"
+    )
 
 
 def _profiles(folder: Folder) -> list[str]:
@@ -102,7 +120,7 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, follower: Foll
         }
         sizes = job.cluster
         controller: Any = ray.remote(**actor)(TrainController).remote(
-            sizes.max_failures, sizes.hang_seconds
+            sizes.max_failures, sizes.hang_seconds, ray.get_runtime_context().get_node_id()
         )
         try:
             training = controller.run.options(concurrency_group=TRAINING).remote(settings)
@@ -113,7 +131,7 @@ def train_group(job: Job, prepared: PreparedData, folder: Folder, follower: Foll
                 raise raised from error
             reason = last_line(str(error))
             if not follower.may_start_again(reason):
-                raise StageError(
+                raise TryAgainError(
                     f"Ray Train failed: {reason}; the checkpoints stay: run it again"
                 ) from error
         finally:
@@ -137,6 +155,8 @@ class TrainController(Supervisor):
 def made_by(job: Job, prepared: PreparedData) -> dict[str, Any]:
     """The settings on which a training's weights depend, besides the number of steps."""
     whole = job.model_dump(mode="json")
+    if job.model.init_from is not None:
+        whole["model"]["init_from"] = lasting_name(job.model.init_from)
     model = {f"model.{key}": value for key, value in whole["model"].items()}
     kept = {f"train.{key}": whole["train"][key] for key in ("seed", "optimizer", "deterministic")}
     return {**model, **kept, "data": prepared.folder.name}

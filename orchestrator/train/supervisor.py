@@ -11,9 +11,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import StageError
+from orchestrator.errors import TryAgainError
 from orchestrator.learn.directive import Directive
 
+# If all workers on other nodes are silent, the network of this node has failed, or Ray will soon
+# notice that their nodes are lost. They get so many seconds more than one that is silent alone.
+NETWORK_SECONDS = 60.0
+PAUSE_SECONDS = 3.0  # between two polls: this process or the command did not run
 LAGGING = 2.0  # a straggler takes this many times as long as the others
 LAGGING_STEPS = 10  # compared before a worker is called a straggler
 LAGGING_SECONDS = 1.0  # computed in these steps, at least
@@ -56,10 +60,14 @@ class Supervisor:
     one, with a new supervisor, and counts how often that happens.
     """
 
-    def __init__(self, max_failures: int, hang_seconds: float) -> None:
+    def __init__(self, max_failures: int, hang_seconds: float, node: str = "") -> None:
         self.max_failures = max_failures
         self.hang_seconds = hang_seconds
-        self.messages: list[Any] = []
+        self.node = node  # Ray's id of the supervisor's own node
+        self.messages: list[Any] = []  # those that the command may not have yet
+        self.received = 0  # messages that the command has; they are no longer kept
+        self.polled: float | None = None  # when the command polled last
+        self.cut_off = False  # whether all workers on other nodes are silent
         self.failures = 0  # since the last new checkpoint
         self.reason = ""  # of the last failure
         self.saved_step = 0
@@ -79,7 +87,7 @@ class Supervisor:
         """Whether a newly started group may train. Each of its workers asks."""
         if self.failures > self.max_failures and not self.failed:
             self.put(
-                StageError(
+                TryAgainError(
                     f"training lost its workers {self.failures} times without a checkpoint after "
                     f"step {self.saved_step}; the last time: {self.reason}; the checkpoints stay"
                 )
@@ -143,13 +151,19 @@ class Supervisor:
 
     # Called by the command.
 
-    def poll(self) -> tuple[list[Any], list[Heartbeat], bool]:
-        """The messages since the last poll, the workers that hang, and whether any worker runs."""
-        messages, self.messages = self.messages, []
+    def poll(self, received: int) -> tuple[list[Any], list[Heartbeat], bool]:
+        """The messages after the first `received`, the workers that hang, and whether any runs.
+
+        Messages are kept until the command says that it has them: an answer may be lost.
+        """
+        del self.messages[: received - self.received]
+        self.received = received
         now = time.monotonic()
+        self._forgive_own_pause(now)
         running = self.heartbeats.keys() - self.ended
         silent = {rank: now - self.heartbeats[rank][0] for rank in running}
-        ranks = [rank for rank, seconds in silent.items() if seconds > self.hang_seconds]
+        allowed = self.hang_seconds + (NETWORK_SECONDS if self._is_cut_off(silent) else 0)
+        ranks = [rank for rank, seconds in silent.items() if seconds > allowed]
         hanging = [self.heartbeats.pop(rank)[1] for rank in ranks]
         for heartbeat in hanging:
             self._put_event(
@@ -160,7 +174,30 @@ class Supervisor:
                 step=heartbeat.step,
                 silent_seconds=round(silent[heartbeat.rank], 1),
             )
-        return messages, hanging, bool(self.heartbeats.keys() - self.ended)
+        return list(self.messages), hanging, bool(self.heartbeats.keys() - self.ended)
+
+    def _forgive_own_pause(self, now: float) -> None:
+        """Heartbeats that came while this process did not run still wait: nobody was silent."""
+        pause = now - self.polled if self.polled is not None else 0.0
+        self.polled = now
+        if pause > PAUSE_SECONDS:
+            self.heartbeats = {
+                rank: (min(at + pause, now), heartbeat)
+                for rank, (at, heartbeat) in self.heartbeats.items()
+            }
+
+    def _is_cut_off(self, silent: dict[int, float]) -> bool:
+        """Whether all workers on other nodes are silent at once, and there are several."""
+        elsewhere = [rank for rank in silent if self.heartbeats[rank][1].node != self.node]
+        longest = max((silent[rank] for rank in elsewhere), default=0.0)
+        shortest = min((silent[rank] for rank in elsewhere), default=0.0)
+        cut_off = len(elsewhere) > 1 and shortest > self.hang_seconds / 2
+        if cut_off and not self.cut_off and longest > self.hang_seconds:
+            self.cut_off = True
+            hosts = sorted({self.heartbeats[rank][1].host for rank in elsewhere})
+            self._put_event("workers out of reach", hosts=hosts, silent_seconds=round(longest, 1))
+        self.cut_off &= cut_off
+        return cut_off
 
     def ask(self, directive: Directive) -> None:
         self.asked = max(self.asked, directive)

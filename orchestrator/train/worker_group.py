@@ -4,18 +4,21 @@ This module imports no torch, which the controller does not need.
 """
 
 import asyncio
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import ActorUnavailableError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import state, worker_group
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -73,8 +76,29 @@ class _Trainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
         controller = TrainController(**settings)
+        controller.worker_group_cls = _PatientGroup
         asyncio.run(controller.run())
         return controller.get_result()
+
+
+class _PatientGroup(worker_group.WorkerGroup):
+    """A group that counts no worker as lost because the network lost one of Ray Train's polls.
+
+    Whether such a worker hangs, the supervisor decides by its heartbeats.
+    """
+
+    def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
+        statuses = super()._poll_workers_and_collect_errors(timeout)
+        return [_running(status) if _is_out_of_reach(status) else status for status in statuses]
+
+
+def _running(status: WorkerStatus) -> WorkerStatus:
+    return dataclasses.replace(status, running=True, error=None)
+
+
+def _is_out_of_reach(status: WorkerStatus) -> bool:
+    failure = getattr(status.error, "health_check_failure", None)
+    return isinstance(failure, ActorUnavailableError)
 
 
 class _NoBarrier:

@@ -3,7 +3,6 @@
 from orchestrator.errors import StageError
 from orchestrator.job.job import Job
 from orchestrator.learn.checkpoints import Checkpoints
-from orchestrator.learn.fit import begun_with
 from orchestrator.storage.artifact import PreparedData, Sweep, Training
 from orchestrator.storage.checkpoint_files import read_verified
 from orchestrator.storage.folder import MANIFEST, Folder
@@ -40,5 +39,5 @@ def take_best_trial(job: Job, prepared: PreparedData, sweep: Sweep, folder: Fold
         metrics=best.metrics,
         history=best.history,
         precision=best.precision,
-        notices=[*best.notices, *begun_with(task, prepared)],
+        notices=best.notices,
     ).commit()

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.errors import StageError
+from orchestrator.infer.device import device_for
 from orchestrator.infer.trained_model import load_processor
 from orchestrator.job.job import Job
 from orchestrator.learn.batches import Batches
@@ -47,7 +48,7 @@ def _choose(job: Job, prepared_uri: str) -> Choice:
     prepared = PreparedData.load(Folder(prepared_uri))
     if prepared is None:
         raise StageError(f"{prepared_uri}: the prepared data is gone, or on no shared storage")
-    world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
+    world = World(device=device_for("cluster.gpus_per_worker", job.cluster.gpus_per_worker))
     task = job.build_task()
     processor = load_processor(task, prepared)
     model = task.build_model(processor.vocab_size, processor.num_outputs).to(world.device)

@@ -16,8 +16,10 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from orchestrator.cluster.connection import Cluster
+from orchestrator.cluster.waiting import waits_shown
 from orchestrator.errors import StageError, StoppedError
 from orchestrator.job.job import Job
+from orchestrator.job.needs import worker_resources
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import FINDINGS, PreparedData, Sweep
 from orchestrator.storage.folder import Folder
@@ -58,7 +60,9 @@ def tune(
     state, error = "failed", "interrupted"
     try:
         if not search.exhausted and not recorder.out_of_time:
-            _run_trials(with_precision(job, prepared, record, folder), prepared, recorder)
+            workers = job.tune.workers
+            with waits_shown(progress, worker_resources(job), lambda: workers):
+                _run_trials(with_precision(job, prepared, record, folder), prepared, recorder)
         if recorder.stop_asked:
             state, error = "stopped", ""
             raise StoppedError("a user stopped the sweep: the same command continues it")
@@ -114,11 +118,10 @@ def _new_record(job: Job, cluster: Cluster) -> SweepRecord:
 def room_for_trials(job: Job, cluster: Cluster) -> int:
     """How many trials the cluster can run at the same time."""
     assert job.tune is not None
-    sizes, workers = job.cluster, job.tune.workers
-    room = cluster.cpus // (workers * sizes.cpus_per_worker)
-    if sizes.gpus_per_worker:
-        room = min(room, (cluster.gpus + 1e-6) // (workers * sizes.gpus_per_worker))
-    return max(1, int(room))
+    each = worker_resources(job)
+    most = cluster.room.ever(each)  # also on nodes that an autoscaler adds, where it says which
+    workers = most if most < float("inf") else cluster.room.now(each)
+    return max(1, int(workers // job.tune.workers))
 
 
 def _run_trials(job: Job, prepared: PreparedData, recorder: Recorder) -> None:
@@ -168,10 +171,7 @@ def _kept_memory() -> Iterator[None]:
 def resources_of_a_trial(job: Job) -> dict[str, float]:
     if job.tune is not None and job.tune.workers > 1:
         return NO_RESOURCES  # its workers take theirs through Ray Train
-    resources = {"CPU": float(job.cluster.cpus_per_worker)}
-    if job.cluster.gpus_per_worker:
-        resources["GPU"] = job.cluster.gpus_per_worker
-    return resources
+    return worker_resources(job)
 
 
 class _Suggestions(Searcher):

@@ -16,6 +16,7 @@ import ray.tune
 import torch
 
 from orchestrator.errors import StageError
+from orchestrator.infer.device import device_for
 from orchestrator.job.job import Job
 from orchestrator.learn.checkpoints import Checkpoints, step_name
 from orchestrator.learn.directive import Directive
@@ -112,7 +113,7 @@ def warmup_steps(job: Job) -> int:
 def _train_here(job: Job, data: PreparedData, folder: Folder, in_population: bool) -> None:
     """Train in this process, on its cores alone."""
     torch.set_num_threads(job.cluster.cpus_per_worker)
-    world = World(device=torch.device("cuda" if job.cluster.gpus_per_worker else "cpu"))
+    world = World(device=device_for("cluster.gpus_per_worker", job.cluster.gpus_per_worker))
     task = job.build_task()
     checkpoints = Checkpoints(folder / "checkpoints", task.metric, listener=_ignore_event)
     if in_population:

@@ -1,6 +1,7 @@
 """`ray up cluster/on_prem.yaml` on three hosts: jobs, hosts that die, partitions, `ray down`.
 
-The tests run in this order, on one cluster.
+The tests run in this order, on one cluster: an endpoint takes the CPUs of a host, so the trainings
+that lose a host come before it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import pytest
 from tests.cluster.hosts import Host
 from tests.cluster.laptop import ACTIVATE, Job, Laptop, wait_for, weights
 
-pytestmark = [pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.timeout(600, func_only=True)]
 
 NAME = "stdlib-lm-debug"
 RUN = ("run", "jobs/language_modelling_debug.yaml", "storage=/mnt/shared/runs")
@@ -61,43 +62,6 @@ def undisturbed(laptop: Laptop) -> dict[str, str]:
     with laptop.tunnel():
         finish(submit_slow(laptop, "undisturbed"))
     return weights(laptop.runs("undisturbed"))
-
-
-def test_a_submitted_job_trains_on_several_hosts_and_serves(laptop: Laptop) -> None:
-    with laptop.tunnel():
-        job = laptop.submit(*RUN, *WORKERS)
-        finish(job, 300)
-        assert len(laptop.worker_hosts("DEAD")) >= 2
-        assert "the endpoint stays deployed" in job.log()
-    with laptop.endpoint() as url:
-        assert wait_for("an answer", 20, lambda: completes(url))
-
-
-def completes(url: str) -> bool:
-    body = {"prompt": "import", "max_tokens": 4}
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.post(f"{url}/v1/completions", json=body, timeout=10).status_code == 200
-    return False
-
-
-def test_a_finished_job_submitted_again_only_deploys(laptop: Laptop) -> None:
-    with laptop.tunnel():
-        job = laptop.submit(*RUN, *WORKERS)
-        finish(job)
-        assert job.log().count("already finished") == 4
-
-
-def test_a_call_without_the_token_is_refused(laptop: Laptop) -> None:
-    with laptop.tunnel():
-        assert laptop.get("/api/jobs/", token=False).status_code == 401
-        assert laptop.get("/api/jobs/").status_code == 200
-    stranger = laptop.network.hosts[1].run(
-        f"{ACTIVATE} mv ~/.ray/auth_token ~/kept; RAY_AUTH_MODE=disabled"
-        f" timeout 60 ray status --address {laptop.head.address}:6379; code=$?;"
-        " mv ~/kept ~/.ray/auth_token; exit $code",
-        check=False,
-    )
-    assert stranger.returncode != 0 and "local.cluster.node" not in stranger.stdout
 
 
 def test_a_worker_host_dies_in_training(
@@ -146,6 +110,43 @@ def cut(host: Host) -> Iterator[None]:
         yield
     finally:
         host.join()
+
+
+def test_a_submitted_job_trains_on_several_hosts_and_serves(laptop: Laptop) -> None:
+    with laptop.tunnel():
+        job = laptop.submit(*RUN, *WORKERS)
+        finish(job, 300)
+        assert len(laptop.worker_hosts("DEAD")) >= 2
+        assert "the endpoint stays deployed" in job.log()
+    with laptop.endpoint() as url:
+        assert wait_for("an answer", 20, lambda: completes(url))
+
+
+def completes(url: str) -> bool:
+    body = {"prompt": "import", "max_tokens": 4}
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.post(f"{url}/v1/completions", json=body, timeout=10).status_code == 200
+    return False
+
+
+def test_a_finished_job_submitted_again_only_deploys(laptop: Laptop) -> None:
+    with laptop.tunnel():
+        job = laptop.submit(*RUN, *WORKERS)
+        finish(job)
+        assert job.log().count("already finished") == 4
+
+
+def test_a_call_without_the_token_is_refused(laptop: Laptop) -> None:
+    with laptop.tunnel():
+        assert laptop.get("/api/jobs/", token=False).status_code == 401
+        assert laptop.get("/api/jobs/").status_code == 200
+    stranger = laptop.network.hosts[1].run(
+        f"{ACTIVATE} mv ~/.ray/auth_token ~/kept; RAY_AUTH_MODE=disabled"
+        f" timeout 60 ray status --address {laptop.head.address}:6379; code=$?;"
+        " mv ~/kept ~/.ray/auth_token; exit $code",
+        check=False,
+    )
+    assert stranger.returncode != 0 and "local.cluster.node" not in stranger.stdout
 
 
 # Kills a process, and starts its command again after some seconds.

@@ -12,8 +12,12 @@ from random import Random
 import pytest
 
 from orchestrator.job.job import Job
+from orchestrator.run import Run
+from orchestrator.storage.artifact import PreparedData
+from orchestrator.storage.events import read_events
 from tests.drills.conftest import Make, Undisturbed
-from tests.drills.trainings import Command, assert_clean, ending
+from tests.drills.s3 import Storage
+from tests.drills.trainings import Command, assert_clean, ending, make_job, wait_until
 from tests.ray_head import Head
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
@@ -92,12 +96,47 @@ def test_a_second_run_of_the_same_name_is_refused(
     start_up = time.monotonic() - started
     started = time.monotonic()
     commands.append(Command(job, head.environment))
-    output = commands[1].end(code=2)
+    output = commands[1].end(code=75)
     seconds = time.monotonic() - started
     print(f"\nrefused after {seconds:.1f} s, of which {start_up:.1f} s to start up")
     assert f"in use by process {commands[0].process.pid}" in output
     assert seconds - start_up < 2
     commands[0].end()
+
+
+def test_on_object_storage_a_killed_command_is_followed_within_half_a_minute(
+    prepared: PreparedData, head: Head, s3: Storage, tmp_path: Path
+) -> None:
+    """The first try succeeds: it waits until the killed one's lease has ended."""
+    job = make_job(prepared, tmp_path, storage="s3://bucket/killed")
+    path = tmp_path / "job.yaml"
+    path.write_text(job.model_dump_json(exclude_none=True))
+    command = [sys.executable, "-m", "orchestrator", "prepare", str(path)]
+    killed = subprocess.Popen(command, env=head.environment)
+    wait_until(lambda: "/bucket/killed/tiny/lease.json" in s3.objects, "lease", lambda: "")
+    wait_until(lambda: bool(read_events(Run(job).folder)), "event", lambda: "")
+    killed.kill()
+    killed.wait()
+    at = datetime.now(UTC)
+    subprocess.run(command, env=head.environment, check=True, timeout=200)
+    _, second = (e for e in read_events(Run(job).folder) if e["event"] == "started" and "host" in e)
+    seconds = (datetime.fromisoformat(second["time"]) - at).total_seconds()
+    print(f"\nkill -9 on object storage: {seconds:.1f} s until the next command holds the run")
+    assert seconds < 35
+
+
+def test_a_storage_that_is_away_may_be_back_later(job: Job, commands: list[Command]) -> None:
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    away = job.override({"storage": "s3://bucket/away"})
+    command = [sys.executable, "-m", "orchestrator", "prepare"]
+    path = Path(job.storage) / "away.yaml"
+    path.write_text(away.model_dump_json(exclude_none=True))
+    done = subprocess.run(
+        [*command, str(path)], env=own_ray() | nowhere, capture_output=True, text=True
+    )
+    assert done.returncode == 75
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: storage = s3://bucket/away") and "NETWORK_CONNECTION" in line
 
 
 @pytest.mark.parametrize("shift", ["-1h", "+1h"])

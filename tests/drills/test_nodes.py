@@ -13,7 +13,7 @@ from ray.util.state import list_actors, list_nodes
 
 from tests.drills.conftest import Make, Undisturbed
 from tests.drills.trainings import Command, assert_clean, ending, processes_of
-from tests.ray_head import BIN, Head, ray_head, ray_node
+from tests.ray_head import BIN, Head, end_session, ray_head, ray_node
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.timeout(400)]
 
@@ -82,6 +82,40 @@ def test_a_dead_node_is_replaced_by_another(
     print(lost)
     assert lost["address"] == killed
     assert_clean(cluster.head, command.folder)
+
+
+def test_a_head_is_lost_with_its_command_and_brought_back(
+    make: Make, commands: list[Command], undisturbed: Undisturbed, chance: Random
+) -> None:
+    """The machine on which a submitted job's command runs is lost. Its run is free at once."""
+    job = make()
+    with ray_head(cpus=2) as head:
+        commands.append(Command(job, head.environment))
+        commands[0].wait_for_checkpoint(chance.randrange(20, 60))
+        end_session(head.process)
+        end_session(commands[0].process.pid)
+    with ray_head(cpus=2) as head:
+        started = time.monotonic()
+        commands.append(Command(job, head.environment))
+        commands[1].wait_for_event("resumed")
+        seconds = time.monotonic() - started
+        print(f"\na new head: {seconds:.1f} s until it goes on")
+        assert seconds < 60
+        commands[1].end()
+    assert ending(commands[1].folder) == undisturbed()
+
+
+def test_a_command_whose_head_is_lost_says_that_it_may_be_run_again(
+    make: Make, commands: list[Command], chance: Random
+) -> None:
+    with ray_head(cpus=2) as head:
+        commands.append(Command(make(train__steps=2000), head.environment))
+        commands[0].wait_for_checkpoint(chance.randrange(20, 60))
+        end_session(head.process)
+        started = time.monotonic()
+        output = commands[0].end(code=75)
+        print(f"\na lost head: {time.monotonic() - started:.1f} s until the command ends")
+    assert output.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_a_preempted_node_costs_no_step(

@@ -54,6 +54,35 @@ def test_a_stopped_worker_is_detected_and_replaced(
     assert not psutil.pid_exists(heartbeat.process)
 
 
+def test_workers_outlive_a_pause_of_their_supervisor(
+    begin: Begin, undisturbed: Undisturbed, head: Head, chance: Random
+) -> None:
+    """It is stopped for longer than a worker may be silent: no heartbeat is answered."""
+    drill = begin(cluster__hang_seconds=8, train__steps=400)
+    drill.wait_for_step(chance.randrange(25, 60))
+    supervisor = controller(head)
+    os.kill(supervisor, signal.SIGSTOP)
+    time.sleep(14)  # the first heartbeat that is not answered is given up after 10 s
+    os.kill(supervisor, signal.SIGCONT)
+    drill.end()
+    assert ending(drill.folder) == undisturbed(train__steps=400)
+    assert not drill.events("worker hangs") and not drill.events("worker lost")
+    assert not drill.events("controller lost")
+
+
+def test_a_supervisor_that_never_answers_is_replaced(
+    begin: Begin, undisturbed: Undisturbed, head: Head, chance: Random
+) -> None:
+    drill = begin()
+    drill.wait_for_step(chance.randrange(25, 60))
+    os.kill(controller(head), signal.SIGSTOP)
+    seconds = drill.wait_until_it_goes_on("SIGSTOP of the controller")
+    assert seconds < 110
+    drill.end()
+    assert ending(drill.folder) == undisturbed()
+    assert len(drill.events("controller lost")) == 1
+
+
 def controller(head: Head) -> int:
     """The process id of Ray Train's controller."""
     alive = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")])

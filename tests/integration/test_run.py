@@ -87,7 +87,7 @@ def test_more_workers_than_the_cluster_has_is_an_error_of_one_line(
     job = write_job(tmp_path, cluster__workers=8)
     done = orchestrate("train", job, environment=head.environment)
     assert done.returncode == 2
-    assert "cluster.workers = 8" in done.stderr and "there are 4" in done.stderr
+    assert "cluster.workers = 8" in done.stderr and "there is room for 4 " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -95,7 +95,7 @@ def test_an_unreachable_cluster_is_an_error_of_one_line(tmp_path: Path, head: He
     write_texts(tmp_path / "data")
     nowhere = head.environment | {"RAY_ADDRESS": "127.0.0.1:1"}
     done = orchestrate("prepare", write_job(tmp_path), environment=nowhere)
-    assert done.returncode == 1
+    assert done.returncode == 75
     assert "RAY_ADDRESS=127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -62,7 +62,7 @@ def test_answers_of_every_script_reach_the_client(
 
     finished = run.finished(run.job)
     assert finished is not None
-    url = deploy(run.job, *finished[:2], Silent())
+    url = deploy(run.job, *finished[:2], Silent()).url
     asked = [{"question": row["question"]} for row in rows]
     answer = httpx.post(f"{url}/v1/predict", json={"inputs": asked}, timeout=60)
     serve.delete("scripts")  # frees its core for other tests

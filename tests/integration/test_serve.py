@@ -5,12 +5,17 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
+from orchestrator.application import Arguments, application
 from orchestrator.cluster.connection import Cluster
 from orchestrator.errors import StageError, UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
+from orchestrator.serve.address import Address
 from orchestrator.serve.deploy import ask, deploy
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
@@ -32,8 +37,13 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def url(trained: tuple[Job, PreparedData, Training]) -> str:
+def address(trained: tuple[Job, PreparedData, Training]) -> Address:
     return deploy(*trained, Silent())
+
+
+@pytest.fixture(scope="module")
+def url(address: Address) -> str:
+    return address.url
 
 
 def test_a_completion_has_the_shape_of_openais(url: str) -> None:
@@ -53,8 +63,10 @@ def test_models_and_health_answer(url: str) -> None:
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
 
 
-def test_the_first_answer_is_text(url: str, trained: tuple[Job, PreparedData, Training]) -> None:
-    assert isinstance(ask(url, trained[0]), str)
+def test_the_first_answer_is_text(
+    address: Address, trained: tuple[Job, PreparedData, Training]
+) -> None:
+    assert isinstance(ask(address, trained[0]), str)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +120,32 @@ def test_a_route_of_another_application_is_refused(
     job, prepared, training = trained
     with pytest.raises(UserError, match="route_prefix"):
         deploy(job.model_copy(update={"name": "other"}), prepared, training, Silent())
+
+
+def test_the_application_of_a_config_file_answers_as_the_run_it_names(
+    trained: tuple[Job, PreparedData, Training], url: str, tmp_path: Path
+) -> None:
+    """As a RayService deploys it: by import path and arguments, in a process of the cluster."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(trained[0].model_dump(mode="json", exclude_unset=True)))
+    deployed = {
+        "name": "by-config",
+        "route_prefix": "/by-config",
+        "import_path": "orchestrator.application:application",
+        "args": {"job": str(file), "overrides": ["serve.max_tokens=4"]},
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema(applications=[deployed]), _blocking=True)
+    root = url.removesuffix("/")
+    body = {"prompt": "the the", "temperature": 0}
+    answer = httpx.post(f"{root}/by-config/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] <= 4
+
+
+def test_the_application_of_a_run_that_is_not_finished_says_what_to_run(
+    trained: tuple[Job, PreparedData, Training], tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(trained[0].model_dump(mode="json", exclude_unset=True)))
+    with pytest.raises(UserError, match=r"run it first .*: orchestrator train \S+ train.steps=31"):
+        application(Arguments(job=str(file), overrides=["train.steps=31"]))

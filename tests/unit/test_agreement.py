@@ -80,6 +80,17 @@ def test_a_bit_that_flips_on_one_worker_is_found_and_undone(
     assert ending(tmp_path) == ending(whole)
 
 
+def test_a_machine_that_adds_in_another_order_trains_the_same_weights(
+    prepared: PreparedData, whole: Path, tmp_path: Path
+) -> None:
+    config = toy_config(checkpoint_every=4, eval_every=12)
+    other = Disturbance((Fault("other norm", (0,), rank=1),))
+    first, second = train_together(2, prepared, tmp_path, config, other)
+    assert first.error == second.error == ""
+    assert not first.listener.heard("rolled back")
+    assert ending(tmp_path) == ending(whole)
+
+
 def test_a_machine_that_keeps_flipping_bits_ends_the_training(
     prepared: PreparedData, tmp_path: Path
 ) -> None:

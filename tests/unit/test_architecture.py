@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Single files that are not drawn. Imports through them are.
-NOT_DRAWN = {"__main__", "display", "errors", "forecast", "progress"}
+NOT_DRAWN = {"__main__", "application", "display", "errors", "forecast", "progress"}
 
 Edges = set[tuple[str, str]]
 

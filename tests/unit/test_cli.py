@@ -66,12 +66,12 @@ def run(*arguments: str) -> int:
         return stop.code
 
 
-def mistakes(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+def mistakes(capsys: pytest.CaptureFixture[str], *arguments: str, expected: int = 2) -> list[str]:
     """What is told of a command that its user got wrong: one `error:` line a problem."""
     code = run(*arguments)
     told = capsys.readouterr().err
     lines = told.splitlines()
-    assert code == 2, told
+    assert code == expected, told
     assert "Traceback" not in told
     assert lines
     assert all(line.startswith("error: ") for line in lines), told
@@ -149,7 +149,7 @@ def test_more_workers_than_cores_are_told_with_what_there_is(
     (told,) = mistakes(
         capsys, command, "job.yaml", f"cluster.workers={many}", f"train.global_batch_size={many}"
     )
-    assert all(word in told for word in ("cluster.workers = 4096", f"there are {os.cpu_count()}"))
+    assert all(word in told for word in ("cluster.workers = 4096", f"room for {os.cpu_count()} "))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_run_that_is_held_is_refused_with_its_holder_at_once(
     with Run(load_job("job.yaml")).lease():
         for command in ("run", "prepare"):
             started = time.monotonic()
-            (told,) = mistakes(capsys, command, "job.yaml")
+            (told,) = mistakes(capsys, command, "job.yaml", expected=75)
             assert time.monotonic() - started < 2
             assert f"process {os.getpid()} on {socket.gethostname()}" in told
         assert run("status", "job.yaml") == run("plan", "job.yaml") == 0
@@ -270,7 +270,7 @@ def test_a_run_writes_down_which_of_its_stages_ended_and_how(
 
 def test_a_run_that_is_refused_is_no_part_of_the_story() -> None:
     with Run(load_job("job.yaml")).lease():
-        assert run("prepare", "job.yaml") == 2
+        assert run("prepare", "job.yaml") == 75
     assert story() == []
 
 

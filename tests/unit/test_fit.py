@@ -3,9 +3,11 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.data.shards import ShardReader
 from orchestrator.errors import DivergedError
@@ -209,3 +211,46 @@ def test_a_training_in_minutes_may_be_killed_before_its_steps_are_known(
     train(prepared, tmp_path, config, resumed)
     assert resumed.steps[0] == saved + 1
     assert newest(tmp_path).step == newest(tmp_path).total_steps == resumed.steps[-1]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that the CPU asks of tensors, and those that it makes tensors of: on a GPU
+    it would wait for each until all work so far is done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        for owner, name in ((torch, "tensor"), (torch.Tensor, "tolist"), (torch.Tensor, "cpu")):
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, function: Any) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return function(*args, **kwargs)
+
+        return counting
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        waiting = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.count += function in waiting
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_no_step_waits_for_a_number(
+    prepared: PreparedData, monkeypatch: pytest.MonkeyPatch, optimizer: str, deterministic: bool
+) -> None:
+    monkeypatch.setattr(pace_module, "REPORT_SECONDS", 1e9)
+    monkeypatch.setattr(pace_module.Pace, "agreement_interval", lambda pace, step: 1000)
+    counts = []
+    for steps in (4, 12):
+        config = toy_config(
+            steps=steps, eval_every=steps, optimizer=optimizer, deterministic=deterministic
+        )
+        with monkeypatch.context() as patched, Waits(patched) as waits:
+            fit(toy_task(), prepared, config, World(), Listener())
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0

@@ -80,7 +80,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
         nodes = Nodes(server.getsockname()[1])
         monkeypatch.setattr(ray, "nodes", nodes)
         monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
-        monkeypatch.setattr(ray, "get", lambda ref: ref)
+        monkeypatch.setattr(ray, "get", lambda ref, timeout=None: ref)
         monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", dict)
         monkeypatch.setattr(follower_module, "POLL_SECONDS", 0.01)
         yield nodes

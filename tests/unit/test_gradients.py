@@ -148,3 +148,26 @@ def test_a_gradient_that_is_no_number_leaves_nothing_behind() -> None:
     assert float(loss) == pytest.approx(wanted_loss)
     found = [p.grad for p in model.parameters() if p.grad is not None]
     torch.testing.assert_close(found, wanted)
+
+
+def clipped(world: World, odd: int) -> tuple[list[Tensor], Tensor]:
+    """The gradients after clipping, where the worker `odd` adds the squares in another order."""
+    if world.rank == odd:
+        usual = torch.linalg.vector_norm
+        torch.linalg.vector_norm = lambda x: torch.nextafter(usual(x), torch.tensor(torch.inf))
+    model = Small()
+    gradients = Gradients(model, world)
+    mine = samples()[world.share(np.arange(ROWS))]
+    gradients.add(*loss_of(model, mine), last=True)
+    _, count = gradients.sum()
+    norm = gradients.clip(count, 1e-3)
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None], norm
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_all_workers_clip_by_the_first_one_s_norm(odd: int) -> None:
+    (first, norm), (second, other) = together(2, clipped, odd)
+    assert torch.equal(norm, other)
+    assert all(map(torch.equal, first, second))
+    (_, usual), _ = together(2, clipped, 2)
+    assert torch.equal(norm, usual) == (odd == 1)

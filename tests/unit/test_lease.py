@@ -17,7 +17,7 @@ import pyarrow.fs
 import pytest
 
 import orchestrator.storage.files
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import InUseError, StageError, UserError
 from orchestrator.storage import lease
 from orchestrator.storage.folder import Folder
 
@@ -133,7 +133,7 @@ def test_of_two_that_start_at_once_one_gets_it(folder: Folder, start: Start) -> 
         go(process)
     refused, first = sorted(line(process) for process in processes)
     assert first == "holds"
-    assert refused.startswith("UserError run 'a' is in use by process ")
+    assert refused.startswith("InUseError run 'a' is in use by process ")
 
 
 def test_a_holder_that_was_killed_is_followed_and_leaves_no_lock_to_its_children(
@@ -176,6 +176,28 @@ def test_asking_for_the_holder_all_the_time_refuses_nobody(folder: Folder) -> No
 
 
 # Storage without locks
+
+
+def test_the_first_try_after_a_kill_waits_for_the_lease_and_gets_it(
+    remote: Folder, start: Start
+) -> None:
+    """A scheduler starts the command again at once, on another machine, say."""
+    process = holding(start(remote))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    started = time.monotonic()
+    with lease.hold(remote, "a"):
+        assert time.monotonic() - started < lease.EXPIRY + lease.SETTLE + 2
+
+
+def test_a_living_holder_is_found_by_its_next_sign_of_life(remote: Folder, start: Start) -> None:
+    process = holding(start(remote))
+    started = time.monotonic()
+    told = f"in use by process {process.pid} "
+    with pytest.raises(InUseError, match=told), lease.hold(remote, "a"):
+        pass
+    assert time.monotonic() - started < lease.EXPIRY + 1
+    assert process.poll() is None
 
 
 def test_local_storage_that_refuses_locks_is_held_by_an_object(
@@ -233,7 +255,7 @@ def test_a_holder_that_slept_ends_where_another_has_taken_over(
     with lease.hold(remote, "a"):
         os.kill(sleeper.pid, signal.SIGCONT)
         assert line(sleeper).startswith(
-            f"StageError run 'a' was taken over by process {os.getpid()} on "
+            f"InUseError run 'a' was taken over by process {os.getpid()} on "
         )
         sleeper.wait()
         assert (lease.holder(remote) or "").startswith(f"process {os.getpid()} on ")
@@ -249,7 +271,7 @@ def test_a_lost_lease_ends_the_block_though_a_signal_is_ignored(
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(ignored, signal.SIG_IGN)
     try:
-        with pytest.raises(StageError, match=r"lease\.json was deleted"), lease.hold(remote, "a"):
+        with pytest.raises(InUseError, match=r"lease\.json was deleted"), lease.hold(remote, "a"):
             (tmp_path / "host/a" / lease.LEASE_OBJECT).unlink()
             time.sleep(10)
     finally:
@@ -272,14 +294,28 @@ def test_a_storage_that_is_away_for_a_while_costs_no_lease(
         assert lease.holder(remote) is not None
 
 
-def test_an_object_that_cannot_be_read_is_a_dead_holder_s_at_last(
+def test_an_object_that_cannot_be_read_is_a_dead_holder_s_if_nobody_renews_it(
     tmp_path: Path, remote: Folder
 ) -> None:
-    (tmp_path / "host/a" / lease.LEASE_OBJECT).write_bytes(b'{"holder": "pro')
-    told = "in use by an unknown process"
-    with pytest.raises(UserError, match=told), lease.hold(remote, "a"):
-        pass
-    assert taken_within(remote, 5.0)
+    path = tmp_path / "host/a" / lease.LEASE_OBJECT
+    path.write_bytes(b'{"holder": "pro')
+    renewed = threading.Event()
+
+    def renew() -> None:
+        while not renewed.wait(lease.HEARTBEAT):
+            path.touch()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        told = "in use by an unknown process"
+        with pytest.raises(UserError, match=told), lease.hold(remote, "a"):
+            pass
+    finally:
+        renewed.set()
+        thread.join()
+    with lease.hold(remote, "a"):
+        assert (lease.holder(remote) or "").startswith(f"process {os.getpid()} on ")
 
 
 def test_a_storage_that_refuses_the_lease_is_told(

@@ -169,7 +169,7 @@ def test_more_workers_than_there_is_room_for() -> None:
     assert (
         "cluster.workers = 8 with 1 CPU each: file has room for 6; the most that fit are 6" in line
     )
-    (line,) = fitted(make(cluster={"gpus_per_worker": 2}), Machine("m", 9, cpus=3.0, gpus=1.0))
+    (line,) = fitted(make(cluster={"cpus_per_worker": 4}), Machine("m", 9, cpus=3.0))
     assert "none fits a machine" in line
 
 

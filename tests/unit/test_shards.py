@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import stat
 import sys
 import threading
@@ -249,7 +250,8 @@ def folder_of_copies(tmp_path: Path) -> Path:
 
 
 def copies(tmp_path: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder_of_copies(tmp_path).glob("*")}
+    found = folder_of_copies(tmp_path).glob("*")
+    return {path.name: path.read_bytes() for path in found if path.suffix != ".lock"}
 
 
 def test_a_remote_shard_is_copied_once_and_named_by_its_content(
@@ -308,6 +310,101 @@ def test_a_copy_is_proved_once_in_a_process(
     ShardReader(prepared, "train").read([0])
     monkeypatch.setattr("hashlib.file_digest", None)
     ShardReader(prepared, "train").read([0])
+
+
+def bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: float) -> None:
+    """Bound the copies to so many bytes: a share of the room of the real disk."""
+    folder_of_copies(tmp_path).mkdir(parents=True, mode=0o700, exist_ok=True)
+    monkeypatch.setattr(shard_cache, "SHARE", size / shutil.disk_usage(tmp_path).free)
+
+
+def test_copies_that_were_opened_least_recently_make_room(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    prepared = prepared_of(remote, *(samples(50, seed=i) for i in range(4)))
+    shards = prepared.splits["train"]
+    (tmp_path / "copies").mkdir()
+    bound(monkeypatch, tmp_path, 3.5 * shards[0].bytes)
+    reader = ShardReader(prepared, "train", open_shards=16)
+    before = reader.read(range(150))  # three of four
+    ShardReader(prepared, "train").read([0])  # the first is now the one opened last
+    reader.read([199])
+    assert copies(tmp_path).keys() == {shards[i].sha256 for i in (0, 2, 3)}
+    assert len(list(folder_of_copies(tmp_path).iterdir())) == 6  # each with its lock
+    assert "TMPDIR names a larger disk" in caplog.text
+    mapped_still, opened_anew = reader.read(range(150)), ShardReader(prepared, "train")
+    np.testing.assert_array_equal(mapped_still["label"], before["label"])
+    np.testing.assert_array_equal(opened_anew.read(range(150))["label"], before["label"])
+
+
+def test_a_bound_below_one_shard_keeps_one(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(remote, *(samples(50, seed=i) for i in range(3)))
+    expected = ShardReader(prepared, "train").read(range(150))["label"]
+    bound(monkeypatch, tmp_path, 1)
+    reader = ShardReader(prepared, "train", open_shards=1)
+    for row in (0, 50, 100, 149):
+        assert reader.read([row])["label"] == expected[row]
+    for copy in folder_of_copies(tmp_path).iterdir():
+        copy.unlink()
+    again = ShardReader(prepared, "train", open_shards=1)
+    np.testing.assert_array_equal(again.read(range(150))["label"], expected)
+    assert copies(tmp_path).keys() == {prepared.splits["train"][2].sha256}
+
+
+def test_a_copy_that_is_being_opened_is_not_deleted(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(remote, samples(50, seed=0), samples(50, seed=1))
+    first, second = prepared.splits["train"]
+    (tmp_path / "copies").mkdir()
+    bound(monkeypatch, tmp_path, 1)
+    with shard_cache.local_file(remote, first) as path:
+        with shard_cache.local_file(remote, second):
+            assert path.read_bytes() == remote.read(first.name)
+        assert copies(tmp_path).keys() == {first.sha256, second.sha256}
+
+
+def test_what_a_killed_process_left_of_a_copy_is_deleted(remote: Folder, tmp_path: Path) -> None:
+    prepared = prepared_of(remote, samples(3, seed=0))
+    shard = prepared.splits["train"][0]
+    folder_of_copies(tmp_path).mkdir(parents=True, mode=0o700)
+    folder_of_copies(tmp_path).parent.chmod(0o700)
+    (folder_of_copies(tmp_path) / f"{shard.sha256}.0123456789abcdef").write_bytes(b"half")
+    ShardReader(prepared, "train").read([0])
+    assert copies(tmp_path).keys() == {shard.sha256}
+
+
+def test_a_stopped_process_does_not_keep_others_waiting_for_ever(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(remote, samples(3, seed=0))
+    (shard,) = prepared.splits["train"]
+    monkeypatch.setattr(shard_cache, "LONGEST_WAIT", 0.2)
+    with shard_cache.local_file(remote, shard) as path:
+        path.unlink()  # as if it were still being copied
+        assert len(ShardReader(prepared, "train").read([0])["label"]) == 1
+
+
+def test_a_folder_that_others_may_read_is_closed_to_them(remote: Folder, tmp_path: Path) -> None:
+    folder_of_copies(tmp_path).mkdir(parents=True)
+    for folder in (folder_of_copies(tmp_path), folder_of_copies(tmp_path).parent):
+        folder.chmod(0o755)
+    reader_of(remote, samples(3, seed=0)).read([0])
+    assert stat.S_IMODE(folder_of_copies(tmp_path).parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder_of_copies(tmp_path).stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_is_refused(remote: Folder, tmp_path: Path) -> None:
+    reader = reader_of(remote, samples(3, seed=0))
+    top = folder_of_copies(tmp_path).parent
+    top.mkdir(parents=True, mode=0o700)
+    os.chown(top, 12_345, -1)
+    with pytest.raises(StageError, match=r"belongs to another user.*TMPDIR"):
+        reader.read([0])
+    assert os.listdir(top) == []
 
 
 @pytest.mark.parametrize("kind", ["a link", "a file", "writable"])

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.data.config import DataConfig
 from orchestrator.data.rows import read_rows
 from orchestrator.data.sources import find_files
+from orchestrator.errors import StorageError
 from orchestrator.storage import files as storage_files
 from orchestrator.storage.artifact import Evaluation
 from orchestrator.storage.files import WAITS
@@ -113,13 +114,28 @@ def test_an_error_that_stays_is_raised_at_last(folder: Folder, store: FailingSto
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError("none"), PermissionError("no"), OSError("AWS Error ACCESS_DENIED")]
+    ("error", "raised"),
+    [
+        (FileNotFoundError("none"), FileNotFoundError),
+        (PermissionError("no"), StorageError),
+        (OSError("AWS Error ACCESS_DENIED"), StorageError),
+    ],
 )
 def test_an_error_that_no_wait_mends_is_raised_at_once(
-    error: Exception, folder: Folder, store: FailingStore
+    error: Exception, raised: type[Exception], folder: Folder, store: FailingStore
 ) -> None:
     store.opening = [error]
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
+        folder.read("a")
+    assert store.opened == 1
+
+
+def test_a_storage_that_answers_slowly_is_not_tried_for_ever(
+    folder: Folder, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_files, "PATIENCE", -1.0)  # as if the first try had taken so long
+    store.opening = [PASSING] * 99
+    with pytest.raises(StorageError, match="cannot read toy://bucket/run/a: "):
         folder.read("a")
     assert store.opened == 1
 

@@ -39,9 +39,21 @@ def heartbeat(rank: int, step: int = 0, seconds: float = 0.0) -> Heartbeat:
     return Heartbeat(rank, 100 + rank, f"node-{rank}", f"host-{rank}", step, seconds)
 
 
+def poll(supervisor: Supervisor) -> tuple[list[Any], list[Heartbeat], bool]:
+    """What the command gets, which has received all earlier messages."""
+    return supervisor.poll(supervisor.received + len(supervisor.messages))
+
+
+def news(supervisor: Supervisor) -> list[Any]:
+    """The messages since the last look."""
+    messages, *_ = supervisor.poll(supervisor.received)
+    supervisor.poll(supervisor.received + len(messages))
+    return messages
+
+
 def events(supervisor: Supervisor) -> list[dict[str, Any]]:
     """Those that were told since the last look."""
-    messages, *_ = supervisor.poll()
+    messages = news(supervisor)
     return [{"event": m.kind, **m.fields} for m in messages if isinstance(m, Event)]
 
 
@@ -53,8 +65,12 @@ def test_messages_are_passed_on_once_in_their_order(supervisor: Supervisor) -> N
     messages = [Figures(3, 10, {"loss": 1.0}), checkpoint(3), StageError("the disk is full")]
     for message in messages:
         supervisor.put(message)
-    assert supervisor.poll()[0] == messages
-    assert supervisor.poll()[0] == []
+    assert supervisor.poll(0)[0] == messages
+    assert supervisor.poll(0)[0] == messages  # the first answer may have been lost
+    assert supervisor.poll(2)[0] == messages[2:]
+    supervisor.put(checkpoint(4))
+    assert supervisor.poll(3)[0] == [checkpoint(4)]
+    assert supervisor.poll(4)[0] == []
 
 
 def test_figures_have_the_peak_memory_of_the_worker_that_takes_most(
@@ -65,7 +81,7 @@ def test_figures_have_the_peak_memory_of_the_worker_that_takes_most(
         report = dataclasses.replace(heartbeat(rank), memory=10**9 * (rank + 1))
         supervisor.heartbeat(generation, report)
     supervisor.put(Figures(3, 10, {"loss": 1.0}))
-    (figures,), *_ = supervisor.poll()
+    (figures,) = news(supervisor)
     assert figures.values == {"loss": 1.0, "peak memory GB": 2.0}
 
 
@@ -97,14 +113,80 @@ def test_a_worker_that_falls_silent_hangs(supervisor: Supervisor, clock: Clock) 
         supervisor.heartbeat(generation, heartbeat(0, step=second))
         if second < 3:
             supervisor.heartbeat(generation, heartbeat(1, step=second))
-        messages, hanging, at_work = supervisor.poll()
+        _, hanging, at_work = poll(supervisor)
         assert at_work
         assert (hanging == [heartbeat(1, step=2)]) == (second == 18)  # found once
-        events_seen += messages
+        events_seen += news(supervisor)
     (event,) = events_seen
     assert event.kind == "worker hangs"
     found = event.fields
     assert (found["rank"], found["host"], found["process"], found["step"]) == (1, "host-1", 101, 2)
+
+
+def polled_after(seconds: float, supervisor: Supervisor, clock: Clock) -> list[int]:
+    """The ranks that hang, as the command learns it after so many more seconds."""
+    clock.now += seconds
+    return sorted(heartbeat.rank for heartbeat in supervisor.poll(supervisor.received)[1])
+
+
+def test_workers_are_not_silent_while_the_supervisor_does_not_run(
+    supervisor: Supervisor, clock: Clock
+) -> None:
+    """It was stopped, say. When it goes on, the command's poll may come before the heartbeats."""
+    generation = supervisor.begin_group(2)
+    for rank in range(2):
+        supervisor.heartbeat(generation, heartbeat(rank))
+    assert polled_after(1, supervisor, clock) == []
+    assert polled_after(10 * HANG, supervisor, clock) == []
+    hanging = []
+    for _ in range(15):
+        supervisor.heartbeat(generation, heartbeat(0))
+        hanging.append(polled_after(1, supervisor, clock))
+    assert hanging == [[]] * 14 + [[1]]  # rank 1 was silent for a second before
+
+
+def test_workers_on_other_nodes_that_all_fall_silent_are_out_of_reach(
+    clock: Clock,
+) -> None:
+    """The network of the supervisor's node fails: killing the workers would not mend it."""
+    supervisor = Supervisor(max_failures=2, hang_seconds=HANG, node="node-0")
+    generation = supervisor.begin_group(3)
+    for rank in range(3):
+        supervisor.heartbeat(generation, heartbeat(rank))
+    for _ in range(40):
+        supervisor.heartbeat(generation, heartbeat(0))  # it is on the supervisor's own node
+        assert polled_after(1, supervisor, clock) == []
+    (event,) = events(supervisor)
+    assert event["event"] == "workers out of reach"
+    assert event["hosts"] == ["host-1", "host-2"]
+
+    for _ in range(10):  # one comes back, and the other one stays silent
+        for rank in range(2):
+            supervisor.heartbeat(generation, heartbeat(rank))
+        hanging = polled_after(1, supervisor, clock)
+        if hanging:
+            break
+    assert hanging == [2]
+    assert [event["event"] for event in events(supervisor)] == ["worker hangs"]
+
+
+def test_workers_that_stay_out_of_reach_are_given_up(clock: Clock) -> None:
+    supervisor = Supervisor(max_failures=2, hang_seconds=HANG, node="node-9")
+    generation = supervisor.begin_group(2)
+    for rank in range(2):
+        supervisor.heartbeat(generation, heartbeat(rank))
+    found = {second: polled_after(1, supervisor, clock) for second in range(1, 80)}
+    assert {second: ranks for second, ranks in found.items() if ranks} == {76: [0, 1]}
+
+
+def test_all_workers_of_the_supervisor_s_own_node_can_hang(clock: Clock) -> None:
+    """There is no network between them."""
+    supervisor = Supervisor(max_failures=2, hang_seconds=HANG, node="node-0")
+    generation = supervisor.begin_group(2)
+    for rank in range(2):
+        supervisor.heartbeat(generation, dataclasses.replace(heartbeat(rank), node="node-0"))
+    found = [polled_after(1, supervisor, clock) for _ in range(20)]
+    assert [ranks for ranks in found if ranks] == [[0, 1]]
 
 
 def test_a_worker_that_left_may_be_silent(supervisor: Supervisor, clock: Clock) -> None:
@@ -112,7 +194,7 @@ def test_a_worker_that_left_may_be_silent(supervisor: Supervisor, clock: Clock) 
     supervisor.heartbeat(generation, heartbeat(0))
     supervisor.worker_ended(generation, 0)
     clock.now = 2 * HANG
-    assert supervisor.poll() == ([], [], False)
+    assert poll(supervisor) == ([], [], False)
 
 
 def test_lost_workers_are_told_of_with_step_host_and_cause(supervisor: Supervisor) -> None:
@@ -134,13 +216,13 @@ def test_workers_of_an_older_group_are_not_heard(supervisor: Supervisor, clock: 
     supervisor.workers_lost({1: "gone"}, preempted=False)
     supervisor.heartbeat(old, heartbeat(0))  # until Ray has ended it
     clock.now = 2 * HANG
-    assert supervisor.poll()[1:] == ([], False)
+    assert poll(supervisor)[1:] == ([], False)
     new = supervisor.begin_group(2)
     supervisor.heartbeat(new, heartbeat(1))
     supervisor.heartbeat(old, heartbeat(0))
     supervisor.worker_ended(old, 1)
-    clock.now += HANG + 1
-    assert supervisor.poll()[1] == [heartbeat(1)]
+    found = [seconds for seconds in range(20) if polled_after(1, supervisor, clock)]
+    assert found == [15]  # heard of last 16 s ago
 
 
 def test_failures_in_a_row_without_progress_end_the_training(supervisor: Supervisor) -> None:
@@ -149,10 +231,10 @@ def test_failures_in_a_row_without_progress_end_the_training(supervisor: Supervi
         supervisor.workers_lost({0: "killed"}, preempted=False)
     assert supervisor.may_train()
     supervisor.workers_lost({0: "killed again"}, preempted=False)
-    supervisor.poll()
+    poll(supervisor)
     assert not supervisor.may_train()
     assert not supervisor.may_train()  # each worker asks
-    ((error,), *_) = supervisor.poll()
+    (error,) = news(supervisor)
     assert isinstance(error, StageError)
     assert "lost its workers 3 times" in str(error) and "killed again" in str(error)
 

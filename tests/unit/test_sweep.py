@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.connection import Cluster
+from orchestrator.cluster.room import Node, Room
 from orchestrator.job.job import Job
 from orchestrator.learn.precision import Choice
 from orchestrator.storage.folder import Folder
@@ -13,7 +14,8 @@ from orchestrator.tune import sweep
 from orchestrator.tune.records import SweepRecord
 from orchestrator.tune.sweep import resources_of_a_trial, room_for_trials, with_precision
 
-CLUSTER = Cluster(started_here=False, dashboard_url="", cpus=8, gpus=2)
+ROOM = Room((Node("a", "10.0.0.1", {"CPU": 8, "GPU": 2}),))
+CLUSTER = Cluster(started_here=False, dashboard_url="", room=ROOM)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def ending(path: Path) -> tuple[Any, ...]:
 class Fault:
     """What befalls a worker, the first `times` that it computes one of some steps."""
 
-    kind: Literal["nan loss", "nan gradient", "flipped bit", "kill"]
+    kind: Literal["nan loss", "nan gradient", "flipped bit", "kill", "other norm"]
     steps: tuple[int, ...]  # counted from 0
     rank: int | None = 0  # None: all of them
     times: int = 1
@@ -210,6 +210,8 @@ class Fault:
             if not times.get(current):
                 return task_loss(model, batch)
             times[current] -= 1
+            if self.kind == "other norm":  # as on a machine that adds in another order
+                torch.linalg.vector_norm = _norm_with_another_last_bit
             if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "flipped bit":
@@ -223,6 +225,15 @@ class Fault:
 
         Batches.step = step  # type: ignore[method-assign]
         task.loss = loss  # type: ignore[method-assign]
+
+
+_norm = torch.linalg.vector_norm
+
+
+def _norm_with_another_last_bit(x: torch.Tensor, *how: Any, **further: Any) -> torch.Tensor:
+    norm = _norm(x, *how, **further)
+    # Muon calls this for matrices, whose results the workers exchange.
+    return norm if how or further else torch.nextafter(norm, torch.tensor(torch.inf))
 
 
 @dataclass(frozen=True)

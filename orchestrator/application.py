@@ -1,0 +1,42 @@
+"""The endpoint of a finished run, for config files of Ray Serve, such as a RayService of KubeRay:
+
+    import_path: orchestrator.application:application
+    args: {job: jobs/language_modelling.yaml, overrides: [storage=s3://bucket/runs]}
+
+`orchestrator run` needs no such file: it deploys what it has trained by itself.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve import Application
+
+from orchestrator.errors import UserError
+from orchestrator.job.file import load_job
+from orchestrator.run import Run
+from orchestrator.serve.deploy import bind
+
+
+class Arguments(BaseModel):
+    """The `args` of the application: those that `orchestrator run` got."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job: str = Field(description="path of the job file on the cluster's machines")
+    overrides: list[str] = Field(default=[], description="key=value, as on the command line")
+
+
+def application(args: Arguments) -> Application:
+    """The application that answers with the best checkpoint of the job's run.
+
+    Raises:
+        UserError: if the job file is wrong, or its run is not finished.
+    """
+    run = Run(load_job(args.job, args.overrides))
+    chosen = run.chosen_job()
+    finished = None if chosen is None else run.finished(chosen)
+    if chosen is None or finished is None:
+        raise UserError(
+            f"{run.folder}: holds no finished training of this job: run it first with the same "
+            f"overrides: {' '.join(['orchestrator train', args.job, *args.overrides])}"
+        )
+    prepared, training, _ = finished
+    return bind(chosen, prepared, training)
