@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -126,6 +127,7 @@ class Laptop:
         command = [*ssh, "-N", "-L", f"{port}:127.0.0.1:{on_head}", user_and_host]
         process = subprocess.Popen(command)
         try:
+            wait_for("ssh to forward a port", 30, lambda: _listens(port))
             yield
         finally:
             process.terminate()
@@ -186,6 +188,12 @@ class Laptop:
         return done.stdout
 
 
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 def wait_for(what: str, seconds: float, look: Callable[[], T | None]) -> T:
     """What `look` returns as soon as that is true."""
     deadline = time.monotonic() + seconds
@@ -194,7 +202,7 @@ def wait_for(what: str, seconds: float, look: Callable[[], T | None]) -> T:
         if result:
             return result
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(1)
+        time.sleep(0.5)
 
 
 def weights(run: Path) -> dict[str, str]:
