@@ -7,7 +7,7 @@ from typing import Any, cast
 import httpx
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.cluster.nodes import head, run_on
 from orchestrator.cluster.waiting import waits_shown
-from orchestrator.errors import StageError, UserError, last_line
+from orchestrator.errors import StageError, TryAgainError, UserError, last_line
 from orchestrator.job.job import Job
 from orchestrator.job.needs import replica_resources
 from orchestrator.progress import Progress
@@ -35,6 +35,7 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     Raises:
         UserError: if the port or the route is taken.
         StageError: if no replica becomes healthy, or no node listens.
+        TryAgainError: if the cluster lost what deploys.
     """
     progress.start("deploying", total=None, unit="")
     options = _running_options()
@@ -138,4 +139,6 @@ def _explained(job: Job, error: Exception) -> Exception:
     for line in "\n".join(messages).splitlines():
         if "Error: " in line:
             last = line.strip().removeprefix("orchestrator.errors.")
-    return StageError(f"the endpoint did not become healthy: {last}")
+    lost = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+    kind = TryAgainError if lost else StageError
+    return kind(f"the endpoint did not become healthy: {last}")
