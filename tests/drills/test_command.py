@@ -16,7 +16,7 @@ from orchestrator.run import Run
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.events import read_events
 from tests.drills.conftest import Make, Undisturbed
-from tests.drills.s3 import Storage
+from tests.drills.s3 import BUCKET, Storage
 from tests.drills.trainings import Command, assert_clean, ending, make_job, wait_until
 from tests.ray_head import Head
 
@@ -108,12 +108,12 @@ def test_on_object_storage_a_killed_command_is_followed_within_half_a_minute(
     prepared: PreparedData, head: Head, s3: Storage, tmp_path: Path
 ) -> None:
     """The first try succeeds: it waits until the killed one's lease has ended."""
-    job = make_job(prepared, tmp_path, storage="s3://bucket/killed")
+    job = make_job(prepared, tmp_path, storage=f"s3://{BUCKET}/killed")
     path = tmp_path / "job.yaml"
     path.write_text(job.model_dump_json(exclude_none=True))
     command = [sys.executable, "-m", "orchestrator", "prepare", str(path)]
     killed = subprocess.Popen(command, env=head.environment)
-    wait_until(lambda: "/bucket/killed/tiny/lease.json" in s3.objects, "lease", lambda: "")
+    wait_until(lambda: Run(job).folder.exists("lease.json"), "lease", lambda: "")
     wait_until(lambda: bool(read_events(Run(job).folder)), "event", lambda: "")
     killed.kill()
     killed.wait()
