@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from orchestrator.train.preload import ENVIRONMENT
 
@@ -25,9 +26,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def pages_asked_for(environment: dict[str, str]) -> int:
+def printed(script: str, environment: dict[str, str]) -> int:
+    """The number that a script prints in a process with this environment."""
     ran = subprocess.run(
-        [sys.executable, "-c", PAGES],
+        [sys.executable, "-c", script],
         check=True,
         capture_output=True,
         text=True,
@@ -38,4 +40,29 @@ def pages_asked_for(environment: dict[str, str]) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc alone")
 def test_a_step_takes_up_the_memory_of_the_last() -> None:
-    assert pages_asked_for(ENVIRONMENT) < pages_asked_for({}) / 5
+    assert printed(PAGES, ENVIRONMENT) < printed(PAGES, {}) / 5
+
+
+SHAPES = """
+import resource
+import torch
+
+weight = torch.randn(256, 256, dtype=torch.bfloat16)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+torch.nn.functional.linear(torch.randn(2000, 256, dtype=torch.bfloat16), weight)
+before = peak()
+for rows in range(1000, 1400):
+    torch.nn.functional.linear(torch.randn(rows, 256, dtype=torch.bfloat16), weight)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not torch.cpu._is_avx512_bf16_supported(),
+    reason="oneDNN compiles a kernel for each shape where the processor multiplies bf16",
+)
+def test_rows_of_many_lengths_take_little_memory() -> None:
+    assert printed(SHAPES, ENVIRONMENT) < printed(SHAPES, {}) / 2
