@@ -81,7 +81,7 @@ def test_a_worker_behind_a_failing_network_is_heard_again_and_loses_no_message(
         seen += runs
     assert ray.get(work) < 25 + 20
     assert seen > 10  # polls in which the worker was known to run
-    assert ticks == list(range(len(ticks))) and len(ticks) > 10  # in order, none is lost
+    assert {*ticks} == set(range(max(ticks) + 1)) and max(ticks) > 10  # none is lost
     assert ray.get(supervisor.poll.remote(received))[2] is False  # it said that it had ended
 
 
