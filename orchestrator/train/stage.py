@@ -22,6 +22,7 @@ from orchestrator.job.needs import worker_resources
 from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
+from orchestrator.storage.files import once
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.submitted import lasting_name
 from orchestrator.train import preload
@@ -51,7 +52,7 @@ def train(
     finally:
         follower.close()
         progress.finish()
-        with contextlib.suppress(OSError):  # the training has reported storage that fails
+        with contextlib.suppress(OSError), once():  # the training has reported storage that fails
             (folder / "ray").delete()
     # Imported late: these import torch, which takes seconds, and workers need none of it here.
     from orchestrator.learn.checkpoints import Checkpoints

@@ -44,19 +44,22 @@ def test_a_step_takes_up_the_memory_of_the_last() -> None:
 
 
 SHAPES = """
-import resource
 import torch
+from pathlib import Path
 
 weight = torch.randn(256, 256, dtype=torch.bfloat16)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-torch.nn.functional.linear(torch.randn(2000, 256, dtype=torch.bfloat16), weight)
-before = peak()
-for rows in range(1000, 1400):
+def multiply(rows):
     torch.nn.functional.linear(torch.randn(rows, 256, dtype=torch.bfloat16), weight)
-print(peak() - before)
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])  # pages
+
+multiply(2000)
+before = resident()
+for rows in range(1000, 1400):
+    multiply(rows)
+print(resident() - before)
 """
 
 
