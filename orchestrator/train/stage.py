@@ -23,7 +23,6 @@ from orchestrator.progress import Progress
 from orchestrator.storage.artifact import ATTEMPT, PreparedData, Training
 from orchestrator.storage.events import EventLog
 from orchestrator.storage.files import once
-from orchestrator.storage.files import once
 from orchestrator.storage.folder import Folder
 from orchestrator.storage.submitted import lasting_name
 from orchestrator.train import preload
