@@ -20,6 +20,7 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.autoscaler import growth
+from orchestrator.cluster.head_watch import HeadWatch, patience
 from orchestrator.cluster.node_report import memory
 from orchestrator.cluster.nodes import HEAD
 from orchestrator.cluster.room import Node, Room
@@ -63,6 +64,7 @@ def connect() -> Iterator[Cluster]:
     Raises:
         UserError: if `RAY_ADDRESS` is of a kind that does not work.
         StageError: if the cluster cannot be reached or started.
+        StuckError: if its head is lost while the block runs.
         KeyboardInterrupt: at a signal, if the handler of this process raises it.
     """
     address = _address()
@@ -87,16 +89,22 @@ def connect() -> Iterator[Cluster]:
         where = f"reach the Ray cluster at RAY_ADDRESS={address}" if address else "start Ray here"
         kind = TryAgainError if isinstance(error, ConnectionError) else StageError
         raise kind(f"cannot {where}: {first}") from error
+    watch = None
     try:
         _be_quiet()
         url = context.dashboard_url
-        yield Cluster(
-            started_here=address is None,
-            dashboard_url=f"http://{url}" if url else "",
-            room=_room(started_here=address is None),
-        )
+        with contextlib.ExitStack() as stack:
+            if address is not None:
+                gcs = ray.get_runtime_context().gcs_address
+                watch = stack.enter_context(HeadWatch(gcs, patience()))
+            yield Cluster(
+                started_here=address is None,
+                dashboard_url=f"http://{url}" if url else "",
+                room=_room(started_here=address is None),
+            )
     finally:
-        ray.shutdown()
+        if watch is None or not watch.lost:  # a shutdown would wait for the lost head
+            ray.shutdown()
 
 
 def local_cluster() -> Cluster | None:

@@ -202,15 +202,15 @@ class Checkpoints:
                 f"back, give it another name, or delete {self.folder} to start anew"
             )
 
+    @once()  # a commit that fails is tried again as a whole, soon
     def _commit(self, snapshot: Snapshot) -> None:
         """Write a snapshot, check its files' sizes, then delete the checkpoints it replaces."""
         started = time.monotonic()
         name = step_name(snapshot.step)
         try:
-            with once():  # the saving itself is tried again
-                self._check_attempt()
-                if not self._has(name):
-                    (self.folder / name).write_whole(self._contents(snapshot, started))
+            self._check_attempt()
+            if not self._has(name):
+                (self.folder / name).write_whole(self._contents(snapshot, started))
         except SupersededError as error:
             self._report("checkpoint dropped", step=snapshot.step, reason=str(error))
             return

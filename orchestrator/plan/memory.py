@@ -22,6 +22,7 @@ MASKED_SHARE = 0.15  # of an encoder's tokens have logits: masked language model
 BASE = 360e6  # Python, torch, and what a worker imports; the kernels' code and threads
 BASE_OF_RAY = 80e6  # Ray's part of a worker process
 COMPILER = 350e6  # torch.compile's part
+KERNELS = 115e6  # oneDNN's, one for each shape, up to the limit in `train/preload.py`
 CUDA_CONTEXT = 600e6  # on the GPU, before the first tensor; not in `max_memory_allocated`
 # fp32 buffers of logits that a CPU's heap holds in the end. Three are in use at once; glibc cannot
 # use the holes of two others, from which small blocks were cut.
@@ -56,6 +57,7 @@ class Mode:
     precision: str  # fp32 or bf16
     compiled: bool = False
     mapped: float = 0.0  # bytes of shards that are mapped into memory
+    one_shape: bool = True  # whether all rows have one length
 
 
 def worker_memory(job: Job, parameters: Parameters, shape: Shape, mode: Mode) -> Memory:
@@ -83,10 +85,13 @@ def worker_memory(job: Job, parameters: Parameters, shape: Shape, mode: Mode) ->
     if validation > kept + logits:  # validations may have more rows at once
         parts["validation"] = validation - kept - logits
     snapshot = FP32 * parameters.total + optimizer
+    kernels = 0.0
+    if device == "cpu" and precision == "bf16" and not mode.one_shape:
+        kernels = KERNELS
     process = {
         "snapshot": float(snapshot),
         "mapped shards": mode.mapped,
-        "process": BASE + BASE_OF_RAY + (COMPILER if mode.compiled else 0),
+        "process": BASE + BASE_OF_RAY + kernels + (COMPILER if mode.compiled else 0),
     }
     if device == "cuda":
         return Memory({**parts, "CUDA": CUDA_CONTEXT}, process)

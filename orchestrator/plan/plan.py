@@ -10,6 +10,7 @@ from orchestrator.job.cost import compiles
 from orchestrator.job.defaults import BYTES_PER_TOKEN
 from orchestrator.job.job import Job
 from orchestrator.job.search_space import TuneConfig
+from orchestrator.job.task_registry import find_task
 from orchestrator.plan.fit import Misfit, misfits
 from orchestrator.plan.goodput import Checkpointing, checkpointing
 from orchestrator.plan.machines import Machines
@@ -91,7 +92,12 @@ def make_plan(
         for count in dict.fromkeys((*job.cluster.range, *asked.scale))
     ]
     precision, why = choose_precision(job, the_shapes, parameters, calibration)
-    mode = Mode(precision, compiles(job), mapped_bytes(source_bytes, prepared))
+    mode = Mode(
+        precision,
+        compiles(job),
+        mapped_bytes(source_bytes, prepared),
+        one_shape=find_task(job.task).one_shape,
+    )
     samples, estimated = _samples(job, prepared, source_bytes)
     course = Course(
         job,

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
@@ -135,11 +136,15 @@ def test_the_application_of_a_config_file_answers_as_the_run_it_names(
         "args": {"job": str(file), "overrides": ["serve.max_tokens=4"]},
     }
     _get_global_client().deploy_apps(ServeDeploySchema(applications=[deployed]), _blocking=True)
-    root = url.removesuffix("/")
-    body = {"prompt": "the the", "temperature": 0}
-    answer = httpx.post(f"{root}/by-config/v1/completions", json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["usage"]["completion_tokens"] <= 4
+    try:
+        root = url.removesuffix("/")
+        body = {"prompt": "the the", "temperature": 0}
+        answer = httpx.post(f"{root}/by-config/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] <= 4
+    finally:
+        serve.delete("by-config")  # later tests need its CPU
+    assert "by-config" not in serve.status().applications
 
 
 def test_the_application_of_a_run_that_is_not_finished_says_what_to_run(

@@ -1,0 +1,78 @@
+"""Notices that a cluster's head is gone, before Ray ends the command for it.
+
+Ray's core waits for a lost head, 60 seconds by default, and then ends the process with exit code 1
+and no error of ours. A thread notices it earlier, so the command ends with a line and code 75.
+"""
+
+import _thread
+import contextlib
+import os
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from orchestrator.errors import StuckError
+
+RAYS_PATIENCE = ("RAY_gcs_rpc_server_reconnect_timeout_s", 60.0)
+SHARE = 0.75  # of Ray's patience
+CHECK_SECONDS = 5.0
+
+
+class HeadWatch:
+    """Watches the head's address, `host:port`, for the length of a `with` block.
+
+    Raises:
+        StuckError: instead of the block's KeyboardInterrupt, if the head has not answered for
+            `patience` seconds.
+    """
+
+    def __init__(self, address: str, patience: float, interval: float = CHECK_SECONDS) -> None:
+        host, _, port = address.rpartition(":")
+        self.address = host.strip("[]"), int(port)
+        self.patience = patience
+        self.interval = interval
+        self.lost = False
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, name="head", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if self.lost and isinstance(error, KeyboardInterrupt):
+            host, port = self.address
+            raise StuckError(
+                f"the head of the cluster, {host}:{port}, has not answered for "
+                f"{self.patience:g} s: run this again when it is back"
+            ) from None
+
+    def _watch(self) -> None:
+        answered = time.monotonic()
+        while not self._over.wait(self.interval):
+            if self._answers():
+                answered = time.monotonic()
+            elif time.monotonic() - answered >= self.patience:
+                self.lost = True
+                _thread.interrupt_main()
+                return
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(self.address, 5):
+            return True
+        return False
+
+
+def patience() -> float:
+    """Seconds without a head after which a command ends: less than Ray itself would wait."""
+    name, default = RAYS_PATIENCE
+    with contextlib.suppress(ValueError):
+        return SHARE * float(os.environ.get(name, default))
+    return SHARE * default
