@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orchestrator.errors import StageError, UserError
+from orchestrator.errors import StageError, StorageError, UserError
 from orchestrator.learn.background import Background
 from orchestrator.learn.snapshot import Saved, Snapshot
 from orchestrator.storage.artifact import ATTEMPT, Checkpoint
@@ -271,8 +271,10 @@ class Checkpoints:
     def _failed(self, snapshot: Snapshot, error: BaseException) -> StageError:
         """Report a failed commit; returns the error to raise if it keeps failing."""
         folder = self.folder / step_name(snapshot.step)
-        reason = " ".join(str(error).split())
-        if not isinstance(error, StageError):
+        reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, StorageError) and not reason.startswith("cannot write"):
+            reason = f"cannot write {folder}: {reason}"
+        elif not isinstance(error, StageError):
             reason = f"cannot write {folder}: {type(error).__name__}: {reason}"
         self._report("checkpoint failed", step=snapshot.step, error=reason)
         cause = error if isinstance(error, OSError) else error.__cause__
