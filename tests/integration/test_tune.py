@@ -21,6 +21,7 @@ from orchestrator.tune.records import SweepRecord, Trial, read_trials, request_s
 from orchestrator.tune.sweep import described, tune
 from tests.integration.conftest import Silent, tiny_job
 from tests.integration.fatal_task import HUNGRY, KILLED, KILLED_ONCE
+from tests.ray_head import Head
 
 SPACE = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "model.num_layers": {"choice": [1, 2]}}
 
@@ -203,9 +204,9 @@ def test_requests_of_a_user_are_carried_out(
 
 
 def test_trials_whose_processes_die_are_recorded_and_leak_nothing(
-    prepared: PreparedData, connected: Cluster, tmp_path: Path
+    prepared: PreparedData, head: Head, connected: Cluster, tmp_path: Path
 ) -> None:
-    before = living()
+    before = living(head)
     dropouts = [0.0, KILLED, KILLED_ONCE, HUNGRY]
     space = {"model.dropout": {"choice": dropouts}}
     job = make_job(tmp_path, "tests.integration.fatal_task:Fatal", space=space, scheduler="none")
@@ -215,11 +216,13 @@ def test_trials_whose_processes_die_are_recorded_and_leak_nothing(
     assert [by_dropout[d].state for d in dropouts] == ["finished", "failed", "finished", "failed"]
     assert "died" in by_dropout[KILLED].reason
     assert by_dropout[HUNGRY].reason.startswith("out of memory: lower train.micro_batch_size")
-    wait_for(lambda: living() == before)
+    wait_for(lambda: living(head) == before)
 
 
-def test_trials_of_two_workers_queue_and_leak_nothing(run_tune: RunTune, tmp_path: Path) -> None:
-    before = living()
+def test_trials_of_two_workers_queue_and_leak_nothing(
+    run_tune: RunTune, head: Head, tmp_path: Path
+) -> None:
+    before = living(head)
     space = {"train.lr": {"choice": [1e-3, 3e-3, 1e-2]}}
     run_tune(space, workers=2, steps=16, scheduler="none")
     trials = recorded(tmp_path / "sweep")
@@ -227,13 +230,17 @@ def test_trials_of_two_workers_queue_and_leak_nothing(run_tune: RunTune, tmp_pat
     assert all([point["step"] for point in trial.curve] == list(range(1, 17)) for trial in trials)
     record = SweepRecord.load(Folder(str(tmp_path / "sweep")))
     assert record is not None and (record.concurrent, record.cpus) == (2, 2)
-    wait_for(lambda: living() == before)
+    wait_for(lambda: living(head) == before)
 
 
-def living() -> tuple[int, int]:
-    """The numbers of existing placement groups and of living actors."""
-    groups = [g for g in list_placement_groups() if g.state != "REMOVED"]
-    return len(groups), len(list_actors(filters=[("state", "=", "ALIVE")]))
+def living(head: Head) -> tuple[int, int]:
+    """The numbers of existing placement groups and of living actors on this head.
+
+    Without an address Ray would ask the cluster that was started last on this machine, which
+    another test has started and stopped.
+    """
+    groups = [g for g in list_placement_groups(head.dashboard) if g.state != "REMOVED"]
+    return len(groups), len(list_actors(head.dashboard, filters=[("state", "=", "ALIVE")]))
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
