@@ -7,7 +7,7 @@ from collections.abc import Callable
 from orchestrator.errors import StageError
 from orchestrator.learn.snapshot import Snapshot
 
-LIMIT = 3  # commits that fail in a row before the training gets the error
+LIMIT = 3  # commits that fail in a row, over `patience`, before the training gets the error
 RETRY_SECONDS = 0.5
 
 
@@ -28,16 +28,19 @@ class Background:
         self._running = False
         self._thread = threading.Thread()
         self._failures = 0  # in a row
+        self._failing_since = 0.0  # when the first of them was given up
         self._error = StageError("nothing failed")
 
     def put(self, snapshot: Snapshot) -> None:
         """Queue a snapshot. It replaces snapshots that wait, except those with a validation.
 
         Raises:
-            StageError: where the last `LIMIT` commits failed, or no place in the queue came free.
+            StageError: where the last `LIMIT` commits failed, the first of them `patience`
+                seconds ago, or no place in the queue came free.
         """
         with self._changed:
-            if self._failures >= LIMIT:
+            failing = time.monotonic() - self._failing_since
+            if self._failures >= LIMIT and failing >= self._patience:
                 self._failures = 0
                 raise self._error
             written = int(self._running)
@@ -97,6 +100,8 @@ class Background:
                 failure = self._failed(snapshot, error)
                 failure.__cause__ = error
                 with self._changed:
+                    if not self._failures:
+                        self._failing_since = time.monotonic()
                     self._failures, self._error = self._failures + 1, failure
                     self._stop()
                 return

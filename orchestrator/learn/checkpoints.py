@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 MARKER = "damaged"  # this file marks a damaged checkpoint where storage cannot rename it
 KEPT = 2  # newest checkpoints, besides the best
 KEPT_DAMAGED = 3
-PATIENCE = 30.0  # seconds for which a failed commit is tried again
+PATIENCE = 60.0  # seconds for which commits may fail before the training ends
 
 STEP_NAME = re.compile(r"step-(\d{8,})")
 DAMAGED_NAME = re.compile(r"damaged-step-\d+-(\d+)")
@@ -97,7 +97,7 @@ class Checkpoints:
         room for another validated one, this waits.
 
         Raises:
-            StageError: if the last `LIMIT` commits failed.
+            StageError: if the last `LIMIT` commits failed, over `patience` seconds or more.
         """
         self._background.put(snapshot)
 

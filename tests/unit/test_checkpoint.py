@@ -741,6 +741,21 @@ def test_a_training_that_can_save_nothing_is_told_after_three_commits(
         checkpoints.save(small(4))
 
 
+def test_three_commits_that_fail_within_a_moment_do_not_end_a_training(
+    open_again, events: Events, disk: Disk
+) -> None:
+    checkpoints = open_again(patience=20.0)
+    disk.error = errno.ENOSPC
+    for step in (1, 2, 3):
+        checkpoints.save(small(step, metrics={}))
+        wait_for(lambda step=step: len(events.of("checkpoint failed")) == step)
+        wait_for(lambda: "checkpoints" not in [thread.name for thread in threading.enumerate()])
+    disk.error = None
+    checkpoints.save(small(4))
+    checkpoints.finish()
+    assert restored_step(checkpoints) == 4
+
+
 def test_validated_snapshots_that_find_no_room_on_a_full_disk_are_not_waited_for_for_ever(
     checkpoints, disk: Disk
 ) -> None:
