@@ -1,10 +1,9 @@
 """The endpoint's HTTP API: FastAPI in front of a serving engine. It knows no Ray."""
 
-import asyncio
-import functools
+import math
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,9 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, first_line
+from orchestrator.infer.generation import FullError
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.protocol import ErrorDetail
+from orchestrator.serve.protocol import ErrorDetail, RefusedError
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -56,9 +56,15 @@ def error_response(
     return JSONResponse({"error": detail.model_dump()}, status_code=status, headers=headers)
 
 
-def make_api() -> FastAPI:
-    """An API without routes, whose errors are in OpenAI's envelope."""
-    api = FastAPI(title="orchestrator", docs_url=None, redoc_url=None)
+def make_api(engine: Engine) -> FastAPI:
+    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+
+    api = FastAPI(title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan)
     api.add_middleware(LimitBody)
 
     @api.exception_handler(RequestValidationError)
@@ -80,19 +86,29 @@ def make_api() -> FastAPI:
     async def wrong(_: Request, error: UserError) -> Response:
         return error_response(400, ErrorDetail(message=str(error)))
 
+    @api.exception_handler(RefusedError)
+    async def refused_as(_: Request, error: RefusedError) -> Response:
+        detail = ErrorDetail(message=str(error), param=error.param, code=error.code)
+        return error_response(error.status, detail)
+
+    @api.exception_handler(FullError)
+    async def full(_: Request, error: FullError) -> Response:
+        detail = ErrorDetail(message=str(error), type="rate_limit_error", code="queue_full")
+        seconds = max(math.ceil(error.retry_after), 1)
+        return error_response(429, detail, {"Retry-After": str(seconds)})
+
+    @api.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return error_response(500, ErrorDetail(message=first_line(error), type="server_error"))
+
     return api
 
 
 def make_app(model_name: str, engine: Engine) -> FastAPI:
-    """The API of one model, whose engine answers in a thread of its own."""
-    api = make_api()
+    """The API of one model: its engine's routes, and those that every model has."""
+    api = make_api(engine)
     created = int(time.time())
-    thread = ThreadPoolExecutor(max_workers=1)
-
-    @api.post(f"/v1/{engine.path}")
-    @functools.wraps(engine.answer)  # FastAPI reads the types of request and answer from it
-    async def answer(request: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(thread, engine.answer, request)
+    engine.add_routes(api)
 
     @api.get("/v1/models")
     async def models() -> dict[str, Any]:

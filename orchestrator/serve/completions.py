@@ -1,8 +1,12 @@
 """`POST /v1/completions`: the model continues a prompt."""
 
+import asyncio
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from fastapi import FastAPI
 
 from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import TrainedModel
@@ -10,7 +14,13 @@ from orchestrator.job.job import Job
 from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import Decoding, TextProcessor
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.protocol import Choice, CompletionRequest, CompletionResponse, Usage
+from orchestrator.serve.protocol import (
+    Choice,
+    CompletionRequest,
+    CompletionResponse,
+    Usage,
+    require_model,
+)
 from orchestrator.tasks.task import Task
 
 
@@ -29,6 +39,16 @@ class CompletionEngine(Engine):
         self.model_name = job.name
         self.default_max_tokens = job.serve.max_tokens
         self.model = trained.model
+        self.thread = ThreadPoolExecutor(max_workers=1)
+
+    def add_routes(self, api: FastAPI) -> None:
+        @api.post("/v1/completions")
+        async def completions(request: CompletionRequest) -> CompletionResponse:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.thread, self.answer, request)
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
     def answer(self, request: CompletionRequest) -> CompletionResponse:
         """Generate the request's `n` texts, one after the other.
@@ -36,8 +56,7 @@ class CompletionEngine(Engine):
         Raises:
             UserError: if it names another model, or needs more tokens than the context holds.
         """
-        if request.model not in (None, self.model_name):
-            raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
+        require_model(request.model, self.model_name)
         # A document begins after an end token, so an empty prompt begins a new document.
         tokens = self.processor.encode_plain_batch([request.prompt])[0]
         prompt = [self.processor.end_token, *self.processor.opening, *tokens]

@@ -1,9 +1,9 @@
-"""The interface of a serving engine: how a trained model answers one kind of request."""
+"""The interface of a serving engine: which requests a trained model answers, and how."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
+from fastapi import FastAPI
 
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
@@ -11,13 +11,9 @@ from orchestrator.tasks.task import Task
 
 
 class Engine(ABC):
-    """A trained model that answers `POST /v1/<path>`. A single thread calls `answer`.
+    """A trained model that answers `POST /v1/<path>`, and whatever routes it adds beside it."""
 
-    The types of a request and of its answer are those in the signature of `answer`: pydantic
-    models, which FastAPI checks requests with.
-    """
-
-    path: ClassVar[str]  # after /v1/
+    path: ClassVar[str]  # of the sample request, after /v1/
     purpose: ClassVar[str]  # what the model does, as in "completes text"
     separator: ClassVar[str] = " -> "  # between a prompt and its answer, when both are shown
 
@@ -26,8 +22,17 @@ class Engine(ABC):
         """Raises UserError if the model cannot be served in this way."""
 
     @abstractmethod
-    def answer(self, request: Any) -> BaseModel:
-        """Answer a request. Raises UserError if the request cannot be answered: HTTP status 400."""
+    def add_routes(self, api: FastAPI) -> None:
+        """Add the engine's routes. FastAPI reads from their signatures what a request may hold.
+
+        They run on the event loop's thread unless they are plain functions or start a thread, so
+        none may compute there. The errors that they raise become answers in OpenAI's envelope:
+        UserError 400, RefusedError its own status, FullError 429.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the engine's threads: no request follows."""
 
     @staticmethod
     @abstractmethod

@@ -1,7 +1,11 @@
 """`POST /v1/predict`: rows in, the task's replies out."""
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from fastapi import FastAPI
 
 from orchestrator.data.arrays import Arrays
 from orchestrator.data.columns import of_kind
@@ -10,7 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.protocol import PredictionRequest, PredictionResponse
+from orchestrator.serve.protocol import PredictionRequest, PredictionResponse, require_model
 from orchestrator.storage.strict_json import finite
 from orchestrator.tasks.task import Task
 
@@ -31,6 +35,16 @@ class PredictionEngine(Engine):
         columns = self.task.columns
         optional = {c: of_kind(columns[c], None, optional=True) for c in self.task.optional}
         self.empty_row = dict.fromkeys(columns) | optional
+        self.thread = ThreadPoolExecutor(max_workers=1)
+
+    def add_routes(self, api: FastAPI) -> None:
+        @api.post("/v1/predict")
+        async def predict(request: PredictionRequest) -> PredictionResponse:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.thread, self.answer, request)
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
     def answer(self, request: PredictionRequest) -> PredictionResponse:
         """Predict for each of the request's rows.
@@ -38,8 +52,7 @@ class PredictionEngine(Engine):
         Raises:
             UserError: if it names another model, or a row lacks a column or any content.
         """
-        if request.model not in (None, self.model_name):
-            raise UserError(f"model {request.model!r} is not served here; {self.model_name!r} is")
+        require_model(request.model, self.model_name)
         rows = [self._row(number, row) for number, row in enumerate(request.inputs)]
         arrays = self.task.encode(rows, self.processor)
         if len(next(iter(arrays.values()))) != len(rows):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from orchestrator.errors import UserError
+
 # Fields of OpenAI's that clients send by default. Only these values, and null, are accepted.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -118,3 +120,23 @@ class ErrorDetail(BaseModel):
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+
+
+class RefusedError(UserError):
+    """A request that is refused with an HTTP status, and a code that clients know."""
+
+    def __init__(
+        self, message: str, status: int = 400, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+def require_model(given: str | None, served: str) -> None:
+    """Raises RefusedError, status 404, if a request names another model than the one served."""
+    if given not in (None, served):
+        raise RefusedError(
+            f"model {given!r} is not served here; {served!r} is", 404, "model_not_found", "model"
+        )

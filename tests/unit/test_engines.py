@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
@@ -35,6 +36,13 @@ class CountingEngine(Engine):
 
     def __init__(self, job: Job, trained: TrainedModel) -> None:
         self.job = job
+        self.closed = False
+
+    def add_routes(self, api: FastAPI) -> None:
+        api.post("/v1/counts")(self.answer)
+
+    def close(self) -> None:
+        self.closed = True
 
     def answer(self, request: Words) -> Counts:
         if not request.words:
@@ -66,6 +74,7 @@ def test_a_new_engine_answers_over_http(counting: Task[Any]) -> None:
     job = job_of("language_modelling")
     engine_class = engine_of(counting)
     engine = engine_class(job, TrainedModel(counting, None, None))  # type: ignore[arg-type]
+    assert isinstance(engine, CountingEngine)
     with TestClient(make_app(job.name, engine)) as client:
         body = engine_class.sample_request(counting, "to be or not to be")
         answer = client.post("/v1/counts", json=body)
@@ -81,6 +90,8 @@ def test_a_new_engine_answers_over_http(counting: Task[Any]) -> None:
         assert client.get("/healthz").json() == {"status": "ok"}
         schema = client.get("/openapi.json").json()
         assert {"Words", "Counts"} <= schema["components"]["schemas"].keys()
+        assert not engine.closed
+    assert engine.closed
 
 
 @pytest.mark.parametrize("task", TASKS)

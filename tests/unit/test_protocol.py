@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from orchestrator.errors import UserError
+from orchestrator.infer.generation import FullError
 from orchestrator.serve.app import MAX_BODY_BYTES, make_app
 from orchestrator.serve.completions import CompletionEngine
-from orchestrator.serve.protocol import NEUTRAL, CompletionRequest
+from orchestrator.serve.protocol import NEUTRAL, CompletionRequest, require_model
 
 PATH = "/v1/completions"
 
@@ -23,15 +25,30 @@ class Count(BaseModel):
 class Counting(CompletionEngine):
     """Answers completion requests without a model."""
 
-    def answer(self, request: CompletionRequest) -> Count:  # type: ignore[override]
-        if request.prompt == "wrong":
-            raise UserError("the prompt is wrong")
+    def __init__(self) -> None:
+        """Needs no model."""
+
+    def add_routes(self, api: FastAPI) -> None:
+        api.post(PATH)(self.count)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def count(self, request: CompletionRequest) -> Count:
+        match request.prompt:
+            case "wrong":
+                raise UserError("the prompt is wrong")
+            case "full":
+                raise FullError("too many wait", retry_after=2.1)
+            case "broken":
+                raise RuntimeError("a bug\nwith details")
+        require_model(request.model, "tiny")
         return Count(length=len(request.prompt))
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    app = make_app("tiny", Counting.__new__(Counting))
+    app = make_app("tiny", Counting())
     with TestClient(app, raise_server_exceptions=False) as found:
         yield found
 
@@ -290,3 +307,22 @@ def test_a_mistake_that_the_model_finds_is_400_in_its_words(client: TestClient) 
     answer = post(client, {"prompt": "wrong"})
     assert answer.status_code == 400
     assert error(answer)["message"] == "the prompt is wrong"
+
+
+def test_another_model_is_404_with_the_code_that_clients_know(client: TestClient) -> None:
+    answer = post(client, {"prompt": "x", "model": "other"})
+    assert answer.status_code == 404
+    assert error(answer)["code"] == "model_not_found"
+    assert "'tiny'" in error(answer)["message"]
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_back(client: TestClient) -> None:
+    answer = post(client, {"prompt": "full"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert error(answer)["message"] == "too many wait"
+
+
+def test_a_fault_of_ours_is_500_in_the_envelope(client: TestClient) -> None:
+    answer = post(client, {"prompt": "broken"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "a bug"
