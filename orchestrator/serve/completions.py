@@ -14,6 +14,7 @@ from orchestrator.job.job import Job
 from orchestrator.model.generate import Sampling, generate
 from orchestrator.processors.text import Decoding, TextProcessor
 from orchestrator.serve.engine import Engine
+from orchestrator.serve.metrics import UNOBSERVED, Observer
 from orchestrator.serve.protocol import (
     Choice,
     CompletionRequest,
@@ -31,7 +32,7 @@ class CompletionEngine(Engine):
     purpose = "completes text"
     separator = ""
 
-    def __init__(self, job: Job, trained: TrainedModel) -> None:
+    def __init__(self, job: Job, trained: TrainedModel, observer: Observer = UNOBSERVED) -> None:
         processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")

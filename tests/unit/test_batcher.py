@@ -1,4 +1,4 @@
-"""Dynamic batching: requests share batches, and each gets its own rows, its own errors, its turn."""
+"""Dynamic batching: requests share batches, and each gets its own rows and its own errors."""
 
 import threading
 import time
