@@ -42,7 +42,7 @@ class DeadlineError(StageError):
 class BatchLimits:
     """What a batch and the queue may hold."""
 
-    tokens: int = 4096  # of a batch: its rows times the longest one
+    tokens: int = 2048  # of a batch: its rows times the longest one
     rows: int = 64  # of a batch
     waiting: int = 64  # requests
     window: float = 0.003  # seconds

@@ -38,13 +38,24 @@ class Prediction:
 class Predictor:
     """A trained model behind a batcher. The task cleans and encodes rows as it did to train."""
 
-    def __init__(self, job: Job, trained: TrainedModel, observer: Observer) -> None:
+    def __init__(
+        self,
+        job: Job,
+        trained: TrainedModel,
+        observer: Observer,
+        limits: BatchLimits | None = None,
+    ) -> None:
+        """
+        Args:
+            limits: of batches and of the queue; by default the job's queue, and usual batches.
+        """
         self.model_name = job.name
         self.trained = trained
         self.task, self.processor = trained.task, trained.processor
         self._seconds = job.serve.deadline_seconds
         self._observer = observer
-        self._batcher = Batcher(BatchLimits(waiting=job.serve.max_queued_requests), self._computed)
+        limits = limits or BatchLimits(waiting=job.serve.max_queued_requests)
+        self._batcher = Batcher(limits, self._computed)
         self._compute = trained.predict
         # A row's columns until a request fills in the task's inputs: None where the target is.
         columns = self.task.columns
