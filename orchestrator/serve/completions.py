@@ -12,7 +12,8 @@ from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.model.generate import Sampling, generate
-from orchestrator.processors.text import Decoding, TextProcessor
+from orchestrator.processors.decoding import Decoding
+from orchestrator.processors.text import TextProcessor
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.protocol import (
     Choice,
