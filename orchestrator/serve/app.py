@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.errors import UserError, first_line
 from orchestrator.infer.generation import FullError
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.protocol import ErrorDetail, RefusedError
+from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -88,7 +88,8 @@ def make_api(engine: Engine) -> FastAPI:
 
     @api.exception_handler(RefusedError)
     async def refused_as(_: Request, error: RefusedError) -> Response:
-        detail = ErrorDetail(message=str(error), param=error.param, code=error.code)
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+        detail = ErrorDetail(message=str(error), type=kind, param=error.param, code=error.code)
         return error_response(error.status, detail)
 
     @api.exception_handler(FullError)
@@ -107,18 +108,23 @@ def make_api(engine: Engine) -> FastAPI:
 def make_app(model_name: str, engine: Engine) -> FastAPI:
     """The API of one model: its engine's routes, and those that every model has."""
     api = make_api(engine)
-    created = int(time.time())
     engine.add_routes(api)
+
+    card = {
+        "id": model_name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "orchestrator",
+    }
 
     @api.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {
-            "id": model_name,
-            "object": "model",
-            "created": created,
-            "owned_by": "orchestrator",
-        }
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [card]}
+
+    @api.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        require_model(name, model_name)
+        return card
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
