@@ -55,7 +55,11 @@ def chat_processor() -> TextProcessor:
 def trained_model(processor: TextProcessor = PLAIN) -> TrainedModel:
     torch.manual_seed(1)
     task = JOB.build_task()
-    return TrainedModel(task, processor, task.build_model(processor.vocab_size, 1).eval())
+    model = task.build_model(processor.vocab_size, 1).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # large, so that every token before matters
+            torch.nn.init.normal_(parameter, std=0.3)
+    return TrainedModel(task, processor, model)
 
 
 def tiny_engine(processor: TextProcessor = PLAIN, generator: Generator | None = None) -> TextEngine:

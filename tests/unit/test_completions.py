@@ -222,9 +222,9 @@ def test_token_ids_are_taken_as_they_are(client: TestClient) -> None:
 
 def test_each_prompt_gets_its_choices_in_order(client: TestClient) -> None:
     prompts = ["the dog", "a fox", ""]
-    alone = [texts(complete(client, prompt, seed=5, n=2)) for prompt in prompts]
+    alone = [text for prompt in prompts for text in texts(complete(client, prompt, seed=5, n=2))]
     together = complete(client, prompts, seed=5, n=2)
-    assert texts(together) == sum(alone, [])
+    assert texts(together) == alone
     assert [choice.index for choice in together.choices] == list(range(6))
     ids = [[PLAIN.end_token, *PLAIN.encode(prompt)] for prompt in prompts]
     assert texts(complete(client, ids, seed=5, n=2)) == texts(together)
@@ -316,7 +316,7 @@ def test_a_stream_joins_to_the_whole_answer(client: TestClient, seed: int) -> No
         assert [each["finish_reason"] for each in own[:-1]] == [None] * (len(own) - 1)
         assert own[-1]["finish_reason"] == choice.finish_reason
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-            joined = sum((each["logprobs"][name] for each in own), [])
+            joined = [value for each in own for value in each["logprobs"][name]]
             assert joined == getattr(choice.logprobs, name)
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all("usage" not in chunk for chunk in chunks)
