@@ -84,12 +84,10 @@ def test_a_wrong_request_is_refused(client: TestClient, path: str, body: Any) ->
     assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"]
 
 
-def test_half_a_character_is_refused(client: TestClient) -> None:
-    for body in (
-        b'{"prompt": "\\ud800"}',
-        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-    ):
-        answer = client.post(
-            "/tokenize", content=body, headers={"content-type": "application/json"}
-        )
-        assert answer.status_code == 422 and answer.json()["error"]["message"]
+@pytest.mark.parametrize(
+    "body",
+    [b'{"prompt": "\\ud800"}', b'{"messages": [{"role": "user", "content": "\\ud800"}]}'],
+)
+def test_half_a_character_is_refused(client: TestClient, body: bytes) -> None:
+    answer = client.post("/tokenize", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422 and answer.json()["error"]["message"]
