@@ -66,13 +66,15 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
         raise UserError(f"task = {job.task}: only models of text can be exported")
     task = job.build_task()
     outputs = Outputs.of(task, processor)
-    special = _special_tokens(text)
+    special = text.special_names
     ids = {f"{kind}_id": text.tokenizer.token_to_id(token) for kind, token in special.items()}
     if job.model.family == "encoder_decoder":
         ids["decoder_start_token_id"] = text.end_token
     pretrained.save(model, folder, outputs, **ids)
     folder.write("tokenizer.json", _tokenizer(task, text))
     settings = _tokenizer_settings(task, model, special)
+    if text.chat_template is not None:
+        settings["chat_template"] = text.chat_template
     folder.write("tokenizer_config.json", json.dumps(settings, indent=2).encode())
     if job.model.family != "encoder":
         generation = {**ids, **_generation_settings(task)}
@@ -107,14 +109,6 @@ def _generation_settings(task: Task[Any]) -> dict[str, Any]:
     if isinstance(task, Translation):
         settings |= {"num_beams": BEAMS, "length_penalty": 1.0, "early_stopping": False}
     return settings
-
-
-def _special_tokens(text: TextProcessor) -> dict[str, str]:
-    """The names of the tokenizer's special tokens, by kind."""
-    if text.special:  # a foreign tokenizer has its own
-        return {"eos_token": text.end, "pad_token": text.end, **text.special}
-    own = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), text.end)
-    return own | ({"mask_token": text.mask} if text.mask is not None else {})
 
 
 def _tokenizer(task: Task[Any], text: TextProcessor) -> bytes:

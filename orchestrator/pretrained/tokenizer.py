@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 SPECIAL_TOKENS, GENERATION = "special_tokens_map.json", "generation_config.json"
 CONFIG = "config.json"
 OLDER_FORMATS = (
@@ -45,7 +46,7 @@ def read_tokenizer(folder: Folder, rows: int) -> TextProcessor:
     special = _special_tokens(folder)
     end = _end_token(folder, tokenizer, special)
     try:
-        return TextProcessor(tokenizer, end, rows, special)
+        return TextProcessor(tokenizer, end, rows, special, _chat_template(folder))
     except ValueError as error:
         raise UserError(f"{folder}/{TOKENIZER}: {error}") from None
 
@@ -123,6 +124,25 @@ def _end_token(folder: Folder, tokenizer: Tokenizer, special: dict[str, str]) ->
         f"{folder}/{TOKENIZER}: no end token is named: put eos_token into {TOKENIZER_CONFIG} or "
         f"{SPECIAL_TOKENS}, or eos_token_id into {GENERATION} or {CONFIG}"
     )
+
+
+def _chat_template(folder: Folder) -> str | None:
+    """The folder's Jinja template of a conversation; None if it has none.
+
+    Raises:
+        UserError: if its file is no text.
+    """
+    try:
+        return folder.read(CHAT_TEMPLATE).decode()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/{CHAT_TEMPLATE} cannot be read: {error}") from None
+    template = _read_optional(folder, TOKENIZER_CONFIG).get("chat_template")
+    if isinstance(template, list):  # several by name, of which one is for conversations
+        named = {each.get("name"): each for each in template if isinstance(each, dict)}
+        template = named.get("default", {}).get("template")
+    return template if isinstance(template, str) and template else None
 
 
 def _read_optional(folder: Folder, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -56,12 +55,14 @@ class TextProcessor:
         end: str = END,
         vocab_size: int = 0,
         special: dict[str, str] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """
         Args:
             end: the token that ends a text.
             vocab_size: the model's vocabulary size, if it is larger than the tokenizer's.
             special: an imported tokenizer's special tokens by kind, for example `pad_token`.
+            chat_template: an imported model's Jinja template of a conversation.
 
         Raises:
             ValueError: if the tokenizer has no token `end`.
@@ -69,6 +70,7 @@ class TextProcessor:
         self.tokenizer = tokenizer
         self.end = end
         self.special = special or {}
+        self.chat_template = chat_template
         known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.vocab_size: int = max(vocab_size, known)
         self.num_outputs = 1
@@ -82,7 +84,7 @@ class TextProcessor:
         self.mask: str | None = next(known_masks, None)
         self.mask_token: int | None = tokenizer.token_to_id(self.mask) if self.mask else None
         # In a byte-level vocabulary each character of a token stands for one byte.
-        self._is_byte_level = _is_byte_level(tokenizer)
+        self.is_byte_level = _is_byte_level(tokenizer)
         self.token_bytes = _token_bytes(tokenizer, end, self.vocab_size)
         self.prefix, self.suffix = _surrounding_tokens(tokenizer)
 
@@ -125,12 +127,24 @@ class TextProcessor:
         if "tokenizer" not in settings:
             return cls(Tokenizer.from_str(content.decode()))
         tokenizer = Tokenizer.from_str(json.dumps(settings["tokenizer"]))
-        return cls(tokenizer, settings["end"], settings["vocab_size"], settings["special"])
+        return cls(
+            tokenizer,
+            settings["end"],
+            settings["vocab_size"],
+            settings["special"],
+            settings.get("chat_template"),
+        )
 
     def to_bytes(self) -> bytes:
         """The tokenizer as JSON. An imported one is wrapped, with the settings that the tokenizer
         file does not hold."""
-        own = {"end": self.end, "vocab_size": self.vocab_size, "special": self.special}
+        own: dict[str, Any] = {
+            "end": self.end,
+            "vocab_size": self.vocab_size,
+            "special": self.special,
+        }
+        if self.chat_template is not None:
+            own["chat_template"] = self.chat_template
         if own == {"end": END, "vocab_size": self.tokenizer.get_vocab_size(), "special": {}}:
             return self.tokenizer_file()
         content = {**own, "tokenizer": json.loads(self.tokenizer_file())}
@@ -140,6 +154,14 @@ class TextProcessor:
         """The content of Hugging Face's tokenizer.json."""
         return str(self.tokenizer.to_str(pretty=False)).encode()
 
+    @property
+    def special_names(self) -> dict[str, str]:
+        """The names of the tokenizer's special tokens, by kind, for example `eos_token`."""
+        if self.special:  # an imported tokenizer has its own
+            return {"eos_token": self.end, "pad_token": self.end, **self.special}
+        own = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), self.end)
+        return own | ({"mask_token": self.mask} if self.mask is not None else {})
+
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, with `prefix` and `suffix`. If the text contains the name of a
         special token, it is encoded as plain text."""
@@ -147,9 +169,7 @@ class TextProcessor:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` for each text."""
-        # With `encode_special_tokens` a user's text never becomes a special token.
-        self.tokenizer.encode_special_tokens = True
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+        return [encoding.ids for encoding in self._plain().encode_batch_fast(texts)]
 
     @property
     def opening(self) -> list[int]:
@@ -159,8 +179,7 @@ class TextProcessor:
 
     def encode_plain_batch(self, texts: list[str]) -> list[list[int]]:
         """The token ids of each text, without `prefix` and `suffix`."""
-        self.tokenizer.encode_special_tokens = True
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._plain().encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(
@@ -168,8 +187,7 @@ class TextProcessor:
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """The token ids of each text, without `prefix` and `suffix`, and the characters that each
         token covers: from (included) and to (excluded)."""
-        self.tokenizer.encode_special_tokens = True
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        encodings = self._plain().encode_batch(texts, add_special_tokens=False)
         return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def encode_with_bytes(
@@ -191,10 +209,17 @@ class TextProcessor:
             for tokens, sizes in self._plain_with_bytes(texts)
         ]
 
+    def _plain(self) -> Tokenizer:
+        """The tokenizer, set so that a user's text never becomes a special token."""
+        # Setting it always would fail while another thread encodes.
+        if not self.tokenizer.encode_special_tokens:
+            self.tokenizer.encode_special_tokens = True
+        return self.tokenizer
+
     def _plain_with_bytes(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
         """`encode_with_bytes` from `token_bytes` where that is exact, else from the offsets, which
         take longer."""
-        if not (self._is_byte_level and self.tokenizer.normalizer is None):
+        if not (self.is_byte_level and self.tokenizer.normalizer is None):
             return self._bytes_from_offsets(texts)
         encoded: list[tuple[list[int], list[int]]] = []
         for text, tokens in zip(texts, self.encode_plain_batch(texts), strict=True):
@@ -231,51 +256,6 @@ class TextProcessor:
         """The text of token ids, without special tokens. Bytes that are not (or not yet) valid
         UTF-8 become U+FFFD."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-class Decoding:
-    """Decodes tokens that come one by one, in linear time.
-
-    The results of `add` and `end`, joined, equal `decode` of all tokens. Decoding each token alone
-    would not do: decoders strip the space before the first token, treat the last token differently,
-    and join byte tokens into characters. So new tokens are decoded after some earlier ones whose
-    text is known, and their text is held back until no later token can change it.
-    """
-
-    def __init__(self, processor: TextProcessor) -> None:
-        self._processor = processor
-        self._tokens: list[int] = []  # first the known tokens, then those held back
-        self._known_count = 0
-        self._known_text = ""  # the known tokens, decoded by themselves
-        added = processor.tokenizer.get_added_tokens_decoder()
-        self._special = {number for number, token in added.items() if token.special}
-
-    def add(self, token: int) -> str:
-        """Take one more token; returns the new text that later tokens cannot change."""
-        self._tokens.append(token)
-        # Later bytes can make a run of byte tokens invalid, and special tokens do not end a run.
-        if token in self._special or _is_byte(self._processor.tokenizer.id_to_token(token)):
-            return ""
-        text = self._processor.decode(self._tokens)
-        new = text.removeprefix(self._known_text)
-        if not new or text.endswith("\ufffd") or not text.startswith(self._known_text):
-            return ""
-        alone = self._processor.decode(self._tokens[self._known_count :])
-        # Spaces alone stay behind the known tokens: a decoder may strip them if they come first.
-        if alone.strip(" "):
-            del self._tokens[: self._known_count]
-            text = alone
-        self._known_text, self._known_count = text, len(self._tokens)
-        return new
-
-    def end(self) -> str:
-        """The text that is still held back, after the last token."""
-        return self._processor.decode(self._tokens).removeprefix(self._known_text)
-
-
-def _is_byte(token: str | None) -> bool:
-    """Whether a token of an imported tokenizer stands for a byte, as `<0xE2>` does."""
-    return token is not None and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token) is not None
 
 
 def commonest(texts: list[str]) -> str:

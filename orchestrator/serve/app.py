@@ -19,7 +19,7 @@ from orchestrator.serve import health
 from orchestrator.serve.access import RequireKey
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.envelope import error_response
-from orchestrator.serve.protocol import ErrorDetail, RefusedError
+from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -86,7 +86,8 @@ def make_api(engine: Engine) -> FastAPI:
 
     @api.exception_handler(RefusedError)
     async def refused_as(_: Request, error: RefusedError) -> Response:
-        detail = ErrorDetail(message=str(error), param=error.param, code=error.code)
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+        detail = ErrorDetail(message=str(error), type=kind, param=error.param, code=error.code)
         return error_response(error.status, detail)
 
     @api.exception_handler(FullError)
@@ -125,18 +126,23 @@ def make_app(
     api = make_api(engine)
     if keys:
         api.add_middleware(RequireKey, digests=keys)
-    created = int(time.time())
     engine.add_routes(api)
+
+    card = {
+        "id": model_name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "orchestrator",
+    }
 
     @api.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {
-            "id": model_name,
-            "object": "model",
-            "created": created,
-            "owned_by": "orchestrator",
-        }
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [card]}
+
+    @api.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        require_model(name, model_name)
+        return card
 
     health.add_routes(api, model_name, version, inputs)
 

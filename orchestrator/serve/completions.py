@@ -1,145 +1,154 @@
-"""`POST /v1/completions`: the model continues a prompt."""
+"""`POST /v1/completions`: the model continues prompts."""
 
 import asyncio
+import math
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
 
-from orchestrator.errors import UserError
-from orchestrator.infer.trained_model import TrainedModel
-from orchestrator.job.job import Job
-from orchestrator.model.generate import Sampling, generate
-from orchestrator.processors.text import Decoding, TextProcessor
-from orchestrator.serve.engine import Engine
-from orchestrator.serve.metrics import UNOBSERVED, Observer
-from orchestrator.serve.protocol import (
-    Choice,
+from orchestrator.infer.generation import GenerationRequest
+from orchestrator.processors.spelling import Spelling
+from orchestrator.serve.choices import Choice, Echo, Part, PlacedToken
+from orchestrator.serve.completion_protocol import (
+    CompletionChoice,
     CompletionRequest,
     CompletionResponse,
-    Usage,
-    require_model,
+    Logprobs,
 )
-from orchestrator.tasks.task import Task
+from orchestrator.serve.protocol import RefusedError, Usage, require_model
+from orchestrator.serve.reply import Reply, answer, stream
+from orchestrator.serve.sequences import Sequences
+from orchestrator.serve.text_model import Generation, TextModel, client_of
+
+LEAST_LOGPROB = -9999.0  # OpenAI's number for minus infinity, which JSON lacks
 
 
-class CompletionEngine(Engine):
-    """Continues prompts."""
+def add_completions(api: FastAPI, model: TextModel) -> None:
+    """Add the route to an API."""
 
-    path = "completions"
-    purpose = "completes text"
-    separator = ""
+    @api.post("/v1/completions", response_model=CompletionResponse)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        require_model(body.model, model.name)
+        # In a thread: a long text takes a while, and other clients' streams go on meanwhile.
+        generation = await asyncio.to_thread(read, model, body, client_of(request, body.user))
+        sequences = Sequences(model.generator, generation.requests)
+        reply = CompletionReply(model, generation, lists_tokens=body.logprobs is not None)
+        if body.stream:
+            return stream(sequences, reply, body.include_usage)
+        return await answer(request, sequences, reply)
 
-    def __init__(self, job: Job, trained: TrainedModel, observer: Observer = UNOBSERVED) -> None:
-        processor = trained.processor
-        if not isinstance(processor, TextProcessor):
-            raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")
-        self.processor = processor
-        self.model_name = job.name
-        self.default_max_tokens = job.serve.max_tokens
-        self.model = trained.model
-        self.thread = ThreadPoolExecutor(max_workers=1)
 
-    def add_routes(self, api: FastAPI) -> None:
-        @api.post("/v1/completions")
-        async def completions(request: CompletionRequest) -> CompletionResponse:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.thread, self.answer, request)
+def read(model: TextModel, body: CompletionRequest, client: str) -> Generation:
+    """A sequence for each choice of each prompt, in this order.
 
-    def close(self) -> None:
-        self.thread.shutdown(wait=False, cancel_futures=True)
-
-    def answer(self, request: CompletionRequest) -> CompletionResponse:
-        """Generate the request's `n` texts, one after the other.
-
-        Raises:
-            UserError: if it names another model, or needs more tokens than the context holds.
-        """
-        require_model(request.model, self.model_name)
-        # A document begins after an end token, so an empty prompt begins a new document.
-        tokens = self.processor.encode_plain_batch([request.prompt])[0]
-        prompt = [self.processor.end_token, *self.processor.opening, *tokens]
-        context = self.model.config.max_seq_len
-        max_tokens = request.max_tokens
-        if max_tokens is None:
-            max_tokens = min(self.default_max_tokens, context - len(prompt))
-        if len(prompt) + max_tokens > context or max_tokens < 1:
-            raise UserError(
-                f"the prompt's {len(prompt)} tokens and max_tokens = {max(max_tokens, 1)} are more "
-                f"than the model's context of {context}"
+    Raises:
+        RefusedError: if a prompt has an unknown token, or does not fit the model's context.
+    """
+    prompts = [_prompt_of(model, prompt) for prompt in body.prompts]
+    generation = Generation([], [], sum(len(tokens) for tokens, _ in prompts))
+    for tokens, echo in prompts:
+        max_tokens = model.tokens_to_generate(len(tokens), body.max_tokens)
+        # Clients that want the prompt's log-probabilities ask for one token, and count on it.
+        scores = body.echo and body.logprobs is not None
+        end_token = None if scores and max_tokens == 1 else model.processor.end_token
+        for number in range(body.n):
+            generation.requests.append(
+                GenerationRequest(
+                    prompt=tokens,
+                    max_tokens=max_tokens,
+                    end_token=end_token,
+                    sampling=body.sampling(number),
+                    logprobs=body.logprobs,
+                    prompt_logprobs=scores,
+                    client=client,
+                )
             )
-        choices, generated = [], 0
-        for index in range(request.n):
-            choice, count = self._choice(request, prompt, max_tokens, index)
-            choices.append(choice)
-            generated += count
-        return CompletionResponse(
+            generation.choices.append(
+                Choice(
+                    model.processor,
+                    prompt=tokens,
+                    stops=body.stops,
+                    echo=echo if body.echo else None,
+                    spelling=None if body.logprobs is None else model.spelling,
+                )
+            )
+    return generation
+
+
+class CompletionReply(Reply):
+    """Choices in the layout of OpenAI's completions."""
+
+    def __init__(self, model: TextModel, generation: Generation, lists_tokens: bool) -> None:
+        super().__init__(generation)
+        self._spelling = model.spelling
+        self._lists_tokens = lists_tokens
+        self._new = partial(
+            CompletionResponse,
             id=f"cmpl-{uuid.uuid4().hex}",
             created=int(time.time()),
-            model=self.model_name,
-            choices=choices,
-            usage=Usage(
-                prompt_tokens=len(prompt),
-                completion_tokens=generated,
-                total_tokens=len(prompt) + generated,
-            ),
+            model=model.name,
         )
 
-    @staticmethod
-    def sample_request(task: Task[Any], prompt: str) -> dict[str, Any]:
-        return {"prompt": prompt, "temperature": 0.7, "seed": 0}
+    def whole(self, parts: list[Part]) -> CompletionResponse:
+        choices = [self._choice(index, part) for index, part in enumerate(parts)]
+        return self._new(choices=choices, usage=self.usage())
 
-    @staticmethod
-    def sample_answer(content: Any) -> str:
-        return str(content["choices"][0]["text"])
+    def opening(self) -> list[CompletionResponse]:
+        return []
 
-    def _choice(
-        self, request: CompletionRequest, prompt: list[int], max_tokens: int, index: int
-    ) -> tuple[Choice, int]:
-        seed = None if request.seed is None else request.seed + index
-        sampling = Sampling(
-            request.temperature, request.top_k, request.top_p, request.repetition_penalty, seed
+    def chunk(self, index: int, part: Part) -> CompletionResponse:
+        return self._new(choices=[self._choice(index, part)])
+
+    def usage_chunk(self, usage: Usage) -> CompletionResponse:
+        return self._new(choices=[], usage=usage)
+
+    def _choice(self, index: int, part: Part) -> CompletionChoice:
+        logprobs = logprobs_of(part.tokens, self._spelling) if self._lists_tokens else None
+        return CompletionChoice(
+            index=index, text=part.text, logprobs=logprobs, finish_reason=part.finish_reason
         )
-        text, count = StoppedText(self.processor, request.stops), 0
-        for token in generate(self.model, prompt, max_tokens, sampling, self.processor.end_token):
-            count += 1
-            if text.add(token):
-                break
-        else:
-            text.end()
-        stopped = text.stopped or count < max_tokens
-        return Choice(
-            index=index,
-            text=request.prompt + text.text if request.echo else text.text,
-            finish_reason="stop" if stopped else "length",
-        ), count
 
 
-class StoppedText:
-    """Decodes tokens one by one into a text that ends before the first stop text."""
+def logprobs_of(placed: Sequence[PlacedToken], spelling: Spelling) -> Logprobs:
+    """Tokens in OpenAI's older layout. The likeliest tokens are listed by their text; the token
+    itself is among them, even if it is not likely."""
+    found = Logprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
+    for each in placed:
+        token, text = each.token, spelling.text_of(each.token.id)
+        found.text_offset.append(each.offset)
+        found.tokens.append(text)
+        if math.isnan(token.logprob):
+            found.token_logprobs.append(None)
+            found.top_logprobs.append(None)
+            continue
+        top: dict[str, float] = {}
+        for number, logprob in (*token.top, (token.id, token.logprob)):
+            top.setdefault(spelling.text_of(number), max(logprob, LEAST_LOGPROB))
+        found.token_logprobs.append(max(token.logprob, LEAST_LOGPROB))
+        found.top_logprobs.append(top)
+    return found
 
-    def __init__(self, processor: TextProcessor, stops: list[str]) -> None:
-        self.text = ""
-        self.stopped = False
-        self._stops = stops
-        self._longest = max(map(len, stops), default=0)
-        self._decoding = Decoding(processor)
 
-    def add(self, token: int) -> bool:
-        """Append a token; returns whether the text has reached a stop text."""
-        return self._append(self._decoding.add(token))
+def _prompt_of(model: TextModel, prompt: str | list[int]) -> tuple[list[int], Echo]:
+    """A prompt's tokens, and what its echo is. Token ids are taken as they are.
 
-    def end(self) -> None:
-        """Append what the decoder still holds back: no further token follows."""
-        self._append(self._decoding.end())
-
-    def _append(self, new: str) -> bool:
-        # A stop text may have begun earlier, by all but its last character.
-        begin = max(0, len(self.text) - self._longest + 1)
-        self.text += new
-        ends = [end for stop in self._stops if (end := self.text.find(stop, begin)) >= 0]
-        if ends:
-            self.text, self.stopped = self.text[: min(ends)], True
-        return self.stopped
+    Raises:
+        RefusedError: if a token id is unknown.
+    """
+    processor = model.processor
+    if isinstance(prompt, str):
+        # A document begins after an end token, so an empty prompt begins a new document.
+        added = [processor.end_token, *processor.opening]
+        tokens = processor.encode_plain_batch([prompt])[0]
+        return [*added, *tokens], Echo(prompt, len(added))
+    largest = max(prompt)
+    if largest >= processor.vocab_size:
+        raise RefusedError(
+            f"prompt: token id {largest} is not in the vocabulary of {processor.vocab_size}",
+            param="prompt",
+        )
+    return prompt, Echo(processor.decode(prompt), 0)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a command checks the name of an engine without waiting for 
     from orchestrator.serve.engine import Engine
 
 ENGINES = {  # by the name that `Task.serves` gives
-    "completions": "orchestrator.serve.completions:CompletionEngine",
+    "completions": "orchestrator.serve.text_engine:TextEngine",
     "predictions": "orchestrator.serve.predictions:PredictionEngine",
 }
 

@@ -12,17 +12,20 @@ from starlette.testclient import TestClient
 from orchestrator.errors import UserError
 from orchestrator.infer.generation import FullError
 from orchestrator.serve.app import MAX_BODY_BYTES, make_app
-from orchestrator.serve.completions import CompletionEngine
-from orchestrator.serve.protocol import NEUTRAL, CompletionRequest, require_model
+from orchestrator.serve.completion_protocol import CompletionRequest
+from orchestrator.serve.protocol import require_model
+from orchestrator.serve.text_engine import TextEngine
+from orchestrator.serve.text_request import TextRequest
 
 PATH = "/v1/completions"
+NEUTRAL = {**TextRequest.neutral, **CompletionRequest.neutral}
 
 
 class Count(BaseModel):
     length: int
 
 
-class Counting(CompletionEngine):
+class Counting(TextEngine):
     """Answers completion requests without a model."""
 
     def __init__(self) -> None:
@@ -90,7 +93,15 @@ def test_stop_is_a_text_or_a_list_of_texts(stop: Any, stops: list[str]) -> None:
         {"temperature": 2, "top_p": 1e-9},
         {"max_tokens": 1},
         {"max_tokens": None, "stop": None, "seed": None},
-        {"stop": ["x" * 200] * 4},
+        {"stop": ["x" * 200] * 32},
+        {"max_tokens": 0, "echo": True},
+        {"logprobs": 0},
+        {"logprobs": 20},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"prompt": [0]},
+        {"prompt": [[2**31 - 1], [1, 2]]},
+        {"prompt": ["a", "b"]},
+        {"prompt": ["a"] * 16, "n": 8},
         {"n": 8},
         {"seed": 2**63 - 1},
         {"prompt": "\x00🙂"},
@@ -116,12 +127,11 @@ WRONG = [
     ("n", -1),
     ("n", 10**30),
     ("n", 1.5),
-    ("max_tokens", 0),
     ("max_tokens", -1),
     ("max_tokens", 10**30),
     ("stop", ""),
     ("stop", ["a", ""]),
-    ("stop", ["a"] * 5),
+    ("stop", ["a"] * 33),
     ("stop", ["a"] * 100_000),
     ("stop", "x" * 201),
     ("stop", [1]),
@@ -130,17 +140,13 @@ WRONG = [
     ("seed", 2**63),
     ("prompt", None),
     ("prompt", 3),
-    ("prompt", ["a", "b"]),
     ("prompt", {"a": "b"}),
     ("prompt", "\ud800"),
     ("model", "\ud800"),
     ("model", "x" * 1000),
     ("model", 3),
     ("user", "x" * 1000),
-    ("stream", True),
     ("echo", 3),
-    ("logprobs", 5),
-    ("logprobs", 0),
     ("logit_bias", {"5": 1}),
     ("presence_penalty", 0.1),
     ("presence_penalty", False),
@@ -151,7 +157,21 @@ WRONG = [
     ("stream_options", {}),
     ("messages", None),
     ("prompt", []),
-    ("prompt", [3]),
+    ("prompt", [[]]),
+    ("prompt", [-1]),
+    ("prompt", [2**31]),
+    ("prompt", [True]),
+    ("prompt", [1.5]),
+    ("prompt", ["a", [1]]),
+    ("prompt", ["a", 1]),
+    ("prompt", ["a"] * 129),
+    ("prompt", ["a", "\ud800"]),
+    ("max_tokens", 0),
+    ("logprobs", 21),
+    ("logprobs", -1),
+    ("logprobs", True),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": True}),
     ("prompt", [["a"]]),
     ("messages", []),
 ]
@@ -169,7 +189,7 @@ def test_a_wrong_value_is_refused(field: str, value: Any) -> None:
         dict.fromkeys(set(CompletionRequest.model_fields) - {"prompt"}),
         dict.fromkeys(NEUTRAL),
         {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "best_of": 1},
-        {"stream": False, "temperature": 1, "top_p": 1, "prompt": ["x"]},
+        {"stream": False, "temperature": 1, "top_p": 1},
     ],
 )
 def test_what_clients_send_unasked_is_as_if_it_were_not_sent(fields: dict[str, Any]) -> None:
@@ -212,7 +232,8 @@ def test_a_wrong_value_is_answered_by_the_name_of_its_field(
 
 def test_a_field_is_named_in_the_envelope(client: TestClient) -> None:
     assert error(post(client, {"prompt": "x", "n": 0}))["param"] == "n"
-    assert error(post(client, {"prompt": "x", "logprobs": 1}))["param"] == "logprobs"
+    assert error(post(client, {"prompt": "x", "logprobs": 21}))["param"] == "logprobs"
+    assert error(post(client, {"prompt": [[]]}))["param"] == "prompt"
     assert error(post(client, {}))["param"] == "prompt"
 
 

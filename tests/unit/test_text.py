@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -17,7 +17,9 @@ from tokenizers import (
     processors,
 )
 
-from orchestrator.processors.text import END, Decoding, TextProcessor, TokenizerConfig
+from orchestrator.processors.decoding import Decoding
+from orchestrator.processors.spelling import Spelling
+from orchestrator.processors.text import END, TextProcessor, TokenizerConfig
 
 TRAINING = ["def add(a, b):\n    return a + b\n", "naïve café 中文 русский", "the then there"] * 20
 
@@ -395,3 +397,51 @@ def test_a_long_text_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     text = "".join(map(decoding.add, tokens)) + decoding.end()
     assert text == decode(tokens)
     assert decoded < 12 * len(tokens)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@given(data=st.data())
+@settings(max_examples=200)
+def test_a_text_that_follows_tokens_is_decoded_as_behind_them(
+    kind: str, data: st.DataObject
+) -> None:
+    processor = DECODERS[kind]
+    tokens = data.draw(st.lists(st.integers(0, processor.vocab_size - 1), max_size=12))
+    cut = data.draw(st.integers(0, len(tokens)))
+    whole, before = Decoding(processor), processor.decode(tokens[:cut])
+    assume("".join(map(whole.add, tokens[:cut])) == before)  # else it ends within a character
+    decoding = Decoding(processor, before=tokens[:cut])
+    text = "".join(map(decoding.add, tokens[cut:])) + decoding.end()
+    assert before + text == processor.decode(tokens)
+
+
+def test_the_space_before_the_first_word_after_a_prompt_is_kept() -> None:
+    processor = DECODERS["llama"]
+    a, the = (processor.tokenizer.token_to_id(token) for token in ("▁a", "▁the"))
+    assert Decoding(processor).add(the) == "the"
+    assert Decoding(processor, before=[a]).add(the) == " the"
+
+
+# Single tokens
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_the_spellings_of_a_texts_tokens_join_to_the_text(kind: str) -> None:
+    processor = DECODERS[kind]
+    tokens = processor.encode("the café, 中文 and 🙂") if kind == "bytes" else list(range(2, 10))
+    spelling = Spelling(processor)
+    text = processor.decode([*tokens[:1], *tokens]).removeprefix(processor.decode(tokens[:1]))
+    assert b"".join(map(spelling.bytes_of, tokens)).decode().strip() == text.strip()
+
+
+def test_half_a_character_is_spelt_by_its_bytes() -> None:
+    processor = TextProcessor.fit(["a"], TokenizerConfig(vocab_size=257))
+    spelling, tokens = Spelling(processor), processor.encode("é\n ")
+    assert [spelling.bytes_of(token) for token in tokens] == [b"\xc3", b"\xa9", b"\n", b" "]
+    texts = [spelling.text_of(token) for token in tokens]
+    assert texts == ["bytes:\\xc3", "bytes:\\xa9", "\n", " "]
+    assert spelling.text_of(processor.end_token) == END
+    assert spelling.bytes_of(10_000) == b""
+    llama = DECODERS["llama"]
+    assert Spelling(llama).bytes_of(llama.tokenizer.token_to_id("<0xE2>")) == b"\xe2"
+    assert Spelling(llama).text_of(llama.tokenizer.token_to_id("▁the")) == " the"

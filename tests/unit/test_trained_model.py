@@ -84,6 +84,18 @@ def test_a_checkpoint_of_another_model_is_refused(prepared: PreparedData, tmp_pa
         load_weights(toy_task(d_model=8).build_model(257, 1), newest(tmp_path))
 
 
+def test_a_checkpoint_that_is_not_the_one_that_was_saved_is_refused(
+    prepared: PreparedData, tmp_path: Path
+) -> None:
+    train(prepared, tmp_path, toy_config(steps=1))
+    checkpoint = newest(tmp_path)
+    weights = bytearray(checkpoint.folder.read("model.safetensors"))
+    weights[-1] ^= 1
+    checkpoint.folder.write("model.safetensors", bytes(weights))
+    with pytest.raises(StageError, match=r"model\.safetensors"):
+        TrainedModel.load(toy_task(), prepared, checkpoint)
+
+
 def test_weights_that_are_kept_in_bf16_change_no_bit() -> None:
     torch.manual_seed(0)
     model, tokens_BT = toy_task().build_model(257, 1).eval(), torch.arange(12).view(2, 6)
