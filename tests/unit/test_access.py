@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from starlette.testclient import TestClient
 
 from orchestrator.application import Arguments, application
@@ -139,13 +140,9 @@ def test_the_openai_client_sends_its_key_as_the_endpoint_wants_it() -> None:
 
 def test_hugging_faces_client_does_too() -> None:
     with listening(app_for("text_classification", keys=[digest_of(KEY)])[0]) as url:
-        assert huggingface_hub.InferenceClient(model=url, token=KEY).text_classification(
-            "a good one"
-        )
-        with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="401"):
-            huggingface_hub.InferenceClient(model=url, token="sk-wrong").text_classification(
-                "a good one"
-            )
+        assert InferenceClient(model=url, token=KEY).text_classification("a good one")
+        with pytest.raises(HfHubHTTPError, match="401"):
+            InferenceClient(model=url, token="sk-wrong").text_classification("a good one")
 
 
 # Health and metadata
