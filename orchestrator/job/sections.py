@@ -94,6 +94,9 @@ class ServeConfig(StrictSection):
     port: int = Field(8000, ge=1, le=65_535, description="port that the endpoint listens on")
     route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9_./-]*$", description="path before /v1")
     max_tokens: int = Field(64, ge=1, description="tokens to generate if a request does not say")
+    slots: int = Field(
+        16, ge=1, description="texts that a replica generates at once; each slot takes memory"
+    )
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 503"
     )

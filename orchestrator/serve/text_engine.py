@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from orchestrator.errors import UserError
 from orchestrator.infer.generation import Generator
-from orchestrator.infer.one_by_one import OneByOne
+from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.processors.chat_template import ChatTemplate
@@ -31,7 +31,8 @@ class TextEngine(Engine):
         processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")
-        self.generator = generator or OneByOne(trained.model, job.serve.max_queued_requests)
+        limits = EngineLimits(job.serve.slots, max_waiting=job.serve.max_queued_requests)
+        self.generator = generator or GenerationEngine(trained.model, limits, trained.precision)
         self.model = TextModel(
             name=job.name,
             processor=processor,
