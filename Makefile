@@ -45,6 +45,9 @@ bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and w
 bench-plan: .venv/.installed-bench  ## compare `orchestrator plan` with the trainings it predicts
 	$(BIN)/python -m benchmarks.plan
 
+bench-predictions: .venv/.installed  ## predictions in shared batches against one by one
+	$(BIN)/python -m benchmarks.predictions
+
 bench-gpu: .venv/.installed-dev  ## the training loop alone on a GPU: tokens a second, MFU
 	$(BIN)/python benchmarks/gpu.py
 

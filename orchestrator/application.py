@@ -10,9 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application
 
 from orchestrator.errors import UserError
+from orchestrator.job.api_keys import unguarded
 from orchestrator.job.file import load_job
 from orchestrator.run import Run
 from orchestrator.serve.deploy import bind
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104  where KubeRay lets the endpoint listen
 
 
 class Arguments(BaseModel):
@@ -28,9 +31,13 @@ def application(args: Arguments) -> Application:
     """The application that answers with the best checkpoint of the job's run.
 
     Raises:
-        UserError: if the job file is wrong, or its run is not finished.
+        UserError: if the job file is wrong, or its run is not finished, or if neither serve.keys
+            nor serve.open is set: where a config file deploys, others reach the endpoint.
     """
-    run = Run(load_job(args.job, args.overrides))
+    job = load_job(args.job, args.overrides)
+    if problem := unguarded(job.serve, EVERYWHERE):
+        raise UserError(f"{args.job}: Ray Serve listens for other machines: {problem}")
+    run = Run(job)
     chosen = run.chosen_job()
     finished = None if chosen is None else run.finished(chosen)
     if chosen is None or finished is None:

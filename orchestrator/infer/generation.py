@@ -61,6 +61,7 @@ class Generated:
     ending: Ending | None = None
     error: str = ""  # with ending "error"
     cached_tokens: int = 0  # prompt tokens that needed no computation; in the first one
+    waited: float | None = None  # seconds in the queue, for metrics; in the first one
 
 
 Listener = Callable[[Generated], None]  # called by the engine's thread: it must return at once

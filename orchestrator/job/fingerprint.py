@@ -10,6 +10,7 @@ from orchestrator.job.task_registry import TASKS, find_task
 from orchestrator.progress import Stage
 from orchestrator.storage.submitted import lasting_name
 
+UNSERVED = ("replicas", "keys", "open")  # how many answer, and whom: not what they answer
 FORMAT = 4  # of the artifacts: raised when older ones must not be reused
 
 
@@ -52,7 +53,7 @@ def fingerprint(job: Job, stage: Stage, inputs: str = "") -> str:
         "train": [source, whole["model"], weights, trained]
         + (["best trial"] if job.tune and job.tune.deploy_best_trial else []),
         "evaluate": [source],
-        "serve": [{k: v for k, v in whole["serve"].items() if k != "replicas"}],
+        "serve": [{k: v for k, v in whole["serve"].items() if k not in UNSERVED}],
     }
     text = json.dumps([stage, FORMAT, parts[stage], inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_
 
 from orchestrator.data.config import DataConfig
 from orchestrator.errors import UserError
+from orchestrator.job.api_keys import access_problems
 from orchestrator.job.init_from import Weights, find_weights, with_architecture
 from orchestrator.job.inputs import Stamps
 from orchestrator.job.keys import Key, set_key
@@ -115,6 +116,7 @@ class Job(StrictSection):
         if problem := self._batch_problem():
             batch = self.train.global_batch_size
             problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
+        problems += access_problems(self.serve)
         if self.tune is None:
             return problems
         if self.tune.workers > 1 and 0 < self.cluster.gpus_per_worker < 1:

@@ -94,11 +94,23 @@ class ServeConfig(StrictSection):
     port: int = Field(8000, ge=1, le=65_535, description="port that the endpoint listens on")
     route_prefix: str = Field("/", pattern=r"^/[A-Za-z0-9_./-]*$", description="path before /v1")
     max_tokens: int = Field(64, ge=1, description="tokens to generate if a request does not say")
+    keys: str | None = Field(
+        None,
+        min_length=1,
+        description="file of API keys, a SHA-256 a line: all routes but health then need a key; a "
+        "relative path starts at the working directory",
+    )
+    open: bool = Field(
+        False, description="let anybody who reaches a host other than this machine ask, without key"
+    )
     slots: int = Field(
         16, ge=1, description="texts that a replica generates at once; each slot takes memory"
     )
     max_queued_requests: int = Field(
-        64, ge=1, description="more waiting requests than this get 503"
+        64, ge=1, description="more waiting requests than this get 429, in each replica"
+    )
+    deadline_seconds: float = Field(
+        60.0, gt=0, description="a prediction that takes longer gets 504"
     )
     sample_prompt: str = Field("The", description="prompt of the sample at the end of a run")
 

@@ -3,17 +3,17 @@
 Ray Serve listens on the nodes that run replicas, and on the head. The command may run on neither.
 """
 
-import ipaddress
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.serve.config import HTTPOptions
 
 from orchestrator.errors import StageError
+from orchestrator.job.api_keys import is_loopback
 from orchestrator.job.job import Job
 
 SECONDS = 30.0  # for a proxy to listen
@@ -25,7 +25,8 @@ class Address:
     """An address of the endpoint.
 
     `url` is true on the node `node`, by Ray's id, whose address is `ip`. If `is_local`, it is true
-    on that node alone. `hint` says how other machines reach it.
+    on that node alone. `hint` says how other machines reach it. `key` is an API key of this
+    deployment alone, for the command's own question; empty if none is needed.
     """
 
     url: str
@@ -33,6 +34,7 @@ class Address:
     ip: str
     is_local: bool
     hint: str
+    key: str = field(default="", repr=False)
 
 
 def find_address(job: Job, options: HTTPOptions) -> Address:
@@ -70,19 +72,19 @@ def address_of(
     node = here if here in proxies else min(proxies, key=lambda node: proxies[node])
     ip, given = proxies[node], options.host or LOCALHOST
     path = f":{options.port}{route_prefix.rstrip('/')}"
-    if _is_loopback(given):
+    if is_loopback(given):
         hint = (
             f"it listens on node {ip} for that machine alone: `ssh -N -L "
             f"{options.port}:{given}:{options.port} {ip}` brings it to another one; serve.host: "
-            f"0.0.0.0 opens it to the network, without authentication"
+            f"0.0.0.0 with serve.keys opens it to the network"
         )
         return Address(f"http://{_in_url(given)}{path}", node, ip, True, hint)
     if given not in ("0.0.0.0", "::"):  # noqa: S104
         return Address(f"http://{_in_url(given)}{path}", node, ip, False, "")
-    elsewhere = "" if _is_loopback(ip) else f"other machines reach it at http://{_in_url(ip)}{path}"
+    elsewhere = "" if is_loopback(ip) else f"other machines reach it at http://{_in_url(ip)}{path}"
     if nodes == 1:
         return Address(f"http://{LOCALHOST}{path}", node, ip, True, elsewhere)
-    return Address(f"http://{_in_url(ip)}{path}", node, ip, _is_loopback(ip), "")
+    return Address(f"http://{_in_url(ip)}{path}", node, ip, is_loopback(ip), "")
 
 
 def why_not_free(host: str, port: int) -> str:
@@ -94,15 +96,6 @@ def why_not_free(host: str, port: int) -> str:
         except OSError as error:
             return error.strerror or str(error)
     return ""
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _in_url(host: str) -> str:

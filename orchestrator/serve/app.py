@@ -2,19 +2,23 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import UserError, first_line
+from orchestrator.infer.batcher import DeadlineError
 from orchestrator.infer.generation import FullError
+from orchestrator.serve import health
+from orchestrator.serve.access import RequireKey
 from orchestrator.serve.engine import Engine
+from orchestrator.serve.envelope import error_response
 from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
 
 MAX_BODY_BYTES = 1 << 20
@@ -48,12 +52,6 @@ class LimitBody:
             return whole.pop() if whole else await receive()
 
         await self.app(scope, replay, send)
-
-
-def error_response(
-    status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    return JSONResponse({"error": detail.model_dump()}, status_code=status, headers=headers)
 
 
 def make_api(engine: Engine) -> FastAPI:
@@ -98,6 +96,11 @@ def make_api(engine: Engine) -> FastAPI:
         seconds = max(math.ceil(error.retry_after), 1)
         return error_response(429, detail, {"Retry-After": str(seconds)})
 
+    @api.exception_handler(DeadlineError)
+    async def late(_: Request, error: DeadlineError) -> Response:
+        detail = ErrorDetail(message=str(error), type="timeout_error", code="deadline")
+        return error_response(504, detail)
+
     @api.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return error_response(500, ErrorDetail(message=first_line(error), type="server_error"))
@@ -105,9 +108,24 @@ def make_api(engine: Engine) -> FastAPI:
     return api
 
 
-def make_app(model_name: str, engine: Engine) -> FastAPI:
-    """The API of one model: its engine's routes, and those that every model has."""
+def make_app(
+    model_name: str,
+    engine: Engine,
+    *,
+    version: str = "1",
+    inputs: tuple[str, ...] = (),
+    keys: Sequence[str] = (),
+) -> FastAPI:
+    """The API of one model: its engine's routes, and those that every model has.
+
+    Args:
+        version: names the checkpoint.
+        inputs: the names of what a request holds.
+        keys: the SHA-256 of each API key. If there are any, every route but health needs one.
+    """
     api = make_api(engine)
+    if keys:
+        api.add_middleware(RequireKey, digests=keys)
     engine.add_routes(api)
 
     card = {
@@ -126,9 +144,7 @@ def make_app(model_name: str, engine: Engine) -> FastAPI:
         require_model(name, model_name)
         return card
 
-    @api.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    health.add_routes(api, model_name, version, inputs)
 
     @api.exception_handler(404)
     async def unknown(request: Request, _: Exception) -> Response:

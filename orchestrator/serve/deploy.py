@@ -1,7 +1,10 @@
 """Deploys the best checkpoint on Ray Serve, and asks the endpoint for a first answer."""
 
 import logging
+import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -16,10 +19,11 @@ from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.cluster.nodes import head, run_on
 from orchestrator.cluster.waiting import waits_shown
 from orchestrator.errors import StageError, TryAgainError, UserError, last_line
+from orchestrator.job.api_keys import digest_of, read_keys, unguarded
 from orchestrator.job.job import Job
 from orchestrator.job.needs import replica_resources
 from orchestrator.progress import Progress
-from orchestrator.serve.address import Address, find_address, why_not_free
+from orchestrator.serve.address import LOCALHOST, Address, find_address, why_not_free
 from orchestrator.serve.endpoint import Endpoint
 from orchestrator.serve.engines import engine_of
 from orchestrator.storage.artifact import PreparedData, Training
@@ -33,7 +37,7 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     """Deploy under the job's name, replacing what runs there; returns the endpoint's address.
 
     Raises:
-        UserError: if the port or the route is taken.
+        UserError: if the port or the route is taken, or Ray Serve listens for others without keys.
         StageError: if no replica becomes healthy, or no node listens.
         TryAgainError: if the cluster lost what deploys.
     """
@@ -42,30 +46,42 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
     if options is None:
         _require_free_port(job)
         options = HTTPOptions(host=job.serve.host, port=job.serve.port)
+    elif problem := unguarded(job.serve, options.host or LOCALHOST):
+        raise UserError(f"Ray Serve runs already and listens on {options.host}: {problem}")
+    key = f"sk-{secrets.token_urlsafe(32)}" if job.serve.keys is not None else ""
     try:
         serve.start(http_options=options)
-        endpoint = bind(job, prepared, training)
+        endpoint = bind(job, prepared, training, [digest_of(key)] if key else [])
         with waits_shown(progress, replica_resources(job), lambda: job.serve.replicas):
             serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
     except (RuntimeError, RayError, RayServeException) as error:
         raise _explained(job, error) from error
     finally:
         progress.finish()
-    return find_address(job, options)
+    return replace(find_address(job, options), key=key)
 
 
-def bind(job: Job, prepared: PreparedData, training: Training) -> Application:
-    """The application of Ray Serve that answers with the best checkpoint."""
+def bind(
+    job: Job, prepared: PreparedData, training: Training, own_keys: Sequence[str] = ()
+) -> Application:
+    """The application of Ray Serve that answers with the best checkpoint.
+
+    Args:
+        own_keys: the hashes of further API keys, beside those of `serve.keys`.
+    """
+    keys = [] if job.serve.keys is None else [*read_keys(job.serve.keys), *own_keys]
+    limit = job.serve.max_queued_requests
     deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
     application: Application = deployment.options(
         num_replicas=job.serve.replicas,
-        max_ongoing_requests=8,
-        max_queued_requests=job.serve.max_queued_requests,
+        # The engine's own queue is the bound: it answers 429, and says when to come again.
+        max_ongoing_requests=2 * limit + 64,
+        max_queued_requests=limit,
         ray_actor_options={
             "num_cpus": job.cluster.cpus_per_worker,
             "num_gpus": job.gpus_per_replica,
         },
-    ).bind(job, prepared.folder.uri, training.folder.uri)
+    ).bind(job, prepared.folder.uri, training.folder.uri, keys)
     return application
 
 
@@ -78,23 +94,26 @@ def ask(address: Address, job: Job) -> str:
         StageError: if there is no answer within half a minute.
     """
     if not address.is_local:
-        return _ask(address.url, job)
+        return _ask(address.url, job, address.key)
     try:
-        return run_on(address.node, 2 * ANSWER_SECONDS + 30, _ask, address.url, job)
+        return run_on(address.node, 2 * ANSWER_SECONDS + 30, _ask, address.url, job, address.key)
     except RayError as error:
         raise raised_by_user_code(error) or StageError(
             f"{address.url} on node {address.ip} cannot be asked: {last_line(str(error))}"
         ) from error
 
 
-def _ask(url: str, job: Job) -> str:
+def _ask(url: str, job: Job, key: str) -> str:
     task = job.build_task()
     engine = engine_of(task)
     body = engine.sample_request(task, job.serve.sample_prompt)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
-            answer = httpx.post(f"{url}/v1/{engine.path}", json=body, timeout=ANSWER_SECONDS)
+            answer = httpx.post(
+                f"{url}/v1/{engine.path}", json=body, headers=headers, timeout=ANSWER_SECONDS
+            )
             if answer.status_code == 200:
                 return engine.sample_answer(answer.json())
             reason = f"{answer.status_code}: {answer.text[:200]}"

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
+from orchestrator.serve.metrics import UNOBSERVED, Observer
 from orchestrator.tasks.task import Task
 
 
@@ -18,8 +19,14 @@ class Engine(ABC):
     separator: ClassVar[str] = " -> "  # between a prompt and its answer, when both are shown
 
     @abstractmethod
-    def __init__(self, job: Job, trained: TrainedModel) -> None:
-        """Raises UserError if the model cannot be served in this way."""
+    def __init__(self, job: Job, trained: TrainedModel, observer: Observer = UNOBSERVED) -> None:
+        """
+        Args:
+            observer: counts what the engine does, under the names in `serve/metrics.py`.
+
+        Raises:
+            UserError: if the model cannot be served in this way.
+        """
 
     @abstractmethod
     def add_routes(self, api: FastAPI) -> None:

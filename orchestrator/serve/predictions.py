@@ -1,69 +1,48 @@
-"""`POST /v1/predict`: rows in, the task's replies out."""
+"""The engine of tasks of one pass. `POST /v1/predict`: rows in, the task's replies out."""
 
-import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
-from orchestrator.data.arrays import Arrays
-from orchestrator.data.columns import of_kind
-from orchestrator.data.reading import Row
-from orchestrator.errors import UserError
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
+from orchestrator.serve import embeddings, hugging_face
+from orchestrator.serve.connection import while_connected
 from orchestrator.serve.engine import Engine
+from orchestrator.serve.metrics import UNOBSERVED, Observer
+from orchestrator.serve.predictor import Predictor
 from orchestrator.serve.protocol import PredictionRequest, PredictionResponse, require_model
-from orchestrator.storage.strict_json import finite
 from orchestrator.tasks.task import Task
-
-MARGIN = 16  # the most tokens that a task adds to a row's own
 
 
 class PredictionEngine(Engine):
-    """Predicts for rows. The task cleans and encodes them as it did the training data."""
+    """Predicts for rows, and embeds texts if the model is an encoder."""
 
     path = "predict"
     purpose = "makes predictions"
 
-    def __init__(self, job: Job, trained: TrainedModel) -> None:
-        self.model_name = job.name
-        self.trained = trained
-        self.task, self.processor = trained.task, trained.processor
-        # A row's columns until a request fills in the task's inputs: None where the target is.
-        columns = self.task.columns
-        optional = {c: of_kind(columns[c], None, optional=True) for c in self.task.optional}
-        self.empty_row = dict.fromkeys(columns) | optional
-        self.thread = ThreadPoolExecutor(max_workers=1)
+    def __init__(self, job: Job, trained: TrainedModel, observer: Observer = UNOBSERVED) -> None:
+        self.predictor = Predictor(job, trained, observer)
 
     def add_routes(self, api: FastAPI) -> None:
+        predictor = self.predictor
+
         @api.post("/v1/predict")
-        async def predict(request: PredictionRequest) -> PredictionResponse:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.thread, self.answer, request)
+        async def predict(request: PredictionRequest, http: Request) -> PredictionResponse:
+            require_model(request.model, predictor.model_name)
+            predictions = await while_connected(http, predictor.predict(request.inputs))
+            return PredictionResponse(
+                model=predictor.model_name, outputs=[predictor.reply(p) for p in predictions]
+            )
+
+        embedder = embeddings.embedder_of(predictor)
+        if embedder is not None:
+            embeddings.add_routes(api, embedder)
+        hugging_face.add_routes(api, predictor, embedder)
 
     def close(self) -> None:
-        self.thread.shutdown(wait=False, cancel_futures=True)
-
-    def answer(self, request: PredictionRequest) -> PredictionResponse:
-        """Predict for each of the request's rows.
-
-        Raises:
-            UserError: if it names another model, or a row lacks a column or any content.
-        """
-        require_model(request.model, self.model_name)
-        rows = [self._row(number, row) for number, row in enumerate(request.inputs)]
-        arrays = self.task.encode(rows, self.processor)
-        if len(next(iter(arrays.values()))) != len(rows):
-            raise UserError(f"an input is longer than {self.task.model.max_seq_len} tokens")
-        predictions = self.trained.predict(arrays)
-        outputs = [
-            finite(self.task.reply(predictions, number, self.processor))
-            | ({"truncated": True} if self._is_cut(row, number, arrays) else {})
-            for number, row in enumerate(rows)
-        ]
-        return PredictionResponse(model=self.model_name, outputs=outputs)
+        self.predictor.close()
 
     @staticmethod
     def sample_request(task: Task[Any], prompt: str) -> dict[str, Any]:
@@ -72,38 +51,3 @@ class PredictionEngine(Engine):
     @staticmethod
     def sample_answer(content: Any) -> str:
         return json.dumps(content["outputs"][0], ensure_ascii=False)
-
-    def _is_cut(self, row: Row, number: int, arrays: Arrays) -> bool:
-        """Whether a row was cut at `max_seq_len`: with a larger one, more tokens are encoded."""
-        size = sum(len(text.encode()) for text in row.values() if text) + MARGIN
-        if size <= self.task.model.max_seq_len // 2:  # one of a row's texts may get only half of it
-            return False
-        larger = self.task.model.model_copy(update={"max_seq_len": 2 * size})
-        task = type(self.task)(self.task.data, self.task.tokenizer, larger)
-        uncut = task.encode([row], self.processor)
-        lengths = [name for name in arrays if name.endswith("_length")]
-        return any(uncut[name].max(initial=0) > arrays[name][number] for name in lengths)
-
-    def _row(self, number: int, inputs: dict[str, str]) -> Row:
-        """The cleaned row of a request's inputs.
-
-        Raises:
-            UserError: naming the input by its number, if it lacks a column or any content.
-        """
-        columns = set(self.task.inputs)
-        if not columns - set(self.task.optional) <= set(inputs) <= columns:
-            names = ", ".join(sorted(columns))
-            raise UserError(
-                f"inputs[{number}]: must hold {names}, not {', '.join(inputs) or 'nothing'}"
-            )
-        try:
-            "".join(inputs.values()).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"inputs[{number}]: is not valid Unicode") from None
-        try:
-            cleaned = self.task.clean({**self.empty_row, **inputs})
-        except ValueError as error:
-            raise UserError(f"inputs[{number}]: {error}") from None
-        if cleaned is None:
-            raise UserError(f"inputs[{number}]: holds nothing")
-        return cleaned

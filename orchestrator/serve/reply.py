@@ -1,24 +1,21 @@
 """Answers a request for text: whole, or as a stream of server-sent events while it is generated."""
 
-import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.serve.choices import Part
+from orchestrator.serve.connection import while_connected
 from orchestrator.serve.protocol import CachedTokens, ErrorDetail, Usage
 from orchestrator.serve.sequences import Sequences
 from orchestrator.serve.text_model import Generation
-
-T = TypeVar("T")
-CLIENT_LEFT = 499  # nginx's status; nobody reads it
 
 
 class Reply(ABC):
@@ -70,7 +67,7 @@ async def answer(request: Request, sequences: Sequences, reply: Reply) -> Respon
         return parts
 
     try:
-        parts = await unless_client_leaves(request, collect())
+        parts = await while_connected(request, collect())
     finally:
         sequences.close()
     return Response(reply.whole(parts).model_dump_json(), media_type="application/json")
@@ -94,28 +91,6 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._close()
-
-
-async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled if the client leaves.
-
-    Raises:
-        HTTPException: if it leaves.
-    """
-    working, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise HTTPException(CLIENT_LEFT, "the client has left")
-        return working.result()
-    finally:
-        working.cancel()
-        left.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _parts(sequences: Sequences, reply: Reply) -> AsyncIterator[tuple[int, Part]]:

@@ -43,6 +43,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         "answer_start": "starts",
     }
     inputs = ("context", "question")
+    pipeline = "question-answering"
     outputs = ("start", "end")  # the head's logits for each token
     optional = ("answer_start",)
     context = 384
@@ -132,6 +133,7 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         return {
             "predictions": np.array(answers, dtype=object),
             "probability": best_B.exp().cpu().numpy(),
+            **self._span_in_context(spans, batch),
             "nats": nats_B.cpu().numpy(),
             "known": known_B.cpu().numpy(),
         }
@@ -175,6 +177,13 @@ class ExtractiveQuestionAnswering(Task[TextProcessor]):
         outside_BT &= ~outside_BT.all(1, keepdim=True)  # unless the whole context is cut off
         logits_B2T = model(tokens_BT, real_BT).float().mT
         return logits_B2T.masked_fill(outside_BT[:, None], torch.finfo(torch.float32).min / 4)
+
+    def _span_in_context(self, spans: list[tuple[int, int]], batch: Batch) -> Arrays:
+        """`first` and `last`, (B,): the answer's tokens, counted from the context's first one.
+        Negative if the whole context is cut off."""
+        spans_B2 = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        spans_B2 = spans_B2 - batch["context"].cpu().numpy()[:, None]
+        return {"first": spans_B2[:, 0], "last": spans_B2[:, 1]}
 
     def _nats(self, logits_B2T: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats, the mean over start and end, and whether the answer is within

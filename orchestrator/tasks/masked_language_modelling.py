@@ -36,6 +36,7 @@ class MaskedLanguageModelling(Task[TextProcessor]):
     metric = Metric("loss", "min")
     columns: ClassVar[dict[str, str]] = {"text": "text"}
     inputs = ("text",)
+    pipeline = "fill-mask"
     counts = "tokens"
     fewest_rows = 16
     families = ("encoder",)
@@ -105,6 +106,20 @@ class MaskedLanguageModelling(Task[TextProcessor]):
             "tokens": text_BT.sum(1).cpu().numpy(),
             "bytes": batch["bytes"].cpu().numpy(),
         }
+
+    def fill(self, model: torch.nn.Module, batch: Batch) -> Arrays:
+        """`masks`, (B,): how many mask tokens each row has; and `probabilities` (B, M, V) of the
+        vocabulary at each of them, zero behind a row's last mask."""
+        tokens_BT, real_BT = trimmed(batch, "tokens")
+        masked_BT = (tokens_BT == batch["mask"].long()[:, None]) & real_BT
+        counts_B = masked_BT.sum(1)
+        logits_NV = model(tokens_BT, real_BT, selected_BT=masked_BT).float()
+        rows_N = masked_BT.nonzero()[:, 0]
+        numbers_N = (masked_BT.cumsum(1) - 1)[masked_BT]
+        most = max(int(counts_B.max()), 1)
+        filled_BMV = logits_NV.new_zeros(len(tokens_BT), most, logits_NV.shape[-1])
+        filled_BMV[rows_N, numbers_N] = logits_NV.softmax(-1)
+        return {"masks": counts_B.cpu().numpy(), "probabilities": filled_BMV.cpu().numpy()}
 
     def sample(self, model: Transformer, batch: Batch, processor: TextProcessor) -> str | None:
         """Every PASSES-th token is hidden; behind the arrow are the model's guesses, each followed

@@ -43,6 +43,7 @@ class QuestionAnswering(Task[TextProcessor]):
         "answer": "answers",
     }
     inputs = ("context", "question")
+    pipeline = "question-answering"
     optional = ("context",)
     context = 512
     counts = "tokens"

@@ -71,6 +71,7 @@ class Task(ABC, Generic[P]):
     inputs: ClassVar[tuple[str, ...]]  # the columns that a request to the endpoint has
     optional: ClassVar[tuple[str, ...]] = ()  # columns that a row may lack; they are "" then
     serves: ClassVar[str] = "predictions"  # the engine of the endpoint: `serve/engines.py`
+    pipeline: ClassVar[str] = ""  # Hugging Face's name of the task: `serve/hugging_face.py`
     families: ClassVar[tuple[Family, ...]]  # the supported ones; the first is the default
     one_shape: ClassVar[bool] = False  # all samples have one shape, unpadded: see `cost.compiles`
     counts: ClassVar[str] = "samples"  # the name of what a loss is averaged over

@@ -27,6 +27,7 @@ class TextClassification(Task[LabelProcessor]):
     metric = Metric("accuracy", "max")
     columns: ClassVar[dict[str, str]] = {"text": "text", "label": "value"}
     inputs = ("text",)
+    pipeline = "text-classification"
     counted = "label"
     families = ("encoder",)
 

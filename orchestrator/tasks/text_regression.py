@@ -28,6 +28,7 @@ class TextRegression(Task[NumberProcessor]):
     metric = Metric("rmse", "min")
     columns: ClassVar[dict[str, str]] = {"text": "text", "number": "value"}
     inputs = ("text",)
+    pipeline = "text-classification"
     counted = "number"
     families = ("encoder",)
 

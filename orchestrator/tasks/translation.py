@@ -34,6 +34,7 @@ class Translation(Task[TextProcessor]):
     metric = Metric("loss", "min")
     columns: ClassVar[dict[str, str]] = {"source": "text", "target": "text"}
     inputs = ("source",)
+    pipeline = "translation"
     counts = "tokens"
     families = ("encoder_decoder",)
     split_by = "source"

@@ -133,7 +133,7 @@ def test_the_application_of_a_config_file_answers_as_the_run_it_names(
         "name": "by-config",
         "route_prefix": "/by-config",
         "import_path": "orchestrator.application:application",
-        "args": {"job": str(file), "overrides": ["serve.max_tokens=4"]},
+        "args": {"job": str(file), "overrides": ["serve.max_tokens=4", "serve.open=true"]},
     }
     _get_global_client().deploy_apps(ServeDeploySchema(applications=[deployed]), _blocking=True)
     try:
@@ -153,4 +153,4 @@ def test_the_application_of_a_run_that_is_not_finished_says_what_to_run(
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(trained[0].model_dump(mode="json", exclude_unset=True)))
     with pytest.raises(UserError, match=r"run it first .*: orchestrator train \S+ train.steps=31"):
-        application(Arguments(job=str(file), overrides=["train.steps=31"]))
+        application(Arguments(job=str(file), overrides=["train.steps=31", "serve.open=true"]))

@@ -62,7 +62,7 @@ def trained_model(processor: TextProcessor = PLAIN) -> TrainedModel:
 
 
 def tiny_engine(processor: TextProcessor = PLAIN, generator: Generator | None = None) -> TextEngine:
-    return TextEngine(JOB, trained_model(processor), generator)
+    return TextEngine(JOB, trained_model(processor), generator=generator)
 
 
 @contextmanager

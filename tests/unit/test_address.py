@@ -34,6 +34,6 @@ def test_an_endpoint_of_one_machine_says_how_others_reach_it() -> None:
     options = HTTPOptions(host="127.0.0.1", port=8000)
     address = address_of({OTHER: "10.0.0.2"}, HEAD, options, "/", 3)
     assert "ssh -N -L 8000:127.0.0.1:8000 10.0.0.2" in address.hint
-    assert "serve.host: 0.0.0.0" in address.hint
+    assert "serve.host: 0.0.0.0 with serve.keys" in address.hint
     alone = address_of(PROXIES, HEAD, HTTPOptions(host="0.0.0.0", port=8000), "/", 1)
     assert alone.hint == "other machines reach it at http://10.0.0.1:8000"

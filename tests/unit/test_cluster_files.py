@@ -351,6 +351,21 @@ def test_the_service_names_an_application_that_exists_and_takes_its_arguments() 
     ]
 
 
+def test_the_service_has_its_keys_where_its_job_reads_them() -> None:
+    service = document(CLUSTER / "kuberay/rayservice/rayservice.yaml")["spec"]
+    overrides = yaml.safe_load(service["serveConfigV2"])["applications"][0]["args"]["overrides"]
+    (keys,) = [Path(each.partition("=")[2]) for each in overrides if each.startswith("serve.keys=")]
+    cluster = service["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (mount,) = pod["containers"][0]["volumeMounts"]
+        (volume,) = pod["volumes"]
+        assert Path(mount["mountPath"]) == keys.parent and mount["name"] == volume["name"]
+        assert [item["path"] for item in volume["secret"]["items"]] == [keys.name]
+    page = (ROOT / "docs/clusters.md").read_text()
+    assert f"--from-file={volume['secret']['items'][0]['key']}=" in page
+
+
 # The queue.
 
 

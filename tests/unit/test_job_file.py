@@ -104,7 +104,7 @@ def test_a_leading_zero_does_not_make_a_number_octal() -> None:
 
 def test_words_and_dates_stay_text() -> None:
     text = SOUND.replace("name: a", "name: no")
-    text += "storage: on\nserve: {sample_prompt: y, host: 2024-01-01}\n"
+    text += "storage: on\nserve: {sample_prompt: y, host: 2024-01-01, open: true}\n"
     job = load_job(write(text))
     assert (job.name, job.storage) == ("no", "on")
     assert (job.serve.sample_prompt, job.serve.host) == ("y", "2024-01-01")

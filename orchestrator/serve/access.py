@@ -1,0 +1,51 @@
+"""API keys: with them, every route but health needs `Authorization: Bearer KEY`."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from orchestrator.serve.envelope import error_response
+from orchestrator.serve.health import HEALTH_PATHS
+from orchestrator.serve.protocol import ErrorDetail
+
+
+class RequireKey:
+    """Refuses requests without a known key, before their body is read."""
+
+    def __init__(self, app: ASGIApp, digests: Sequence[str]) -> None:
+        """
+        Args:
+            digests: the SHA-256 of each key, in lower-case hexadecimal digits.
+        """
+        self.app = app
+        self._digests = [digest.encode() for digest in digests]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or _path(scope) in HEALTH_PATHS:
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope).getlist("authorization")
+        if len(headers) == 1 and self._is_known(headers[0]):
+            await self.app(scope, receive, send)
+            return
+        asked = "is not valid here" if headers else "is missing: send Authorization: Bearer KEY"
+        detail = ErrorDetail(message=f"the API key {asked}", code="invalid_api_key")
+        answer = error_response(401, detail, {"WWW-Authenticate": "Bearer"})
+        await answer(scope, receive, send)
+
+    def _is_known(self, header: str) -> bool:
+        scheme, _, key = header.partition(" ")
+        given = hashlib.sha256(key.strip().encode("latin-1")).hexdigest().encode()
+        # Each hash is compared, and each in constant time: how long it takes tells nothing.
+        found = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == "bearer" and any(found)
+
+
+def _path(scope: Scope) -> str:
+    """The path below the route's prefix."""
+    path: str = scope.get("path", "")
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path

@@ -1,0 +1,178 @@
+"""What the endpoint counts and measures, and that Ray takes all of it."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from starlette.testclient import TestClient
+
+from orchestrator.infer.generation import (
+    Ending,
+    FullError,
+    Generated,
+    GenerationRequest,
+    Handle,
+    Listener,
+    Token,
+)
+from orchestrator.model.generate import GREEDY
+from orchestrator.serve.metrics import METRICS, Load, observed
+from orchestrator.serve.ray_metrics import RayObserver
+from tests.unit.predicting import app_for
+
+DASHBOARD = Path(__file__).parents[2] / "cluster/grafana/endpoint.json"
+
+
+class Recorder:
+    """An observer that refuses what Ray would, and remembers the rest."""
+
+    def __init__(self) -> None:
+        self.totals: defaultdict[Any, float] = defaultdict(float)
+        self.measured: defaultdict[str, list[float]] = defaultdict(list)
+        self.shown: dict[str, float] = {}
+
+    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        self.check("counter", name, labels)
+        assert amount > 0
+        self.totals[(name, *labels.values())] += amount
+
+    def measure(self, name: str, value: float, **labels: str) -> None:
+        self.check("histogram", name, labels)
+        assert value >= 0
+        self.measured[name].append(value)
+
+    def show(self, name: str, value: float, **labels: str) -> None:
+        self.check("gauge", name, labels)
+        self.shown[name] = value
+
+    @staticmethod
+    def check(kind: str, name: str, labels: dict[str, str]) -> None:
+        assert METRICS[name].kind == kind and set(METRICS[name].labels) == set(labels)
+
+
+class Toy:
+    """A generator whose tokens come when the test says so."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self.closed = self.full = False
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> Handle:
+        if self.full:
+            raise FullError("full", 1.0)
+        self.listeners.append(listener)
+        return self
+
+    def cancel(self) -> None:
+        self.listeners[-1](Generated(ending="cancelled"))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def load(self) -> Load:
+        return Load(running=len(self.listeners), waiting=3, cache_share=0.25)
+
+
+REQUEST = GenerationRequest([1, 2, 3], 5, None, GREEDY)
+A = Token(1, -0.5)
+
+
+def test_a_generation_is_measured_from_its_arrival_to_its_end() -> None:
+    toy, recorder = Toy(), Recorder()
+    generator, got = observed(toy, recorder, toy.load), list[Generated]()
+    generator.submit(REQUEST, got.append)
+    assert recorder.totals["prompt_tokens",] == 3
+    assert recorder.shown == {
+        "num_requests_running": 1,
+        "num_requests_waiting": 3,
+        "kv_cache_usage_perc": 0.25,
+    }
+    listener = toy.listeners[0]
+    steps = [
+        Generated(waited=0.5),
+        Generated(tokens=(A,)),
+        Generated(tokens=(A,)),
+        Generated(tokens=(A, A)),
+        Generated(ending="length"),
+    ]
+    for step in steps:
+        time.sleep(0.02)
+        listener(step)
+    assert got == steps  # the listener is told all, unchanged
+    assert recorder.totals["generation_tokens",] == 4
+    assert recorder.totals["request_success", "length"] == 1
+    measured = recorder.measured
+    assert measured["request_queue_time_seconds"] == [0.5]
+    assert len(measured["time_to_first_token_seconds"]) == 1
+    assert measured["time_to_first_token_seconds"][0] >= 0.04
+    gaps = measured["inter_token_latency_seconds"]
+    assert len(gaps) == 3 and gaps[0] >= 0.02 and gaps[1] == gaps[2] >= 0.01
+    assert measured["e2e_request_latency_seconds"][0] >= 0.1
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [("stop", "stop"), ("cancelled", "abort"), ("deadline", "deadline"), ("error", "error")],
+)
+def test_every_ending_is_counted_by_its_name(ending: Ending, reason: str) -> None:
+    toy, recorder = Toy(), Recorder()
+    observed(toy, recorder).submit(REQUEST, lambda generated: None)
+    toy.listeners[0](Generated(ending=ending))
+    assert recorder.totals["request_success", reason] == 1
+    assert "time_to_first_token_seconds" not in recorder.measured
+
+
+def test_a_refused_generation_is_not_counted_and_closing_passes_on() -> None:
+    toy, recorder = Toy(), Recorder()
+    generator = observed(toy, recorder)
+    toy.full = True
+    with pytest.raises(FullError):
+        generator.submit(REQUEST, lambda generated: None)
+    assert not recorder.totals
+    generator.close()
+    assert toy.closed
+
+
+def test_a_cancelled_generation_is_an_abort() -> None:
+    toy, recorder = Toy(), Recorder()
+    observed(toy, recorder).submit(REQUEST, lambda generated: None).cancel()
+    assert recorder.totals["request_success", "abort"] == 1
+
+
+def test_predictions_are_measured() -> None:
+    recorder = Recorder()
+    api, engine = app_for("text_classification", observer=recorder)
+    with TestClient(api) as client:
+        inputs = [{"text": "a good one"}, {"text": "a"}]
+        client.post("/v1/predict", json={"inputs": inputs}).raise_for_status()
+        client.post("/v1/predict", json={"inputs": [{"text": " "}]})
+        client.post("/v1/predict", json={"inputs": [{"text": "a"}]}).raise_for_status()
+    engine.predictor._batcher._thread.join(20)  # it reports a batch after it has answered
+    text = engine.predictor.processor.text
+    lengths = [len(text.encode(row["text"])) for row in inputs]
+    assert recorder.totals["prompt_tokens",] == sum(lengths) + lengths[1]
+    assert recorder.totals["orchestrator_padding_tokens",] == lengths[0] - lengths[1]
+    assert recorder.totals["request_success", "stop"] == 2
+    assert recorder.totals["request_success", "error"] == 1
+    assert recorder.measured["orchestrator_batch_rows"] == [2, 1]
+    assert len(recorder.measured["request_queue_time_seconds"]) == 2
+    assert len(recorder.measured["e2e_request_latency_seconds"]) == 3
+    assert recorder.shown["num_requests_waiting"] == 0
+
+
+def test_ray_takes_every_metric_and_label() -> None:
+    assert not ray.is_initialized()
+    observer = RayObserver("tiny")
+    for name, metric in METRICS.items():
+        labels = dict.fromkeys(metric.labels, "x")
+        if metric.kind == "counter":
+            observer.add(name, 2, **labels)
+            observer.add(name, 0, **labels)
+        elif metric.kind == "histogram":
+            observer.measure(name, 0.5, **labels)
+        else:
+            observer.show(name, 3, **labels)
+    assert not ray.is_initialized()
