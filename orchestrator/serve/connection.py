@@ -1,36 +1,32 @@
 """Work for a client that may leave before it is done."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
-from fastapi import Request
-
-from orchestrator.serve.protocol import RefusedError
+from fastapi import HTTPException, Request
 
 T = TypeVar("T")
+CLIENT_LEFT = 499  # nginx's status; nobody reads it
 
-LEFT = 499  # nginx's status; nobody reads it
 
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client closes the connection.
+async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled if the client leaves.
 
     Raises:
-        RefusedError: if the client has left.
+        HTTPException: if it leaves.
     """
-    task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
+    working, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise RefusedError("the client has closed the connection", LEFT)
-        return task.result()
+        await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(CLIENT_LEFT, "the client has left")
+        return working.result()
     finally:
-        task.cancel()
-        leaving.cancel()
+        working.cancel()
+        left.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

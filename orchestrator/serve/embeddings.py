@@ -19,7 +19,7 @@ from pydantic import (
 from orchestrator.data.arrays import Arrays
 from orchestrator.infer.embedding import TextEmbedding
 from orchestrator.processors.text import TextProcessor
-from orchestrator.serve.connection import while_connected
+from orchestrator.serve.connection import unless_client_leaves
 from orchestrator.serve.predictor import Predictor
 from orchestrator.serve.protocol import RefusedError, require_model
 
@@ -154,7 +154,7 @@ def add_routes(api: FastAPI, embedder: Embedder) -> None:
                 f"dimensions = {request.dimensions}: this model's vectors have {embedder.width}",
                 param="dimensions",
             )
-        vectors, tokens = await while_connected(http, embedder.embed(request.inputs))
+        vectors, tokens = await unless_client_leaves(http, embedder.embed(request.inputs))
         is_float = request.encoding_format != "base64"
         data = [
             Embedding(index=i, embedding=vector.tolist() if is_float else _base64(vector))

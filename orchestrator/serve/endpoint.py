@@ -33,7 +33,7 @@ class Endpoint:
         version = f"{training.folder.name}/{training.best_checkpoint}"
         observer = RayObserver(job.name)
         observer.show("orchestrator_model_info", 1, version=version)
-        engine = engine_of(task)(job, trained, observer)
+        engine = engine_of(task)(job, trained, observer=observer)
         self.api = make_app(job.name, engine, version=version, inputs=task.inputs, keys=keys)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.serve.connection import while_connected
+from orchestrator.serve.connection import unless_client_leaves
 from orchestrator.serve.embeddings import Embedder
 from orchestrator.serve.fill_mask import FillMask
 from orchestrator.serve.predictor import Prediction, Predictor
@@ -88,7 +88,7 @@ def add_routes(api: FastAPI, predictor: Predictor, embedder: Embedder | None) ->
             raise RefusedError(f"no {name} here; this model does {own}", 404)
         pipeline = pipelines[name]
         parameters = _checked(pipeline.parameters, request.parameters or {})
-        answers = await while_connected(http, pipeline.answer(request.rows, parameters))
+        answers = await unless_client_leaves(http, pipeline.answer(request.rows, parameters))
         is_single = not isinstance(request.inputs, list)
         return answers[0] if is_single and not pipeline.wraps else answers
 

@@ -7,7 +7,7 @@ Names are vLLM's where vLLM has the metric, so that dashboards made for it need 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from orchestrator.infer.generation import (
     Generated,
@@ -88,13 +88,21 @@ class Unobserved:
 UNOBSERVED = Unobserved()
 
 
-@dataclass(frozen=True)
-class Load:
-    """How busy a generator is."""
+@runtime_checkable
+class ReportsLoad(Protocol):
+    """A generator that tells how busy it is. For another one there are no gauges."""
 
-    running: int
-    waiting: int
-    cache_share: float  # of the cache that is in use, 0 to 1
+    @property
+    def running(self) -> int:
+        """The requests that it computes."""
+
+    @property
+    def waiting(self) -> int:
+        """The requests in its queue."""
+
+    @property
+    def cache_usage(self) -> float:
+        """The share of its cache that is in use, 0 to 1."""
 
 
 def ended(observer: Observer, reason: str) -> None:
@@ -102,24 +110,15 @@ def ended(observer: Observer, reason: str) -> None:
     observer.add("request_success", finished_reason=REASONS.get(reason, reason))
 
 
-def observed(
-    generator: Generator, observer: Observer, load: Callable[[], Load] | None = None
-) -> Generator:
-    """A generator whose requests are measured.
-
-    Args:
-        load: tells the generator's load, for the gauges.
-    """
-    return _Observed(generator, observer, load)
+def observed(generator: Generator, observer: Observer) -> Generator:
+    """A generator whose requests are measured, and whose load is shown if it reports it."""
+    return generator if observer is UNOBSERVED else _Observed(generator, observer)
 
 
 class _Observed:
-    def __init__(
-        self, generator: Generator, observer: Observer, load: Callable[[], Load] | None
-    ) -> None:
+    def __init__(self, generator: Generator, observer: Observer) -> None:
         self._generator = generator
         self._observer = observer
-        self._load = load
 
     def submit(self, request: GenerationRequest, listener: Listener) -> Handle:
         watch = _Watch(request, listener, self._observer, self._show)
@@ -132,11 +131,11 @@ class _Observed:
         self._generator.close()
 
     def _show(self) -> None:
-        if self._load is not None:
-            load = self._load()
-            self._observer.show("num_requests_running", load.running)
-            self._observer.show("num_requests_waiting", load.waiting)
-            self._observer.show("kv_cache_usage_perc", load.cache_share)
+        generator = self._generator
+        if isinstance(generator, ReportsLoad):
+            self._observer.show("num_requests_running", generator.running)
+            self._observer.show("num_requests_waiting", generator.waiting)
+            self._observer.show("kv_cache_usage_perc", generator.cache_usage)
 
 
 class _Watch:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.serve import embeddings, hugging_face
-from orchestrator.serve.connection import while_connected
+from orchestrator.serve.connection import unless_client_leaves
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.metrics import UNOBSERVED, Observer
 from orchestrator.serve.predictor import Predictor
@@ -31,7 +31,7 @@ class PredictionEngine(Engine):
         @api.post("/v1/predict")
         async def predict(request: PredictionRequest, http: Request) -> PredictionResponse:
             require_model(request.model, predictor.model_name)
-            predictions = await while_connected(http, predictor.predict(request.inputs))
+            predictions = await unless_client_leaves(http, predictor.predict(request.inputs))
             return PredictionResponse(
                 model=predictor.model_name, outputs=[predictor.reply(p) for p in predictions]
             )

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.serve.choices import Part
-from orchestrator.serve.connection import while_connected
+from orchestrator.serve.connection import unless_client_leaves
 from orchestrator.serve.protocol import CachedTokens, ErrorDetail, Usage
 from orchestrator.serve.sequences import Sequences
 from orchestrator.serve.text_model import Generation
@@ -67,7 +67,7 @@ async def answer(request: Request, sequences: Sequences, reply: Reply) -> Respon
         return parts
 
     try:
-        parts = await while_connected(request, collect())
+        parts = await unless_client_leaves(request, collect())
     finally:
         sequences.close()
     return Response(reply.whole(parts).model_dump_json(), media_type="application/json")

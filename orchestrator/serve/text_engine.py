@@ -15,7 +15,7 @@ from orchestrator.processors.text import TextProcessor
 from orchestrator.serve.chat import add_chat
 from orchestrator.serve.completions import add_completions
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.metrics import UNOBSERVED, Load, Observer, observed
+from orchestrator.serve.metrics import UNOBSERVED, Observer, observed
 from orchestrator.serve.text_model import TextModel
 from orchestrator.serve.tokens import add_tokens
 from orchestrator.tasks.task import Task
@@ -42,7 +42,10 @@ class TextEngine(Engine):
         processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")
-        self.generator = generator or _engine(job, trained, observer)
+        if generator is None:
+            limits = EngineLimits(job.serve.slots, max_waiting=job.serve.max_queued_requests)
+            generator = GenerationEngine(trained.model, limits, trained.precision)
+        self.generator = observed(generator, observer)
         self.model = TextModel(
             name=job.name,
             processor=processor,
@@ -69,12 +72,3 @@ class TextEngine(Engine):
     @staticmethod
     def sample_answer(content: Any) -> str:
         return str(content["choices"][0]["text"])
-
-
-def _engine(job: Job, trained: TrainedModel, observer: Observer) -> Generator:
-    """The engine that generates with the model, and is measured."""
-    limits = EngineLimits(job.serve.slots, max_waiting=job.serve.max_queued_requests)
-    engine = GenerationEngine(trained.model, limits, trained.precision)
-    return observed(
-        engine, observer, lambda: Load(engine.running, engine.waiting, engine.cache_usage)
-    )

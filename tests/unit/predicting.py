@@ -1,14 +1,8 @@
-"""Small models with random weights behind the endpoint, and a real server on this machine."""
+"""Small models of one pass with random weights, behind the endpoint."""
 
-import contextlib
-import socket
-import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from orchestrator.infer.trained_model import TrainedModel
@@ -59,21 +53,3 @@ def app_for(
     job, trained = trained_for(task_name, serve)
     engine = PredictionEngine(job, trained, observer)
     return make_app(job.name, engine, inputs=trained.task.inputs, **options), engine
-
-
-@contextlib.contextmanager
-def serving(api: FastAPI) -> Iterator[str]:
-    """The URL of a server of this API, in a thread."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(api, log_level="error", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import openai
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,7 +17,8 @@ from orchestrator.job.api_keys import digest_of, is_loopback, read_keys
 from orchestrator.job.file import load_job
 from orchestrator.job.fingerprint import fingerprint
 from orchestrator.serve.app import MAX_BODY_BYTES
-from tests.unit.predicting import app_for, serving
+from tests.unit.predicting import app_for
+from tests.unit.served import listening
 
 KEY, OTHER = "sk-first", "sk-second"
 JOB = "name: a\ntask: language_modelling\ndata: {source: python-stdlib}\n"
@@ -126,8 +129,7 @@ def test_each_hash_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_openai_client_sends_its_key_as_the_endpoint_wants_it() -> None:
-    openai = pytest.importorskip("openai")
-    with serving(app_for("text_classification", keys=[digest_of(KEY)])[0]) as url:
+    with listening(app_for("text_classification", keys=[digest_of(KEY)])[0]) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
         assert [model.id for model in client.models.list()] == ["tiny"]
         with pytest.raises(openai.AuthenticationError, match="not valid here") as wrong:
@@ -136,11 +138,14 @@ def test_the_openai_client_sends_its_key_as_the_endpoint_wants_it() -> None:
 
 
 def test_hugging_faces_client_does_too() -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    with serving(app_for("text_classification", keys=[digest_of(KEY)])[0]) as url:
-        assert hub.InferenceClient(model=url, token=KEY).text_classification("a good one")
-        with pytest.raises(hub.errors.HfHubHTTPError, match="401"):
-            hub.InferenceClient(model=url, token="sk-wrong").text_classification("a good one")
+    with listening(app_for("text_classification", keys=[digest_of(KEY)])[0]) as url:
+        assert huggingface_hub.InferenceClient(model=url, token=KEY).text_classification(
+            "a good one"
+        )
+        with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="401"):
+            huggingface_hub.InferenceClient(model=url, token="sk-wrong").text_classification(
+                "a good one"
+            )
 
 
 # Health and metadata

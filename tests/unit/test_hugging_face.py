@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import huggingface_hub
 import numpy as np
 import pytest
 
-from tests.unit.predicting import CONTEXT, app_for, serving
-
-huggingface_hub = pytest.importorskip("huggingface_hub")
+from tests.unit.predicting import CONTEXT, app_for
+from tests.unit.served import listening
 
 QUESTION = "Who sleeps?"
 Client = Callable[[str], Any]
@@ -23,7 +23,7 @@ def urls() -> Iterator[Callable[[str], str]]:
 
     def of(task_name: str) -> str:
         if task_name not in running:
-            server = serving(app_for(task_name)[0])
+            server = listening(app_for(task_name)[0])
             running[task_name] = (server, server.__enter__())
         url: str = running[task_name][1]
         return url

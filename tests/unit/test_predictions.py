@@ -22,8 +22,9 @@ from orchestrator.serve.predictions import PredictionEngine
 from orchestrator.serve.predictor import Predictor
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
-from tests.unit.predicting import CONTEXT, app_for, serving, trained_for
+from tests.unit.predicting import CONTEXT, app_for, trained_for
 from tests.unit.predicting import ROWS as ROWS_OF_TASKS
+from tests.unit.served import listening
 
 ROWS: dict[str, dict[str, str]] = {
     "text_classification": {"text": "a good one", "label": "yes"},
@@ -189,7 +190,7 @@ def until(holds: Any) -> None:
 def test_more_requests_than_may_wait_get_429() -> None:
     api, engine = app_for("text_classification", {"max_queued_requests": 1})
     held, answers = Held(engine), list[httpx.Response]()
-    with serving(api) as url:
+    with listening(api) as url:
         threads = [ask(url, answers)]
         assert held.is_held.wait(SECONDS)
         threads.append(ask(url, answers))
@@ -206,7 +207,7 @@ def test_more_requests_than_may_wait_get_429() -> None:
 def test_a_request_past_its_deadline_gets_504() -> None:
     api, engine = app_for("text_classification", {"deadline_seconds": 0.05})
     held, answers = Held(engine), list[httpx.Response]()
-    with serving(api) as url:
+    with listening(api) as url:
         first = ask(url, answers)
         assert held.is_held.wait(SECONDS)
         late = ask(url, answers)
@@ -222,7 +223,7 @@ def test_a_request_past_its_deadline_gets_504() -> None:
 def test_a_client_that_leaves_is_not_computed_for() -> None:
     api, engine = app_for("text_classification")
     held, answers = Held(engine), list[httpx.Response]()
-    with serving(api) as url:
+    with listening(api) as url:
         stays = ask(url, answers)
         assert held.is_held.wait(SECONDS)
         with pytest.raises(httpx.ReadTimeout):
@@ -264,7 +265,7 @@ def test_probabilities_of_many_requests_at_once_are_each_ones_own() -> None:
             posts = (client.post("/v1/predict", json=body) for body in bodies)
             return [answer.json()["outputs"][0] for answer in await asyncio.gather(*posts)]
 
-    with serving(api) as url:
+    with listening(api) as url:
         outputs = asyncio.run(all_at_once(url))
     for output, answer in zip(outputs, expected, strict=True):
         values = [list(each["probabilities"].values()) for each in (output, answer)]

@@ -19,7 +19,7 @@ from orchestrator.infer.generation import (
     Token,
 )
 from orchestrator.model.generate import GREEDY
-from orchestrator.serve.metrics import METRICS, Load, observed
+from orchestrator.serve.metrics import METRICS, observed
 from orchestrator.serve.ray_metrics import RayObserver
 from tests.unit.predicting import app_for
 
@@ -72,8 +72,15 @@ class Toy:
     def close(self) -> None:
         self.closed = True
 
-    def load(self) -> Load:
-        return Load(running=len(self.listeners), waiting=3, cache_share=0.25)
+
+class Busy(Toy):
+    """One that tells its load."""
+
+    waiting, cache_usage = 3, 0.25
+
+    @property
+    def running(self) -> int:
+        return len(self.listeners)
 
 
 REQUEST = GenerationRequest([1, 2, 3], 5, None, GREEDY)
@@ -81,8 +88,8 @@ A = Token(1, -0.5)
 
 
 def test_a_generation_is_measured_from_its_arrival_to_its_end() -> None:
-    toy, recorder = Toy(), Recorder()
-    generator, got = observed(toy, recorder, toy.load), list[Generated]()
+    toy, recorder = Busy(), Recorder()
+    generator, got = observed(toy, recorder), list[Generated]()
     generator.submit(REQUEST, got.append)
     assert recorder.totals["prompt_tokens",] == 3
     assert recorder.shown == {
@@ -121,7 +128,7 @@ def test_every_ending_is_counted_by_its_name(ending: Ending, reason: str) -> Non
     toy, recorder = Toy(), Recorder()
     observed(toy, recorder).submit(REQUEST, lambda generated: None)
     toy.listeners[0](Generated(ending=ending))
-    assert recorder.totals["request_success", reason] == 1
+    assert recorder.totals["request_success", reason] == 1 and not recorder.shown
     assert "time_to_first_token_seconds" not in recorder.measured
 
 
