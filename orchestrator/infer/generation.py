@@ -42,7 +42,8 @@ class Token:
     """A token with its log-probability under the model, before temperature and top_k.
 
     `top` has the likeliest tokens with theirs, best first. The first token of a prompt has no
-    log-probability: NaN.
+    log-probability: NaN. So has a token of a request without `logprobs`, whose `is_greedy` is
+    False.
     """
 
     id: int

@@ -103,6 +103,9 @@ class ServeConfig(StrictSection):
     open: bool = Field(
         False, description="let anybody who reaches a host other than this machine ask, without key"
     )
+    slots: int = Field(
+        16, ge=1, description="texts that a replica generates at once; each slot takes memory"
+    )
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 429, in each replica"
     )

@@ -2,7 +2,9 @@
 length."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,24 @@ from orchestrator.model.embedding import Rotation, rotate
 # Tokens up to which plain operations are used in bf16 on a CPU: forward and backward of
 # 8 x 3 x 256 x 64 take 12 ms, and 33 ms with PyTorch's fused kernel.
 SHORT = 512
+
+
+class AttentionCache(Protocol):
+    """One layer's keys and values of earlier tokens: `LayerCache`, or the slots of serving."""
+
+    def attend(
+        self, query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: "AttentionMask"
+    ) -> Tensor:
+        """Store the keys and values of T tokens, and attend to them and to all earlier ones."""
+
+    def attend_memory(
+        self,
+        query_BHTK: Tensor,
+        memory: Callable[[], tuple[Tensor, Tensor]],
+        mask: "AttentionMask",
+    ) -> Tensor:
+        """Attend to the encoder's output. `memory` computes its keys and values, if they are not
+        stored yet."""
 
 
 class LayerCache:
@@ -33,13 +53,25 @@ class LayerCache:
         # Keys and values of the encoder's output, from cross-attention.
         self.memory: tuple[Tensor, Tensor] | None = None
 
-    def append(self, key_BHTK: Tensor, value_BHTK: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Store T tokens from position `start` on; returns the keys and values of all tokens so
-        far, these included."""
-        stop = start + key_BHTK.shape[2]
-        self.key_BHSK[:, :, start:stop] = key_BHTK
-        self.value_BHSK[:, :, start:stop] = value_BHTK
-        return self.key_BHSK[:, :, :stop], self.value_BHSK[:, :, :stop]
+    def attend(
+        self, query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, mask: "AttentionMask"
+    ) -> Tensor:
+        """Store T tokens from position `mask.start` on, and attend to all up to the last one."""
+        stop = mask.start + key_BHTK.shape[2]
+        self.key_BHSK[:, :, mask.start : stop] = key_BHTK
+        self.value_BHSK[:, :, mask.start : stop] = value_BHTK
+        return attend(query_BHTK, self.key_BHSK[:, :, :stop], self.value_BHSK[:, :, :stop], mask)
+
+    def attend_memory(
+        self,
+        query_BHTK: Tensor,
+        memory: Callable[[], tuple[Tensor, Tensor]],
+        mask: "AttentionMask",
+    ) -> Tensor:
+        """Attend to the encoder's output, whose keys and values are computed the first time."""
+        if self.memory is None:
+            self.memory = memory()
+        return attend(query_BHTK, *self.memory, mask)
 
     def reorder(self, rows_B: Tensor) -> None:
         """Keep the sequences of these rows, int64 (B,), in this order. Beam search may repeat a
@@ -128,31 +160,33 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         mask: AttentionMask,
         rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
+        cache: AttentionCache | None = None,
     ) -> Tensor:
         """Self-attention of T tokens to themselves and to the cached ones, (B, T, D)."""
         query_BHTK = self._heads(self.query(x_BTD))
         key_BHSK, value_BHSK = self._heads(self.key(x_BTD)), self._heads(self.value(x_BTD))
         if rotation is not None:
             query_BHTK, key_BHSK = rotate(query_BHTK, rotation), rotate(key_BHSK, rotation)
-        if cache is not None:
-            key_BHSK, value_BHSK = cache.append(key_BHSK, value_BHSK, mask.start)
-        return self._join_heads(attend(query_BHTK, key_BHSK, value_BHSK, mask))
+        attend_to = attend if cache is None else cache.attend
+        return self._join_heads(attend_to(query_BHTK, key_BHSK, value_BHSK, mask))
 
     def across(
         self,
         x_BTD: Tensor,
         memory_BSD: Tensor,
         mask: AttentionMask,
-        cache: LayerCache | None = None,
+        cache: AttentionCache | None = None,
     ) -> Tensor:
         """Cross-attention of a decoder's T tokens to the encoder's S output vectors, (B, T, D)."""
-        memory = cache.memory if cache is not None else None
-        if memory is None:
-            memory = self._heads(self.key(memory_BSD)), self._heads(self.value(memory_BSD))
-        if cache is not None:
-            cache.memory = memory
-        return self._join_heads(attend(self._heads(self.query(x_BTD)), *memory, mask))
+        query_BHTK = self._heads(self.query(x_BTD))
+        if cache is None:
+            return self._join_heads(attend(query_BHTK, *self.memory(memory_BSD), mask))
+        attended_BHTK = cache.attend_memory(query_BHTK, lambda: self.memory(memory_BSD), mask)
+        return self._join_heads(attended_BHTK)
+
+    def memory(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of the encoder's S output vectors, (B, H, S, K) each."""
+        return self._heads(self.key(memory_BSD)), self._heads(self.value(memory_BSD))
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

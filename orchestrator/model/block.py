@@ -6,7 +6,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orchestrator.model.attention import Attention, AttentionMask, LayerCache
+from orchestrator.model.attention import Attention, AttentionCache, AttentionMask
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import Rotation
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         mask: AttentionMask,
         rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
+        cache: AttentionCache | None = None,
         memory: tuple[Tensor, AttentionMask] | None = None,
     ) -> Tensor:
         x_BTD = self._add(

@@ -76,13 +76,19 @@ class Positions(nn.Module):
 
         Raffel et al. 2020, section 2.1.
         """
-        if self.relative is None or self.buckets is None:
+        if self.buckets is None:
             return None
-        key_S = torch.arange(start + length, device=self.buckets.device)
-        distance_TS = key_S - key_S[start:, None]
-        bucket_TS = self.buckets[distance_TS + len(self.buckets) // 2]
-        bias_TSH: Tensor = self.relative(bucket_TS)
-        return bias_TSH.permute(2, 0, 1)
+        query_T = torch.arange(start, start + length, device=self.buckets.device)
+        return self.biases(query_T, start + length).permute(2, 0, 1)
+
+    def biases(self, query_T: Tensor, seen: int) -> Tensor:
+        """The biases for the queries at these positions, int64 (T,), and the first `seen` keys:
+        (T, S, H). Keys may lie beyond the context, if a mask hides them."""
+        assert self.relative is not None and self.buckets is not None
+        key_S = torch.arange(seen, device=query_T.device)
+        index_TS = key_S - query_T[:, None] + len(self.buckets) // 2
+        bias_TSH: Tensor = self.relative(self.buckets[index_TS.clamp(max=len(self.buckets) - 1)])
+        return bias_TSH
 
 
 def distance_buckets(distances: Tensor, causal: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from orchestrator.model.attention import AttentionMask, LayerCache
 from orchestrator.model.block import Block, make_norm
 from orchestrator.model.config import ModelConfig
-from orchestrator.model.embedding import PatchEmbedding, Positions
+from orchestrator.model.embedding import PatchEmbedding, Positions, Rotation
 
 HeadKind = Literal["tokens", "label", "each_token"]
 
@@ -66,16 +66,24 @@ class Stack(nn.Module):
     ) -> Tensor:
         start = cache.length if cache is not None else 0
         positions = slice(start, start + x_BTD.shape[1]) if positions_BT is None else positions_BT
-        x_BTD, rotation = self.positions(x_BTD, positions)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD, rotation = self.begin(x_BTD, positions)
         bias_HTS = self.positions.attention_bias(start, x_BTD.shape[1])
         mask = AttentionMask(self.causal, start, real_BT, bias_HTS)
         memory = None if memory_BSD is None else (memory_BSD, AttentionMask(real_BS=memory_real_BS))
         for i, block in enumerate(self.blocks):
             layer = cache.layers[i] if cache is not None else None
             x_BTD = block(x_BTD, mask, rotation, layer, memory)
+        return self.finish(x_BTD)
+
+    def begin(self, x_BTD: Tensor, positions: slice | Tensor) -> tuple[Tensor, Rotation | None]:
+        """What comes before the blocks: their input, and the rotation for their attention."""
+        x_BTD, rotation = self.positions(x_BTD, positions)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        return self.dropout(x_BTD), rotation
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """What comes after the blocks."""
         return self.norm(x_BTD) if self.norm is not None else x_BTD
 
 
@@ -271,8 +279,12 @@ class Transformer(nn.Module):
         if self.patches is not None:
             embedded: Tensor = self.patches(inputs)
             return embedded
-        assert self.tokens is not None
         self._check_fit(inputs.shape[1])
+        return self.embed_tokens(inputs, types_BT)
+
+    def embed_tokens(self, inputs: Tensor, types_BT: Tensor | None = None) -> Tensor:
+        """The vectors of tokens, (B, T, D), before their positions are added."""
+        assert self.tokens is not None
         x_BTD: Tensor = self.tokens(inputs)
         if self.types is not None:
             x_BTD = x_BTD + self.types(types_BT if types_BT is not None else inputs * 0)

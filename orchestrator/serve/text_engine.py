@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from orchestrator.errors import UserError
 from orchestrator.infer.generation import Generator
-from orchestrator.infer.one_by_one import OneByOne
+from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.processors.chat_template import ChatTemplate
@@ -35,10 +35,16 @@ class TextEngine(Engine):
         observer: Observer = UNOBSERVED,
         generator: Generator | None = None,
     ) -> None:
+        """
+        Args:
+            generator: generates instead of an engine of this model's.
+        """
         processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")
-        generator = generator or OneByOne(trained.model, job.serve.max_queued_requests)
+        if generator is None:
+            limits = EngineLimits(job.serve.slots, max_waiting=job.serve.max_queued_requests)
+            generator = GenerationEngine(trained.model, limits, trained.precision)
         self.generator = observed(generator, observer)
         self.model = TextModel(
             name=job.name,

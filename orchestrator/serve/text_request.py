@@ -35,7 +35,7 @@ class TextRequest(BaseModel):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1_000_000)  # not in OpenAI's API, but common; 0: no limit
-    repetition_penalty: float = Field(1.0, gt=0, le=10)  # not in OpenAI's API either; 1: no penalty
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)  # not OpenAI's either; 1: no penalty
     n: int = Field(1, ge=1, le=8)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import uvicorn
@@ -90,8 +89,8 @@ def served(engine: TextEngine) -> Iterator[str]:
         yield url
 
 
-def log_softmax(engine: TextEngine, tokens: list[int]) -> torch.Tensor:
+@torch.inference_mode()
+def log_softmax(tokens: list[int]) -> torch.Tensor:
     """The model's own log-probabilities of what follows each token, (T, V)."""
-    model: Any = engine.generator._model  # type: ignore[attr-defined]
-    with torch.inference_mode():
-        return model(torch.tensor([tokens]))[0].float().log_softmax(-1)
+    logits_BTV: torch.Tensor = trained_model().model(torch.tensor([tokens]))
+    return logits_BTV[0].log_softmax(-1)

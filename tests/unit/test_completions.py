@@ -11,17 +11,12 @@ from starlette.testclient import TestClient
 from orchestrator.serve.app import make_app
 from orchestrator.serve.completion_protocol import CompletionResponse
 from orchestrator.serve.text_engine import TextEngine
-from tests.unit.served import CONTEXT, JOB, PLAIN, log_softmax, tiny_engine
+from tests.unit.served import CONTEXT, JOB, PLAIN, log_softmax, tiny_engine, trained_model
 
 
 @pytest.fixture(scope="module")
-def engine() -> TextEngine:
-    return tiny_engine()
-
-
-@pytest.fixture(scope="module")
-def client(engine: TextEngine) -> Iterator[TestClient]:
-    with TestClient(make_app(JOB.name, engine)) as found:
+def client() -> Iterator[TestClient]:
+    with TestClient(make_app(JOB.name, tiny_engine())) as found:
         yield found
 
 
@@ -234,7 +229,7 @@ def test_each_prompt_gets_its_choices_in_order(client: TestClient) -> None:
 # Log-probabilities
 
 
-def test_log_probabilities_are_the_models_own(client: TestClient, engine: TextEngine) -> None:
+def test_log_probabilities_are_the_models_own(client: TestClient) -> None:
     tokens = [PLAIN.end_token, *PLAIN.encode("the quick dog")]
     choice = complete(client, tokens, echo=True, logprobs=3, max_tokens=4, temperature=0).choices[0]
     found = choice.logprobs
@@ -242,7 +237,7 @@ def test_log_probabilities_are_the_models_own(client: TestClient, engine: TextEn
     assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
     generated = [choice for choice in found.tokens[len(tokens) :]]
     assert len(generated) == 4
-    logprobs_TV = log_softmax(engine, tokens)
+    logprobs_TV = log_softmax(tokens)
     for position, token in enumerate(tokens[1:]):
         own = float(logprobs_TV[position, token])
         assert found.token_logprobs[position + 1] == pytest.approx(own, abs=1e-5)
@@ -268,9 +263,10 @@ def test_the_tokens_of_a_text_begin_where_they_say(client: TestClient) -> None:
 
 
 def test_scoring_a_prompt_gives_exactly_one_more_token_even_an_end() -> None:
-    engine = tiny_engine()
+    trained = trained_model()
     with torch.no_grad():  # all tokens are equally likely, and the first is the end token
-        engine.generator._model.head.logits.weight.zero_()  # type: ignore[attr-defined]
+        trained.model.head.logits.weight.zero_()
+    engine = TextEngine(JOB, trained)
     tokens = PLAIN.encode("the dog")
     with TestClient(make_app(JOB.name, engine)) as client:
         fields: dict[str, Any] = {"temperature": 0, "max_tokens": 1, "logprobs": 1}

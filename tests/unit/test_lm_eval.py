@@ -11,7 +11,6 @@ import pytest
 
 from orchestrator.evaluate.card import USE
 from orchestrator.evaluate.export import write
-from orchestrator.serve.text_engine import TextEngine
 from orchestrator.storage.folder import Folder
 from tests.unit.served import CONTEXT, JOB, PLAIN, log_softmax, served, tiny_engine, trained_model
 
@@ -50,13 +49,8 @@ TEXT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def engine() -> TextEngine:
-    return tiny_engine()
-
-
-@pytest.fixture(scope="module")
-def url(engine: TextEngine) -> Iterator[str]:
-    with served(engine) as found:
+def url() -> Iterator[str]:
+    with served(tiny_engine()) as found:
         yield found
 
 
@@ -133,7 +127,7 @@ def test_scores_are_those_of_transformers_on_the_export(
     assert ours["write"] == theirs["write"]
 
 
-def test_log_likelihoods_are_the_models_own(url: str, engine: TextEngine) -> None:
+def test_log_likelihoods_are_the_models_own(url: str) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -149,7 +143,7 @@ def test_log_likelihoods_are_the_models_own(url: str, engine: TextEngine) -> Non
     ):
         before = PLAIN.encode(context) or [PLAIN.end_token]
         after = PLAIN.encode(context + continuation)[len(PLAIN.encode(context)) :]
-        logprobs_TV = log_softmax(engine, [*before, *after])[len(before) - 1 : -1]
+        logprobs_TV = log_softmax([*before, *after])[len(before) - 1 : -1]
         own = sum(float(row[token]) for row, token in zip(logprobs_TV, after, strict=True))
         assert found == pytest.approx(own, abs=1e-3)
         assert is_greedy == (logprobs_TV.argmax(-1).tolist() == after)

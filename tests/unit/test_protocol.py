@@ -123,6 +123,7 @@ WRONG = [
     ("top_p", 1.1),
     ("top_p", float("nan")),
     ("top_k", -1),
+    ("repetition_penalty", 5e-324),  # logits divided by it are infinite
     ("n", 0),
     ("n", -1),
     ("n", 10**30),

@@ -1,0 +1,93 @@
+"""Linear maps whose rows do not depend on their company: a row's result has the same bits, however
+many rows are computed with it.
+
+A matrix product adds up a row's terms in an order that depends on the kernel, and the kernel
+depends on the shape. With the weights stored as (in, out), MKL's kernels for two rows and more
+keep one order, except where they share the sum itself among threads: for few rows and many
+inputs. There, zeros are added as rows. For 8 rows this layout is also twice as fast as (out, in).
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from orchestrator.model.transformer import TokenHead, Transformer
+
+# A step computes one of these numbers of rows; from 64 on, multiples of 16. For one row there is
+# another kernel, which no other number agrees with.
+ROW_COUNTS = (2, 4, 8, 16, 24, 32, 48, 64)
+
+
+def padded_count(rows: int) -> int:
+    """The number of rows to compute for so many."""
+    return next((count for count in ROW_COUNTS if count >= rows), -(-rows // 16) * 16)
+
+
+class RowLinear(nn.Module):
+    """A trained linear map for float32 on a CPU; it cannot be trained further."""
+
+    def __init__(self, weight_FD: Tensor, bias_F: Tensor | None) -> None:
+        super().__init__()
+        weight_DF = weight_FD.detach().t().contiguous()
+        self.weight_DF = nn.Parameter(weight_DF, requires_grad=False)
+        self.bias_F = None
+        if bias_F is not None:
+            self.bias_F = nn.Parameter(bias_F.detach(), requires_grad=False)
+        self.min_rows = min_rows(*weight_DF.shape, torch.get_num_threads())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., F)."""
+        x_ND = x.reshape(-1, x.shape[-1])
+        rows = len(x_ND)
+        if rows < self.min_rows:
+            x_ND = F.pad(x_ND, (0, 0, 0, self.min_rows - rows))
+        if self.bias_F is None:
+            y_NF = x_ND @ self.weight_DF
+        else:
+            y_NF = torch.addmm(self.bias_F, x_ND, self.weight_DF)
+        return y_NF[:rows].unflatten(0, x.shape[:-1])
+
+
+class RowHead(nn.Module):
+    """A decoder's head over the vocabulary, in place of `TokenHead`. Tied embeddings are copied."""
+
+    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+        super().__init__()
+        self.logits = RowLinear(weight_VD, bias_V)
+
+    def forward(self, x_BTD: Tensor, _embedding_VD: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.logits(x_BTD)
+        return logits_BTV
+
+
+@functools.cache
+def min_rows(inputs: int, outputs: int, threads: int) -> int:
+    """From how many rows on a product of this shape gives a row the same bits, tried for
+    ROW_COUNTS.
+
+    The order of a sum follows from the shapes, not from the values: random numbers, of which
+    nearly every other order gives other bits, show whether it is the same.
+    """
+    random = torch.Generator().manual_seed(threads)
+    x_ND = torch.randn(ROW_COUNTS[-1] + 16, inputs, generator=random)
+    weight_DF = torch.randn(inputs, outputs, generator=random)
+    expected_NF, least = x_ND @ weight_DF, len(x_ND)
+    for count in reversed(ROW_COUNTS):
+        if not torch.equal(x_ND[-count:].clone() @ weight_DF, expected_NF[-count:]):
+            break
+        least = count
+    return least
+
+
+def convert_to_rows(model: Transformer) -> None:
+    """Replace a trained model's linear maps and its head, in place."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and not name.startswith("logits"):
+                setattr(module, name, RowLinear(child.weight, child.bias))
+    head = model.head
+    assert model.tokens is not None and isinstance(head, TokenHead)
+    weight_VD = head.logits.weight if head.logits is not None else model.tokens.weight
+    model.head = RowHead(weight_VD, head.bias_V)
