@@ -169,6 +169,18 @@ def test_the_open_inference_protocol_tells_of_the_model() -> None:
             assert answer.json()["error"]["code"] == "model_not_found"
 
 
+def test_every_route_documents_its_errors_in_openais_envelope() -> None:
+    api, _ = app_for("text_classification")
+    with TestClient(api) as client:
+        schema = client.get("/openapi.json").json()
+    assert {"/", "/v1/predict", "/v1/embeddings", "/v2/models/{name}"} <= schema["paths"].keys()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            assert {"200", "4XX", "5XX"} == operation["responses"].keys()
+            content = operation["responses"]["4XX"]["content"]["application/json"]
+            assert content["schema"]["$ref"].endswith("/ErrorResponse")
+
+
 # The job
 
 
