@@ -206,6 +206,14 @@ def test_a_full_engine_is_429_before_a_stream_begins() -> None:
             assert answer.json()["error"]["type"] == "rate_limit_error"
 
 
+def test_an_engine_that_closes_is_503() -> None:
+    engine = tiny_engine()
+    with listening(make_app(JOB.name, engine)) as url:
+        engine.close()
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a"})
+    assert answer.status_code == 503 and answer.json()["error"]["type"] == "server_error"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_the_model_reaches_the_client(stream: bool) -> None:
     room = Room(9, submitted=lambda slot: slot.end("error", "out of memory"))
