@@ -18,7 +18,7 @@ from orchestrator.infer.generation import FullError
 from orchestrator.serve import health
 from orchestrator.serve.access import RequireKey
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.envelope import error_response
+from orchestrator.serve.envelope import ERRORS, error_response
 from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
 
 MAX_BODY_BYTES = 1 << 20
@@ -62,7 +62,9 @@ def make_api(engine: Engine) -> FastAPI:
         yield
         engine.close()
 
-    api = FastAPI(title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan)
+    api = FastAPI(
+        title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
+    )
     api.add_middleware(LimitBody)
 
     @api.exception_handler(RequestValidationError)

@@ -4,11 +4,13 @@ import hashlib
 import hmac
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from starlette.testclient import TestClient
 
 from orchestrator.application import Arguments, application
@@ -16,8 +18,11 @@ from orchestrator.errors import JobError, UserError
 from orchestrator.job.api_keys import digest_of, is_loopback, read_keys
 from orchestrator.job.file import load_job
 from orchestrator.job.fingerprint import fingerprint
+from orchestrator.serve.address import Address
 from orchestrator.serve.app import MAX_BODY_BYTES
-from tests.unit.predicting import app_for
+from orchestrator.serve.deploy import _ask, bind
+from orchestrator.storage.folder import Folder
+from tests.unit.predicting import app_for, trained_for
 from tests.unit.served import listening
 
 KEY, OTHER = "sk-first", "sk-second"
@@ -139,13 +144,9 @@ def test_the_openai_client_sends_its_key_as_the_endpoint_wants_it() -> None:
 
 def test_hugging_faces_client_does_too() -> None:
     with listening(app_for("text_classification", keys=[digest_of(KEY)])[0]) as url:
-        assert huggingface_hub.InferenceClient(model=url, token=KEY).text_classification(
-            "a good one"
-        )
-        with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="401"):
-            huggingface_hub.InferenceClient(model=url, token="sk-wrong").text_classification(
-                "a good one"
-            )
+        assert InferenceClient(model=url, token=KEY).text_classification("a good one")
+        with pytest.raises(HfHubHTTPError, match="401"):
+            InferenceClient(model=url, token="sk-wrong").text_classification("a good one")
 
 
 # Health and metadata
@@ -166,6 +167,18 @@ def test_the_open_inference_protocol_tells_of_the_model() -> None:
             answer = client.get(path)
             assert answer.status_code == 404
             assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_every_route_documents_its_errors_in_openais_envelope() -> None:
+    api, _ = app_for("text_classification")
+    with TestClient(api) as client:
+        schema = client.get("/openapi.json").json()
+    assert {"/", "/v1/predict", "/v1/embeddings", "/v2/models/{name}"} <= schema["paths"].keys()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            assert {"200", "4XX", "5XX"} == operation["responses"].keys()
+            content = operation["responses"]["4XX"]["content"]["application/json"]
+            assert content["schema"]["$ref"].endswith("/ErrorResponse")
 
 
 # The job
@@ -252,6 +265,27 @@ def test_a_config_file_of_ray_serve_needs_them_wherever_it_listens(tmp_path: Pat
     with pytest.raises(UserError, match="holds no finished training"):
         storage = f"storage={tmp_path}"
         application(Arguments(job=str(file), overrides=["serve.open=true", storage]))
+
+
+def test_replicas_get_the_files_hashes_and_the_commands_own(tmp_path: Path) -> None:
+    job = load(tmp_path, f"keys: {keys_file(tmp_path, digest_of(KEY))}, max_queued_requests: 9")
+    stage: Any = SimpleNamespace(folder=Folder(str(tmp_path)))
+    deployment = bind(job, stage, stage, [digest_of(OTHER)])._bound_deployment
+    assert deployment.init_args[-1] == [digest_of(KEY), digest_of(OTHER)]
+    # A replica takes what its engine's queue refuses, since Ray Serve's own refusals are bare.
+    assert deployment.max_ongoing_requests > job.serve.max_queued_requests
+    open_job = load(tmp_path, "")
+    assert bind(open_job, stage, stage)._bound_deployment.init_args[-1] == []
+
+
+def test_the_commands_own_key_answers_its_own_question() -> None:
+    job, _ = trained_for("text_classification")
+    with listening(app_for("text_classification", keys=[digest_of(OTHER)])[0]) as url:
+        assert '"label"' in _ask(url, job, OTHER)
+
+
+def test_an_addresss_key_is_not_shown() -> None:
+    assert KEY not in repr(Address("http://x", "node", "10.0.0.1", True, "", KEY))
 
 
 def test_keys_change_no_stages_result(tmp_path: Path) -> None:

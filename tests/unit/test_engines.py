@@ -16,6 +16,7 @@ from orchestrator.serve import engines
 from orchestrator.serve.app import make_app
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.engines import check_engine, engine_of
+from orchestrator.serve.metrics import UNOBSERVED, Observer
 from orchestrator.tasks.language_modelling import LanguageModelling
 from orchestrator.tasks.task import Task
 
@@ -34,7 +35,7 @@ class CountingEngine(Engine):
     path = "counts"
     purpose = "counts words"
 
-    def __init__(self, job: Job, trained: TrainedModel) -> None:
+    def __init__(self, job: Job, trained: TrainedModel, observer: Observer = UNOBSERVED) -> None:
         self.job = job
         self.closed = False
 

@@ -1,5 +1,7 @@
 """What the endpoint counts and measures, and that Ray takes all of it."""
 
+import json
+import re
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -183,3 +185,28 @@ def test_ray_takes_every_metric_and_label() -> None:
         else:
             observer.show(name, 3, **labels)
     assert not ray.is_initialized()
+
+
+def test_the_dashboard_asks_for_metrics_that_exist_by_the_names_that_prometheus_has() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
+    exported: dict[str, str] = {}  # by Prometheus' name, which Ray's agent makes
+    for name, metric in METRICS.items():
+        suffix = {"counter": "_total", "histogram": "_bucket", "gauge": ""}[metric.kind]
+        exported[f"ray_{name}{suffix}"] = name
+    asked = {name for text in expressions for name in re.findall(r"\bray_\w+", text)}
+    assert asked <= exported.keys()
+    assert {exported[name] for name in asked} == METRICS.keys()  # nothing is left out
+    for text in expressions:
+        assert text.count("(") == text.count(")") and "$model" in text
+    for panel in dashboard["panels"]:
+        legends = " ".join(target["legendFormat"] for target in panel["targets"])
+        known = {label for metric in METRICS.values() for label in metric.labels}
+        assert set(re.findall(r"\{\{(\w+)\}\}", legends)) <= known
+    places = [tuple(panel["gridPos"][key] for key in "xy") for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_the_page_names_every_metric() -> None:
+    page = (DASHBOARD.parents[2] / "docs/serving.md").read_text()
+    assert [name for name in METRICS if f"`{name}" not in page] == []
