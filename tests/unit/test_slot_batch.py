@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.infer.generation import GenerationRequest, Token
+from orchestrator.infer.generation import GenerationRequest
 from orchestrator.infer.slot_batch import Sequence
 from orchestrator.infer.slot_cache import Room, Row, SlotCache, piece_bounds, slots_that_fit
 from orchestrator.model.config import ModelConfig
