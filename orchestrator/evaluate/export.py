@@ -73,8 +73,8 @@ def write(job: Job, processor: Any, model: Transformer, card: list[str], folder:
     pretrained.save(model, folder, outputs, **ids)
     folder.write("tokenizer.json", _tokenizer(task, text))
     settings = _tokenizer_settings(task, model, special)
-    if text.chat_template is not None:
-        settings["chat_template"] = text.chat_template
+    if text.chat_template is not None:  # it writes special tokens, as texts that stay whole
+        settings |= {"chat_template": text.chat_template, "split_special_tokens": False}
     folder.write("tokenizer_config.json", json.dumps(settings, indent=2).encode())
     if job.model.family != "encoder":
         generation = {**ids, **_generation_settings(task)}

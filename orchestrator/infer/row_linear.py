@@ -20,11 +20,6 @@ from orchestrator.model.transformer import TokenHead, Transformer
 ROW_COUNTS = (2, 4, 8, 16, 24, 32, 48, 64)
 
 
-def padded_count(rows: int) -> int:
-    """The number of rows to compute for so many."""
-    return next((count for count in ROW_COUNTS if count >= rows), -(-rows // 16) * 16)
-
-
 class RowLinear(nn.Module):
     """A trained linear map for float32 on a CPU; it cannot be trained further."""
 
@@ -82,11 +77,18 @@ def min_rows(inputs: int, outputs: int, threads: int) -> int:
 
 
 def convert_to_rows(model: Transformer) -> None:
-    """Replace a trained model's linear maps and its head, in place."""
+    """Replace a trained model's linear maps and its head, in place, and drop its dropout.
+
+    A model that was converted before stays as it is.
+    """
+    if isinstance(model.head, RowHead):
+        return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and not name.startswith("logits"):
                 setattr(module, name, RowLinear(child.weight, child.bias))
+            elif isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
     head = model.head
     assert model.tokens is not None and isinstance(head, TokenHead)
     weight_VD = head.logits.weight if head.logits is not None else model.tokens.weight

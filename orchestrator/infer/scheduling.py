@@ -7,8 +7,7 @@ from typing import Generic, TypeVar
 
 # A shorter common prefix is no reason to overwrite a slot that keeps more than twice as much.
 WORTH_KEEPING = 16
-# With fewer rows than this, a step takes about as long: it waits for the weights.
-FREE_ROWS = 8
+FEWEST = 8  # tokens of a prompt that are worth a call of their own
 RATE_SECONDS = 30.0  # over which the rate of finished requests is taken
 
 T = TypeVar("T")
@@ -99,17 +98,13 @@ def choose_slot(kept: Iterable[tuple[int, int, int]]) -> tuple[int, int]:
     return chosen
 
 
-def prompt_shares(remaining: list[int], decoding: int, most: int) -> list[int]:
-    """How many prompt tokens of each of the sequences a step computes, the oldest first.
-
-    While other sequences generate, a step takes at most as many prompt tokens as these, so that
-    it lasts at most twice as long as without: the time between their tokens stays even. Sequences
-    share equally, so that a short prompt does not wait for a long one.
-    """
-    budget = min(most, max(decoding, FREE_ROWS)) if decoding else most
+def prompt_shares(remaining: list[int], budget: int) -> list[int]:
+    """How many prompt tokens of each sequence a step computes: as equal shares of `budget` as can
+    be, so that a short prompt does not wait for a long one. Without enough for FEWEST each, the
+    oldest, which come first, have them."""
     shares: list[int] = []
     for i, tokens in enumerate(remaining):
-        share = min(tokens, max(budget // (len(remaining) - i), min(budget, FREE_ROWS)))
+        share = min(tokens, budget, max(budget // (len(remaining) - i), FEWEST))
         shares.append(share)
         budget -= share
     return shares

@@ -17,7 +17,7 @@ from orchestrator.infer.generation import (
     Token,
 )
 from orchestrator.infer.precision import autocast
-from orchestrator.infer.row_linear import convert_to_rows, padded_count
+from orchestrator.infer.row_linear import ROW_COUNTS, convert_to_rows
 from orchestrator.infer.scheduling import choose_slot, common_prefix, prompt_shares
 from orchestrator.infer.slot_cache import LayerRows, Room, Row, Rows, SlotCache
 from orchestrator.model.attention import AttentionMask
@@ -109,8 +109,35 @@ class SlotBatch:
         self.cache = SlotCache(slots, room, model.config, model.decoder.positions, like)
         self.slots = [Slot(number) for number in range(slots)]  # by number
         self.free = list(self.slots)  # the least recently used first
+        self.row_counts = list(ROW_COUNTS)
+        self.row_counts = self._agreeing_counts()
         self.admitted = 0
         self.ended = 0
+
+    @torch.inference_mode()
+    def _agreeing_counts(self) -> list[int]:
+        """The numbers of rows for which the model gives a row the same bits, on this machine: of
+        ROW_COUNTS those that agree with the highest, at other places of the same rows.
+
+        Here no row attends, since the products of attention do not depend on their number.
+        """
+        most = ROW_COUNTS[-1]
+        random = torch.Generator().manual_seed(0)
+        tokens_N = torch.randint(self.model.vocab_size, (2 * most,), generator=random)
+        outputs = []
+        for count in ROW_COUNTS:
+            rows = [Row(token, 0, 0) for token in tokens_N[most - count // 2 :][:count].tolist()]
+            padding = replace(self.cache.rows(rows, count), pieces=[], slots_n=tokens_N[:0])
+            with autocast(self.device, self.precision):
+                logits_NV = self._logits(self._forward(padding), list(range(count)))
+            outputs.append(logits_NV[count // 2 - 1 : count // 2 + 1])
+        agree = [
+            count
+            for count, output_2V in zip(ROW_COUNTS, outputs, strict=True)
+            if torch.equal(output_2V, outputs[-1])
+        ]
+        log.info("rows computed at once: %s", ", ".join(map(str, agree)))
+        return agree
 
     @property
     def running(self) -> list[Slot]:
@@ -226,7 +253,7 @@ class SlotBatch:
             for slot, count in zip(ready, counts, strict=True)
             for position, token in _next_tokens(_sequence(slot), count)
         ]
-        x_ND = self._forward(self.cache.rows(rows, padded_count(len(rows))))
+        x_ND = self._forward(self.cache.rows(rows, self._padded(len(rows))))
         read = self._read(ready, counts)
         logits_NV = self._logits(x_ND, [row for each in read for row in each])
         is_finite = logits_NV.amax(-1).isfinite().tolist()
@@ -248,9 +275,24 @@ class SlotBatch:
         sequences = [_sequence(slot) for slot in ready]
         new = sorted((s for s in sequences if not s.generated), key=lambda s: s.number)
         remaining = [len(s.tokens) - s.computed for s in new]
-        shares = prompt_shares(remaining, len(ready) - len(new), self.prefill_chunk)
+        shares = prompt_shares(remaining, self._prompt_budget(len(ready) - len(new)))
         by_sequence = dict(zip(new, shares, strict=True))
         return [by_sequence.get(sequence, 1) for sequence in sequences]
+
+    def _prompt_budget(self, decoding: int) -> int:
+        """How many prompt tokens a step computes beside the tokens of other sequences: so many that
+        it takes at most about twice as long as without them.
+
+        On a CPU, a step of up to 16 rows for each core waits for the weights rather than for the
+        rows. From there on, as many rows again take at most twice as long.
+        """
+        if not decoding or self.device.type != "cpu":
+            return self.prefill_chunk
+        return min(self.prefill_chunk, max(decoding, 16 * torch.get_num_threads()))
+
+    def _padded(self, rows: int) -> int:
+        """The number of rows to compute for so many; beyond the last, multiples of 16."""
+        return next((count for count in self.row_counts if count >= rows), -(-rows // 16) * 16)
 
     def _read(self, ready: list[Slot], counts: list[int]) -> list[list[int]]:
         """The rows of each slot whose logits are read: the last one of all its tokens, and those
@@ -277,7 +319,7 @@ class SlotBatch:
 
     def _logits(self, x_ND: Tensor, rows: list[int]) -> Tensor:
         assert self.model.tokens is not None
-        padding = [0] * (padded_count(len(rows)) - len(rows))
+        padding = [0] * (self._padded(len(rows)) - len(rows))
         logits_BTV = self.model.head(x_ND[rows + padding][None], self.model.tokens.weight)
         return logits_BTV[0, : len(rows)].float()
 

@@ -10,6 +10,7 @@ from orchestrator.storage.folder import Folder, Stamp
 from orchestrator.storage.submitted import lasting_stamp
 
 TOKENIZER_FILES = (
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "special_tokens_map.json",

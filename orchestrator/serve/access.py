@@ -29,7 +29,8 @@ class RequireKey:
             return
         headers = Headers(scope=scope).getlist("authorization")
         if len(headers) == 1 and self._is_known(headers[0]):
-            await self.app(scope, receive, send)
+            state = {**scope.get("state", {}), "client": headers[0]}  # as `request.state.client`
+            await self.app({**scope, "state": state}, receive, send)
             return
         asked = "is not valid here" if headers else "is missing: send Authorization: Bearer KEY"
         detail = ErrorDetail(message=f"the API key {asked}", code="invalid_api_key")

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.errors import UserError, first_line
+from orchestrator.errors import StageError, UserError, first_line
 from orchestrator.infer.batcher import DeadlineError
 from orchestrator.infer.generation import FullError
 from orchestrator.serve import health
@@ -97,6 +97,10 @@ def make_api(engine: Engine) -> FastAPI:
         detail = ErrorDetail(message=str(error), type="rate_limit_error", code="queue_full")
         seconds = max(math.ceil(error.retry_after), 1)
         return error_response(429, detail, {"Retry-After": str(seconds)})
+
+    @api.exception_handler(StageError)
+    async def closing(_: Request, error: StageError) -> Response:
+        return error_response(503, ErrorDetail(message=str(error), type="server_error"))
 
     @api.exception_handler(DeadlineError)
     async def late(_: Request, error: DeadlineError) -> Response:

@@ -56,5 +56,9 @@ class Generation:
 
 
 def client_of(request: Request, user: str | None) -> str:
-    """Whose request it is: waiting requests of different clients take turns."""
-    return user or (request.client.host if request.client else "")
+    """Whose request it is: waiting requests of different clients take turns.
+
+    An API key that was checked says it; else what the client says of itself, or its address.
+    """
+    key: str = getattr(request.state, "client", "")
+    return key or user or (request.client.host if request.client else "")

@@ -1,5 +1,6 @@
 """The endpoint on Ray Serve, over HTTP."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def test_a_completion_has_the_shape_of_openais(url: str) -> None:
     assert httpx.post(f"{url}/v1/completions", json=body).json()["choices"] == content["choices"]
 
 
+def test_a_stream_joins_to_the_whole_answer(url: str) -> None:
+    body = {"prompt": "the the", "max_tokens": 8, "seed": 1}
+    whole = httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"]
+    text = ""
+    with httpx.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}) as answer:
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    for event in events:
+        text += json.loads(event)["choices"][0]["text"]
+    assert text == whole
+
+
 def test_models_and_health_answer(url: str) -> None:
     models = httpx.get(f"{url}/v1/models").json()
     assert [model["id"] for model in models["data"]] == ["tiny"]
@@ -80,9 +93,9 @@ def test_the_first_answer_is_text(
         (b'{"prompt": "a", "max_tokens": 100000000000}', 422),
         (b'{"prompt": "a", "max_tokens": 1000}', 400),
         (b'{"prompt": "' + b"the " * 100 + b'"}', 400),
-        (b'{"prompt": "a", "model": "gpt-4"}', 400),
+        (b'{"prompt": "a", "model": "gpt-4"}', 404),
         (b'{"prompt": "a", "n": 1000}', 422),
-        (b'{"prompt": "a", "stream": true}', 422),
+        (b'{"prompt": "a", "stream": 3}', 422),
         (b'{"prompt": "\\ud800"}', 422),
         (b'{"prompt": "\xff"}', 400),
         (b"[" * 10_000, 400),
@@ -97,7 +110,7 @@ def test_bad_requests_get_an_error_in_openais_envelope(url: str, body: bytes, st
 
 
 def test_unknown_routes_and_methods_get_the_same_envelope(url: str) -> None:
-    for answer in (httpx.get(f"{url}/v2"), httpx.get(f"{url}/v1/completions")):
+    for answer in (httpx.get(f"{url}/v3"), httpx.get(f"{url}/v1/completions")):
         assert answer.status_code in (404, 405)
         assert answer.json()["error"]["message"]
 

@@ -8,10 +8,14 @@ import pytest
 from tokenizers import AddedToken
 
 from orchestrator.errors import UserError
+from orchestrator.evaluate.card import USE
+from orchestrator.evaluate.export import write
+from orchestrator.job.inputs import model_files
 from orchestrator.pretrained.tokenizer import read_tokenizer
 from orchestrator.processors.chat_template import ChatTemplate
 from orchestrator.processors.text import TextProcessor, TokenizerConfig
 from orchestrator.storage.folder import Folder
+from tests.unit.served import JOB, chat_processor, trained_model
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -148,3 +152,23 @@ def test_a_template_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     folder.write("chat_template.jinja", b"\xff\xfe")
     with pytest.raises(UserError, match=r"chat_template\.jinja"):
         read_tokenizer(folder, 400)
+
+
+def test_a_template_goes_with_an_export_and_into_the_next_job(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    processor, messages = chat_processor(), [{"role": "user", "content": "a dog"}]
+    write(JOB, processor, trained_model(processor).model, [USE], Folder(str(tmp_path)))
+    again = read_tokenizer(Folder(str(tmp_path)), processor.vocab_size)
+    assert again.chat_template == processor.chat_template
+    tokens = ChatTemplate(processor).encode(messages)
+    assert ChatTemplate(again).encode(messages) == tokens
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.apply_chat_template(messages, return_dict=False) == tokens
+
+
+def test_another_template_prepares_the_data_again(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = model_files(str(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text("x")
+    assert model_files(str(tmp_path)) != before

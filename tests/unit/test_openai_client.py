@@ -1,5 +1,6 @@
 """OpenAI's own client, unchanged, on a real server."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from orchestrator.processors.chat_template import ChatTemplate
 from orchestrator.processors.text import TextProcessor
+from orchestrator.serve.app import make_app
 from orchestrator.serve.text_engine import TextEngine
-from tests.unit.served import PLAIN, chat_processor, served, tiny_engine
+from tests.unit.served import PLAIN, chat_processor, listening, served, tiny_engine
 from tests.unit.test_sequences import Room
 
 MESSAGES: Any = [{"role": "system", "content": "be"}, {"role": "user", "content": "a dog"}]
@@ -168,6 +170,18 @@ def test_a_full_queue_is_a_rate_limit() -> None:
     ):
         client.completions.create(model="tiny", prompt="a")
     assert caught.value.response.headers["retry-after"] == "1"
+
+
+def test_a_wrong_key_is_an_authentication_error() -> None:
+    digest = hashlib.sha256(b"right").hexdigest()
+    app = make_app("tiny", tiny_engine(PLAIN, Room(0)), keys=[digest])
+    with listening(app) as url:
+        for key, error in (("wrong", openai.AuthenticationError), ("right", openai.RateLimitError)):
+            with (
+                openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+                pytest.raises(error),
+            ):
+                client.completions.create(model="tiny", prompt="a")
 
 
 def test_a_model_without_a_template_says_so() -> None:

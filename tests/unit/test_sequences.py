@@ -1,6 +1,7 @@
 """One client's sequences: submitted as there is room, and cancelled when the client leaves."""
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -204,6 +205,35 @@ def test_a_full_engine_is_429_before_a_stream_begins() -> None:
             answer = httpx.post(f"{url}/v1/completions", json=body)
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
             assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize(
+    ("keys", "user", "expected"),
+    [
+        ([], None, "127.0.0.1"),
+        ([], "me", "me"),
+        (["key"], "me", "Bearer key"),
+    ],
+)
+def test_requests_wait_in_the_name_of_their_client(
+    keys: list[str], user: str | None, expected: str
+) -> None:
+    room = Room(1, submitted=lambda slot: slot.end())
+    digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+    with listening(make_app(JOB.name, tiny_engine(PLAIN, room), keys=digests)) as url:
+        headers = {"Authorization": "Bearer key"}
+        body = {"prompt": "a", "user": user}
+        answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert room.slots[0].request.client == expected
+
+
+def test_an_engine_that_closes_is_503() -> None:
+    engine = tiny_engine()
+    with listening(make_app(JOB.name, engine)) as url:
+        engine.close()
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a"})
+    assert answer.status_code == 503 and answer.json()["error"]["type"] == "server_error"
 
 
 @pytest.mark.parametrize("stream", [False, True])
