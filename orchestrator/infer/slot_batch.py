@@ -17,7 +17,7 @@ from orchestrator.infer.generation import (
     Token,
 )
 from orchestrator.infer.precision import autocast
-from orchestrator.infer.row_linear import ROW_COUNTS, convert_to_rows
+from orchestrator.infer.row_linear import convert_to_rows, row_counts
 from orchestrator.infer.scheduling import choose_slot, common_prefix, prompt_shares
 from orchestrator.infer.slot_cache import LayerRows, Room, Row, Rows, SlotCache
 from orchestrator.model.attention import AttentionMask
@@ -109,35 +109,37 @@ class SlotBatch:
         self.cache = SlotCache(slots, room, model.config, model.decoder.positions, like)
         self.slots = [Slot(number) for number in range(slots)]  # by number
         self.free = list(self.slots)  # the least recently used first
-        self.row_counts = list(ROW_COUNTS)
+        self.row_counts = row_counts(slots + prefill_chunk)
         self.row_counts = self._agreeing_counts()
+        log.info("numbers of rows that agree: %s", ", ".join(map(str, self.row_counts)))
         self.admitted = 0
         self.ended = 0
 
     @torch.inference_mode()
     def _agreeing_counts(self) -> list[int]:
-        """The numbers of rows for which the model gives a row the same bits, on this machine: of
-        ROW_COUNTS those that agree with the highest, at other places of the same rows.
+        """The numbers of rows for which the model gives a row the same bits, on this machine: those
+        of `row_counts` that agree with the highest, where the same rows stand in another order.
 
         Here no row attends, since the products of attention do not depend on their number.
         """
-        most = ROW_COUNTS[-1]
         random = torch.Generator().manual_seed(0)
-        tokens_N = torch.randint(self.model.vocab_size, (2 * most,), generator=random)
-        outputs = []
-        for count in ROW_COUNTS:
-            rows = [Row(token, 0, 0) for token in tokens_N[most - count // 2 :][:count].tolist()]
-            padding = replace(self.cache.rows(rows, count), pieces=[], slots_n=tokens_N[:0])
-            with autocast(self.device, self.precision):
-                logits_NV = self._logits(self._forward(padding), list(range(count)))
-            outputs.append(logits_NV[count // 2 - 1 : count // 2 + 1])
+        tokens_N = torch.randint(self.model.vocab_size, self.row_counts[-1:], generator=random)
+        expected_NV = self._logits_without_attention(tokens_N)
         agree = [
             count
-            for count, output_2V in zip(ROW_COUNTS, outputs, strict=True)
-            if torch.equal(output_2V, outputs[-1])
+            for count in self.row_counts[:-1]
+            if torch.equal(
+                self._logits_without_attention(tokens_N[:count].flip(0)),
+                expected_NV[:count].flip(0),
+            )
         ]
-        log.info("rows computed at once: %s", ", ".join(map(str, agree)))
-        return agree
+        return [*agree, self.row_counts[-1]]
+
+    def _logits_without_attention(self, tokens_N: Tensor) -> Tensor:
+        rows = [Row(token, 0, 0) for token in tokens_N.tolist()]
+        alone = replace(self.cache.rows(rows, len(rows)), pieces=[], slots_n=tokens_N[:0])
+        with autocast(self.device, self.precision):
+            return self._logits(self._forward(alone), list(range(len(rows))))
 
     @property
     def running(self) -> list[Slot]:
@@ -291,8 +293,8 @@ class SlotBatch:
         return min(self.prefill_chunk, max(decoding, 16 * torch.get_num_threads()))
 
     def _padded(self, rows: int) -> int:
-        """The number of rows to compute for so many; beyond the last, multiples of 16."""
-        return next((count for count in self.row_counts if count >= rows), -(-rows // 16) * 16)
+        """The number of rows to compute for so many."""
+        return next(count for count in self.row_counts if count >= rows)
 
     def _read(self, ready: list[Slot], counts: list[int]) -> list[list[int]]:
         """The rows of each slot whose logits are read: the last one of all its tokens, and those
