@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.infer.generation import GenerationRequest, Token
-from orchestrator.infer.slot_batch import Sequence
+from orchestrator.infer.sequence import Sequence
 from orchestrator.infer.slot_cache import Room, Row, SlotCache, piece_bounds, slots_that_fit
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.generate import GREEDY, Sampling, generate_batch
