@@ -10,7 +10,7 @@ import torch
 from orchestrator.errors import StageError, UserError
 from orchestrator.infer.generation import FullError, Generated, GenerationRequest
 from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
-from orchestrator.infer.slot_batch import Sequence
+from orchestrator.infer.sequence import Sequence
 from orchestrator.model.generate import GREEDY, Sampling, generate
 from orchestrator.model.transformer import Transformer
 from tests.unit.generation import Answer, request
