@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from orchestrator.errors import StageError, UserError
 from orchestrator.infer.generation import Ending, FullError, GenerationRequest, Listener
 from orchestrator.infer.scheduling import FairQueue, Rate
-from orchestrator.infer.slot_batch import Sequence, SlotBatch
+from orchestrator.infer.sequence import Sequence
+from orchestrator.infer.slot_batch import SlotBatch
 from orchestrator.infer.slot_cache import Room
+from orchestrator.infer.slot_decoder import SlotDecoder
 from orchestrator.model.transformer import Transformer
 from orchestrator.storage.artifact import Precision
 
@@ -49,7 +51,7 @@ class EngineLimits:
 
 
 class GenerationEngine:
-    """Serves requests with one model, which it takes over (see `SlotBatch`)."""
+    """Serves requests with one model, which it takes over (see `SlotDecoder`)."""
 
     def __init__(
         self, model: Transformer, limits: EngineLimits, precision: Precision = "fp32"
@@ -59,7 +61,9 @@ class GenerationEngine:
         self.model = model
         self.room = limits.room(model)
         self.max_waiting = limits.max_waiting
-        self._batch = SlotBatch(model, limits.slots, self.room, limits.prefill_chunk, precision)
+        rows = limits.slots + limits.prefill_chunk
+        self._decoder = SlotDecoder(model, limits.slots, self.room, rows, precision)
+        self._batch = SlotBatch(self._decoder, limits.slots, limits.prefill_chunk)
         self._queue: FairQueue[Sequence] = FairQueue()
         self._rate = Rate()
         self._changed = threading.Condition()  # guards the queue and _is_closed
@@ -70,7 +74,7 @@ class GenerationEngine:
     @property
     def cache_bytes(self) -> int:
         """The memory of all slots' keys and values, allocated once."""
-        return self._batch.cache.bytes
+        return self._decoder.cache.bytes
 
     @property
     def running(self) -> int:

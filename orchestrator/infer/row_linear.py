@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 from orchestrator.model.transformer import TokenHead, Transformer
 
-# A step computes one of these numbers of rows; from 64 on, multiples of 16. For one row there is
+# A step computes one of these numbers of rows; above, multiples of 16. For one row there is
 # another kernel, which no other number agrees with.
 ROW_COUNTS = (2, 4, 8, 16, 24, 32, 48, 64)
+
+
+def row_counts(most: int) -> list[int]:
+    """The numbers of rows that are computed, up to one that holds `most`."""
+    counts = [*ROW_COUNTS, *range(ROW_COUNTS[-1] + 16, most + 16, 16)]
+    return [count for count in counts if count < most] + [min(c for c in counts if c >= most)]
 
 
 class RowLinear(nn.Module):

@@ -2,139 +2,32 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from orchestrator.infer.batch_sampling import Draw, sample_rows, tokens_with_logprobs
-from orchestrator.infer.generation import (
-    Ending,
-    Generated,
-    GenerationRequest,
-    Listener,
-    Token,
-)
-from orchestrator.infer.precision import autocast
-from orchestrator.infer.row_linear import ROW_COUNTS, convert_to_rows
+from orchestrator.infer.generation import Ending, Token
 from orchestrator.infer.scheduling import choose_slot, common_prefix, prompt_shares
-from orchestrator.infer.slot_cache import LayerRows, Room, Row, Rows, SlotCache
-from orchestrator.model.attention import AttentionMask
-from orchestrator.model.block import Block
-from orchestrator.model.generate import device_of
-from orchestrator.model.transformer import Transformer
-from orchestrator.storage.artifact import Precision
+from orchestrator.infer.sequence import Sequence, Slot
+from orchestrator.infer.slot_cache import Row
+from orchestrator.infer.slot_decoder import SlotDecoder
 
 log = logging.getLogger(__name__)
 NO_LOGPROB = float("nan")
 
 
-@dataclass(eq=False)
-class Sequence:
-    """A request with its state: it waits, runs in a slot, or has ended."""
-
-    request: GenerationRequest
-    listener: Listener
-    cancelled: bool = False
-    tokens: list[int] = field(default_factory=list)  # the prompt and what was generated
-    computed: int = 0  # of these, how many have keys and values in the slot
-    cached_tokens: int = 0
-    prompt: list[Token] = field(default_factory=list)  # with log-probabilities, if asked for
-    draw: Draw | None = None
-    encoding: Iterator[None] | None = None  # the source's encoder, a layer at a time
-    number: int = 0  # in the order of their slots' assignment
-    ending: Ending | None = None
-    is_told: bool = False  # whether the listener has heard of it
-
-    def cancel(self) -> None:
-        """End it at the next step. Any thread may call this."""
-        self.cancelled = True
-
-    @property
-    def generated(self) -> int:
-        return max(len(self.tokens) - len(self.request.prompt), 0)
-
-    def tell(
-        self, tokens: tuple[Token, ...] = (), ending: Ending | None = None, error: str = ""
-    ) -> None:
-        """Pass on what a step has added. A listener that fails cancels its request."""
-        prompt = () if self.is_told else tuple(self.prompt)
-        cached = 0 if self.is_told else self.cached_tokens
-        self.is_told, self.ending = True, ending
-        try:
-            self.listener(Generated(prompt, tokens, ending, error, cached))
-        except Exception:
-            log.exception("the listener of a request failed: the request is cancelled")
-            self.cancelled = True
-
-
-@dataclass
-class Slot:
-    """A place for a sequence. When that has ended, its tokens stay for the next one."""
-
-    number: int
-    sequence: Sequence | None = None
-    kept: list[int] = field(default_factory=list)
-    source: list[int] | None = None  # of the kept tokens
-
-
 class SlotBatch:
-    """A model with its slots. One thread at a time may call it.
+    """The slots of a decoder, with the sequences in them. One thread at a time may call it."""
 
-    It takes the model over: its linear maps are converted in place, and it can no longer be
-    trained or saved. It can still generate and predict.
-    """
-
-    def __init__(
-        self,
-        model: Transformer,
-        slots: int,
-        room: Room,
-        prefill_chunk: int,
-        precision: Precision = "fp32",
-    ) -> None:
-        assert model.decoder is not None, "an encoder generates nothing"
-        self.model = model
-        self.room = room
+    def __init__(self, decoder: SlotDecoder, slots: int, prefill_chunk: int) -> None:
+        self.decoder = decoder
         self.prefill_chunk = prefill_chunk
-        self.precision = precision
-        self.device = device_of(model)
-        if self.device.type == "cpu" and precision == "fp32":
-            convert_to_rows(model)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        like = torch.empty(0, device=self.device, dtype=dtype)
-        self.cache = SlotCache(slots, room, model.config, model.decoder.positions, like)
         self.slots = [Slot(number) for number in range(slots)]  # by number
         self.free = list(self.slots)  # the least recently used first
-        self.row_counts = list(ROW_COUNTS)
-        self.row_counts = self._agreeing_counts()
         self.admitted = 0
         self.ended = 0
-
-    @torch.inference_mode()
-    def _agreeing_counts(self) -> list[int]:
-        """The numbers of rows for which the model gives a row the same bits, on this machine: of
-        ROW_COUNTS those that agree with the highest, at other places of the same rows.
-
-        Here no row attends, since the products of attention do not depend on their number.
-        """
-        most = ROW_COUNTS[-1]
-        random = torch.Generator().manual_seed(0)
-        tokens_N = torch.randint(self.model.vocab_size, (2 * most,), generator=random)
-        outputs = []
-        for count in ROW_COUNTS:
-            rows = [Row(token, 0, 0) for token in tokens_N[most - count // 2 :][:count].tolist()]
-            padding = replace(self.cache.rows(rows, count), pieces=[], slots_n=tokens_N[:0])
-            with autocast(self.device, self.precision):
-                logits_NV = self._logits(self._forward(padding), list(range(count)))
-            outputs.append(logits_NV[count // 2 - 1 : count // 2 + 1])
-        agree = [
-            count
-            for count, output_2V in zip(ROW_COUNTS, outputs, strict=True)
-            if torch.equal(output_2V, outputs[-1])
-        ]
-        log.info("rows computed at once: %s", ", ".join(map(str, agree)))
-        return agree
 
     @property
     def running(self) -> list[Slot]:
@@ -162,11 +55,12 @@ class SlotBatch:
         sequence.computed = sequence.cached_tokens = prefix
         sampling, seen_V = request.sampling, None
         if sampling.repetition_penalty != 1.0:
-            seen_V = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=self.device)
-            seen_V[torch.tensor(request.prompt, device=self.device)] = True
+            vocab_size, device = self.decoder.model.vocab_size, self.decoder.device
+            seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            seen_V[torch.tensor(request.prompt, device=device)] = True
         sequence.draw = Draw(sampling, sampling.generator(), seen_V)
         if request.source is not None and not (prefix and slot.source == request.source):
-            sequence.encoding = self._encode(request.source, number)
+            sequence.encoding = self.decoder.encode(request.source, number)
         slot.sequence, slot.kept, slot.source = sequence, [], request.source
 
     def end(self, slot: Slot, ending: Ending, tokens: tuple[Token, ...] = ()) -> None:
@@ -183,8 +77,7 @@ class SlotBatch:
         assert sequence is not None
         slot.kept, slot.source = [], None
         with torch.inference_mode():
-            for layer in self.cache.layers:
-                layer.clear(slot.number)
+            self.decoder.clear(slot.number)
         self._free(slot)
         sequence.tell(ending="error", error=error)
 
@@ -201,8 +94,7 @@ class SlotBatch:
         if not ready:
             return
         try:
-            with autocast(self.device, self.precision):
-                self._compute(ready)
+            self._compute(ready)
         except Exception as error:
             log.exception("a step of the engine failed")
             for slot in ready:
@@ -217,8 +109,7 @@ class SlotBatch:
             if sequence.encoding is None:
                 continue
             try:
-                with autocast(self.device, self.precision):
-                    is_done = next(sequence.encoding, "done") == "done"
+                is_done = next(sequence.encoding, "done") == "done"
             except Exception as error:
                 log.exception("encoding a source failed")
                 self.fail(slot, f"encoding the source failed: {_one_line(error)}")
@@ -227,21 +118,6 @@ class SlotBatch:
                 sequence.encoding = None
             return
 
-    def _encode(self, source: list[int], slot: int) -> Iterator[None]:
-        """Encode a source, a block at a time, and keep its keys and values in a slot."""
-        model, encoder, decoder = self.model, self.model.encoder, self.model.decoder
-        assert encoder is not None and decoder is not None
-        source_BS = torch.tensor([source], device=self.device)
-        x_BSD, rotation = encoder.begin(model.embed_tokens(source_BS), slice(0, len(source)))
-        mask = AttentionMask(bias_HTS=encoder.positions.attention_bias(0, len(source)))
-        for block in encoder.blocks:
-            x_BSD = block(x_BSD, mask, rotation)
-            yield
-        memory_BSD = encoder.finish(x_BSD)
-        for block, layer in zip(decoder.blocks, self.cache.layers, strict=True):
-            assert isinstance(block, Block) and block.cross is not None
-            layer.store_source(slot, block.cross.memory(memory_BSD))
-
     def _compute(self, ready: list[Slot]) -> None:
         counts = self._plan(ready)
         rows = [
@@ -249,9 +125,9 @@ class SlotBatch:
             for slot, count in zip(ready, counts, strict=True)
             for position, token in _next_tokens(_sequence(slot), count)
         ]
-        x_ND = self._forward(self.cache.rows(rows, self._padded(len(rows))))
+        x_ND = self.decoder.forward(rows)
         read = self._read(ready, counts)
-        logits_NV = self._logits(x_ND, [row for each in read for row in each])
+        logits_NV = self.decoder.logits(x_ND, [row for each in read for row in each])
         is_finite = logits_NV.amax(-1).isfinite().tolist()
         first, sampled = 0, []
         for slot, count, own in zip(ready, counts, read, strict=True):
@@ -282,13 +158,9 @@ class SlotBatch:
         On a CPU, a step of up to 16 rows for each core waits for the weights rather than for the
         rows. From there on, as many rows again take at most twice as long.
         """
-        if not decoding or self.device.type != "cpu":
+        if not decoding or self.decoder.device.type != "cpu":
             return self.prefill_chunk
         return min(self.prefill_chunk, max(decoding, 16 * torch.get_num_threads()))
-
-    def _padded(self, rows: int) -> int:
-        """The number of rows to compute for so many; beyond the last, multiples of 16."""
-        return next((count for count in self.row_counts if count >= rows), -(-rows // 16) * 16)
 
     def _read(self, ready: list[Slot], counts: list[int]) -> list[list[int]]:
         """The rows of each slot whose logits are read: the last one of all its tokens, and those
@@ -301,23 +173,6 @@ class SlotBatch:
             read.append(list(range(first if scores else stop - is_last, stop)))
             first = stop
         return read
-
-    def _forward(self, rows: Rows) -> Tensor:
-        """The decoder's output for the rows, (N, D)."""
-        decoder = self.model.decoder
-        assert decoder is not None
-        x_BTD = self.model.embed_tokens(rows.tokens_N[None])
-        x_BTD, rotation = decoder.begin(x_BTD, rows.positions_N[None])
-        mask = AttentionMask()  # the slots have their own, and the encoder's output
-        for block, layer in zip(decoder.blocks, self.cache.layers, strict=True):
-            x_BTD = block(x_BTD, mask, rotation, LayerRows(layer, rows), (x_BTD, mask))
-        return decoder.finish(x_BTD)[0]
-
-    def _logits(self, x_ND: Tensor, rows: list[int]) -> Tensor:
-        assert self.model.tokens is not None
-        padding = [0] * (self._padded(len(rows)) - len(rows))
-        logits_BTV = self.model.head(x_ND[rows + padding][None], self.model.tokens.weight)
-        return logits_BTV[0, : len(rows)].float()
 
     def _score_prompt(self, sequence: Sequence, count: int, logits_NV: Tensor) -> None:
         request = sequence.request

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from orchestrator.infer.generation import Ending, Generated, GenerationRequest, Token
-from orchestrator.infer.slot_batch import Sequence, SlotBatch
+from orchestrator.infer.sequence import Sequence
+from orchestrator.infer.slot_batch import SlotBatch
 from orchestrator.infer.slot_cache import Room
+from orchestrator.infer.slot_decoder import SlotDecoder
 from orchestrator.model.generate import GREEDY, Sampling
 from orchestrator.model.transformer import Transformer
 
@@ -53,7 +55,8 @@ def request(
 def make_batch(model: Transformer, slots: int = 4, prefill_chunk: int = 8) -> SlotBatch:
     length = model.config.max_seq_len
     room = Room(length, length if model.encoder is not None else 0)
-    return SlotBatch(model, slots, room, prefill_chunk)
+    decoder = SlotDecoder(model, slots, room, slots + prefill_chunk, "fp32")
+    return SlotBatch(decoder, slots, prefill_chunk)
 
 
 def answers(batch: SlotBatch, requests: list[GenerationRequest], every: int = 0) -> list[Answer]:

@@ -10,7 +10,7 @@ import torch
 from orchestrator.errors import StageError, UserError
 from orchestrator.infer.generation import FullError, Generated, GenerationRequest
 from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
-from orchestrator.infer.slot_batch import Sequence
+from orchestrator.infer.sequence import Sequence
 from orchestrator.model.generate import GREEDY, Sampling, generate
 from orchestrator.model.transformer import Transformer
 from tests.unit.generation import Answer, request
@@ -272,6 +272,6 @@ def test_bf16_computes_near_the_same(make_model) -> None:
         answer = ended(submit(engine, each)[1])
         scores.append(torch.tensor([token.logprob for token in answer.prompt[1:]]))
         engine.close()
-    exact_TV = model(torch.tensor([prompt]))[0].log_softmax(-1)
+    exact_TV = model(torch.tensor([prompt]))[0].log_softmax(-1).detach()
     torch.testing.assert_close(scores[0], exact_TV[range(4), prompt[1:]], atol=1e-4, rtol=0)
     torch.testing.assert_close(scores[1], scores[0], atol=0.3, rtol=0)
