@@ -176,13 +176,15 @@ class Batcher:
         while self._gather():
             begin = time.monotonic()
             requests, rows = self._take()
-            for batch in _cut(rows, self.limits):
-                if self._closed:
-                    break
-                try:
+            try:
+                for batch in _cut(rows, self.limits):
+                    if self._closed:
+                        break
                     self._answer(batch)
-                except Exception:  # of the listener: the next requests are still answered
-                    logger.exception("a batch was computed, but not reported")
+            except Exception as error:  # the thread goes on: later requests may be sound
+                logger.exception("a round of predictions failed")
+                for request in requests:
+                    request.fail(error)
             if self._closed:
                 for request in requests:
                     request.future.cancel()
@@ -243,15 +245,17 @@ class Batcher:
         new = [request for request in requests if not request.has_begun]
         for request in new:
             request.has_begun = True
-        self._listener(
-            Batch(
-                rows=len(rows),
-                tokens=len(rows) * max(row.length for row in rows),
-                real_tokens=sum(row.length for row in rows),
-                seconds=seconds,
-                waited=tuple(begin - request.submitted for request in new),
-            )
+        report = Batch(
+            rows=len(rows),
+            tokens=len(rows) * max(row.length for row in rows),
+            real_tokens=sum(row.length for row in rows),
+            seconds=seconds,
+            waited=tuple(begin - request.submitted for request in new),
         )
+        try:
+            self._listener(report)
+        except Exception:
+            logger.exception("a batch was computed, but not reported")
 
 
 def _encoded(request: _Request) -> list[_Row]:

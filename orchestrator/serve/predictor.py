@@ -102,14 +102,17 @@ class Predictor:
         self._show()
         reason = "error"
         try:
-            answers = await asyncio.wrap_future(future)
+            async with asyncio.timeout(self._seconds):  # the batcher sees to those that wait
+                answers = await asyncio.wrap_future(future)
             reason = "stop"
         except (asyncio.CancelledError, CancelledError):
             reason = "cancelled"
             raise
-        except DeadlineError:
+        except (TimeoutError, DeadlineError):
             reason = "deadline"
-            raise
+            raise DeadlineError(
+                f"there was no answer within {self._seconds:g} s: try again later"
+            ) from None
         finally:
             self._observer.measure("e2e_request_latency_seconds", time.monotonic() - begin)
             ended(self._observer, reason)

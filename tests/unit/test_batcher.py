@@ -262,3 +262,17 @@ def test_a_listener_that_fails_stops_nothing(model: Model, make: Any) -> None:
 
     batcher = make(fail)
     assert [totals(batcher.submit(model.total, rows([n]))) for n in (1, 2)] == [[1], [2]]
+
+
+def test_arrays_that_no_batch_can_hold_end_no_thread(model: Model, make: Any) -> None:
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, arrays: Arrays) -> Arrays:
+            return arrays
+
+    batcher = make()
+    bad = batcher.submit(Unhashable(), rows([1]))
+    with pytest.raises(TypeError, match="unhashable"):
+        bad.result(SECONDS)
+    assert totals(batcher.submit(model.total, rows([2]))) == [2]

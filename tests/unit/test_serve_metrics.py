@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from starlette.testclient import TestClient
 
 from orchestrator.infer.generation import (
@@ -20,7 +22,10 @@ from orchestrator.infer.generation import (
     Listener,
     Token,
 )
+from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
+from orchestrator.model.config import ModelConfig
 from orchestrator.model.generate import GREEDY
+from orchestrator.model.transformer import Transformer
 from orchestrator.serve.metrics import METRICS, observed
 from orchestrator.serve.ray_metrics import RayObserver
 from tests.unit.predicting import app_for
@@ -149,6 +154,26 @@ def test_a_cancelled_generation_is_an_abort() -> None:
     toy, recorder = Toy(), Recorder()
     observed(toy, recorder).submit(REQUEST, lambda generated: None).cancel()
     assert recorder.totals["request_success", "abort"] == 1
+
+
+def test_the_real_engine_tells_its_load_and_how_long_a_request_waited() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=1, d_model=16, num_heads=2, max_seq_len=32)
+    engine = GenerationEngine(Transformer(config, 50).eval(), EngineLimits(slots=1))
+    recorder, ends = Recorder(), [threading.Event(), threading.Event()]
+    generator = observed(engine, recorder)
+    begin = time.monotonic()
+    for end in ends:
+        generator.submit(REQUEST, lambda piece, end=end: piece.ending and end.set())
+    assert all(end.wait(20) for end in ends)
+    generator.close()
+    first, second = recorder.measured["request_queue_time_seconds"]
+    assert 0 <= first < second < time.monotonic() - begin
+    assert recorder.totals["generation_tokens",] == 2 * REQUEST.max_tokens
+    assert recorder.totals["request_success", "length"] == 2
+    assert len(recorder.measured["inter_token_latency_seconds"]) == 2 * (REQUEST.max_tokens - 1)
+    gauges = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
+    assert gauges <= recorder.shown.keys()
 
 
 def test_predictions_are_measured() -> None:
