@@ -1,7 +1,6 @@
 """The sequences that are generated at once, and the step that brings each of them further."""
 
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -52,7 +51,6 @@ class SlotBatch:
         self.free.remove(slot)
         self.admitted += 1
         sequence.number = self.admitted
-        sequence.waited = time.monotonic() - sequence.submitted
         sequence.tokens = list(request.prompt)
         sequence.computed = sequence.cached_tokens = prefix
         sampling, seen_V = request.sampling, None

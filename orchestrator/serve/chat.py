@@ -28,7 +28,7 @@ from orchestrator.serve.chat_protocol import (
 from orchestrator.serve.choices import Choice, Part
 from orchestrator.serve.completions import LEAST_LOGPROB
 from orchestrator.serve.protocol import RefusedError, Usage, require_model
-from orchestrator.serve.reply import Reply, answer, stream
+from orchestrator.serve.reply import STREAMS, Reply, answer, stream
 from orchestrator.serve.sequences import Sequences
 from orchestrator.serve.text_model import Generation, TextModel, client_of
 
@@ -36,7 +36,7 @@ from orchestrator.serve.text_model import Generation, TextModel, client_of
 def add_chat(api: FastAPI, model: TextModel, template: ChatTemplate | None) -> None:
     """Add the route to an API."""
 
-    @api.post("/v1/chat/completions", response_model=ChatResponse)
+    @api.post("/v1/chat/completions", response_model=ChatResponse, responses=STREAMS)
     async def chat(request: Request, body: ChatRequest) -> Response:
         require_model(body.model, model.name)
         client = client_of(request, body.user)

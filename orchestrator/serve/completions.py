@@ -20,7 +20,7 @@ from orchestrator.serve.completion_protocol import (
     Logprobs,
 )
 from orchestrator.serve.protocol import RefusedError, Usage, require_model
-from orchestrator.serve.reply import Reply, answer, stream
+from orchestrator.serve.reply import STREAMS, Reply, answer, stream
 from orchestrator.serve.sequences import Sequences
 from orchestrator.serve.text_model import Generation, TextModel, client_of
 
@@ -30,7 +30,7 @@ LEAST_LOGPROB = -9999.0  # OpenAI's number for minus infinity, which JSON lacks
 def add_completions(api: FastAPI, model: TextModel) -> None:
     """Add the route to an API."""
 
-    @api.post("/v1/completions", response_model=CompletionResponse)
+    @api.post("/v1/completions", response_model=CompletionResponse, responses=STREAMS)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         require_model(body.model, model.name)
         # In a thread: a long text takes a while, and other clients' streams go on meanwhile.

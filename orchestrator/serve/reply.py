@@ -17,6 +17,9 @@ from orchestrator.serve.protocol import CachedTokens, ErrorDetail, Usage
 from orchestrator.serve.sequences import Sequences
 from orchestrator.serve.text_model import Generation
 
+# What the description of a route says of a stream, beside the whole answer.
+STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
 
 class Reply(ABC):
     """One request's choices, and how an API writes them."""

@@ -2,10 +2,10 @@
 such as lm-eval, ask for them."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.processors.chat_template import ChatTemplate
 from orchestrator.serve.chat import conversation_tokens
@@ -46,14 +46,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, max_length=200)
-    tokens: list[int] = Field(max_length=MAX_PROMPT)
-
-    @field_validator("tokens")
-    @classmethod
-    def _check(cls, tokens: list[int]) -> list[int]:
-        if not all(0 <= token < 2**31 for token in tokens):
-            raise ValueError("takes token ids")
-        return tokens
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=MAX_PROMPT)
 
 
 class DetokenizeResponse(BaseModel):

@@ -127,21 +127,29 @@ def test_scores_are_those_of_transformers_on_the_export(
     assert ours["write"] == theirs["write"]
 
 
-def test_log_likelihoods_are_the_models_own(url: str) -> None:
+@pytest.mark.parametrize("tokenized", [True, False])
+def test_log_likelihoods_are_the_models_own(url: str, tokenized: bool) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     model = LocalCompletionsAPI(
-        model="tiny", base_url=f"{url}/v1/completions", max_length=CONTEXT, batch_size=2
+        model="tiny",
+        base_url=f"{url}/v1/completions",
+        max_length=CONTEXT,
+        batch_size=2,
+        tokenized_requests=tokenized,
     )
     assert model.tokenizer_backend == "remote"
     assert model.prefix_token_id == PLAIN.end_token
-    pairs = [("the dog", " sleeps on"), ("", "the"), ("a", "\n"), ("the quick", " é")]
+    pairs = [("the dog", " sleeps on"), ("a", "\n"), ("the quick", " é")]
+    pairs += [("", "the")] if tokenized else []  # as text, lm-eval sends the end token's name
     asked = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     for (context, continuation), (found, is_greedy) in zip(
         pairs, model.loglikelihood(asked), strict=True
     ):
-        before = PLAIN.encode(context) or [PLAIN.end_token]
+        before = PLAIN.encode(context)
+        if not (before and tokenized):  # the endpoint begins a text with an end token, too
+            before = [PLAIN.end_token, *before]
         after = PLAIN.encode(context + continuation)[len(PLAIN.encode(context)) :]
         logprobs_TV = log_softmax([*before, *after])[len(before) - 1 : -1]
         own = sum(float(row[token]) for row, token in zip(logprobs_TV, after, strict=True))
