@@ -1,4 +1,5 @@
-"""API keys: with them, every route but health needs `Authorization: Bearer KEY`."""
+"""API keys: with them, all routes need `Authorization: Bearer KEY`, but health and the files of the
+playground's page."""
 
 import hashlib
 import hmac
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.serve.envelope import error_response
 from orchestrator.serve.health import HEALTH_PATHS
+from orchestrator.serve.playground import PAGE_PATHS
 from orchestrator.serve.protocol import ErrorDetail
 
 
@@ -24,7 +26,7 @@ class RequireKey:
         self._digests = [digest.encode() for digest in digests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _path(scope) in HEALTH_PATHS:
+        if scope["type"] == "lifespan" or _is_free(scope):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope).getlist("authorization")
@@ -45,8 +47,16 @@ class RequireKey:
         return scheme.lower() == "bearer" and any(found)
 
 
+def _is_free(scope: Scope) -> bool:
+    path = _path(scope)
+    is_read = scope.get("method") in ("GET", "HEAD")
+    return path in HEALTH_PATHS or (is_read and path in PAGE_PATHS)
+
+
 def _path(scope: Scope) -> str:
     """The path below the route's prefix."""
     path: str = scope.get("path", "")
     prefix: str = scope.get("root_path", "")
+    if prefix and path == prefix:
+        return "/"
     return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path

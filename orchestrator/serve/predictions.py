@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
-from orchestrator.serve import embeddings, hugging_face
+from orchestrator.serve import embeddings, hugging_face, playground
 from orchestrator.serve.connection import unless_client_leaves
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.metrics import UNOBSERVED, Observer
@@ -24,6 +24,9 @@ class PredictionEngine(Engine):
 
     def __init__(self, job: Job, trained: TrainedModel, observer: Observer = UNOBSERVED) -> None:
         self.predictor = Predictor(job, trained, observer)
+        self._description = playground.Description(
+            model=job.name, task=job.task, inputs=playground.inputs_of(trained.task)
+        )
 
     def add_routes(self, api: FastAPI) -> None:
         predictor = self.predictor
@@ -40,6 +43,7 @@ class PredictionEngine(Engine):
         if embedder is not None:
             embeddings.add_routes(api, embedder)
         hugging_face.add_routes(api, predictor, embedder)
+        playground.add_routes(api, self._description)
 
     def close(self) -> None:
         self.predictor.close()

@@ -12,6 +12,7 @@ from orchestrator.job.job import Job
 from orchestrator.processors.chat_template import ChatTemplate
 from orchestrator.processors.spelling import Spelling
 from orchestrator.processors.text import TextProcessor
+from orchestrator.serve import playground
 from orchestrator.serve.chat import add_chat
 from orchestrator.serve.completions import add_completions
 from orchestrator.serve.engine import Engine
@@ -54,6 +55,16 @@ class TextEngine(Engine):
             context=trained.model.config.max_seq_len,
             default_max_tokens=job.serve.max_tokens,
         )
+        self._description = playground.Description(
+            model=job.name,
+            task=job.task,
+            text=playground.Text(
+                chat=processor.chat_template is not None,
+                context=self.model.context,
+                max_tokens=job.serve.max_tokens,
+                prompt=job.serve.sample_prompt,
+            ),
+        )
 
     def add_routes(self, api: FastAPI) -> None:
         has_template = self.model.processor.chat_template is not None
@@ -61,6 +72,7 @@ class TextEngine(Engine):
         add_completions(api, self.model)
         add_chat(api, self.model, template)
         add_tokens(api, self.model, template)
+        playground.add_routes(api, self._description)
 
     def close(self) -> None:
         self.generator.close()
