@@ -5,6 +5,7 @@ the key, and sends it with its requests.
 """
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
@@ -56,7 +57,7 @@ class Description(BaseModel):
     inputs: list[Input] = []
 
 
-def inputs_of(task: Task[object]) -> list[Input]:
+def inputs_of(task: Task[Any]) -> list[Input]:
     return [Input(name=name, optional=name in task.optional) for name in task.inputs]
 
 

@@ -109,17 +109,29 @@ function startChat() {
 async function write(path, body, signal, box, target, textOf) {
   showRequest(path, body);
   const node = target.appendChild(document.createTextNode(""));
+  let [waiting, frame] = ["", 0];
+
+  function flush() {
+    frame = 0;
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    node.appendData(waiting);
+    waiting = "";
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
+  }
+
   target.classList.add("writing");
   box.setAttribute("aria-busy", "true"); // screen readers wait until it is whole
   try {
     const told = await stream(path, body, signal, (choice) => {
-      const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-      node.appendData(textOf(choice) ?? "");
-      if (isAtEnd) box.scrollTop = box.scrollHeight;
-      return Boolean(textOf(choice));
+      const text = textOf(choice) ?? "";
+      waiting += text;
+      frame ||= requestAnimationFrame(flush); // tokens may come faster than a page is laid out
+      return text !== "";
     });
     return summary(told);
   } finally {
+    cancelAnimationFrame(frame);
+    flush();
     target.classList.remove("writing");
     box.setAttribute("aria-busy", "false");
   }
