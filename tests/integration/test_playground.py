@@ -177,7 +177,7 @@ def test_a_completion_streams_and_can_be_stopped(show: Show) -> None:
     assert page.inner_text("#completion .status") == "stopped"
     assert page.evaluate("document.activeElement.className") == "primary go"
     until(lambda: engine.generator.running == 0)  # type: ignore[attr-defined]
-    stopped = page.text_content("#generated")
+    stopped = page.text_content("#generated").replace("\r", "\n")  # as fields write it
     page.click("#continue")
     assert page.input_value("#prompt") == f"The{stopped}"
     assert page.is_hidden("#trouble")
@@ -219,14 +219,14 @@ def test_a_chat_remembers_what_was_said(show: Show) -> None:
         page.press("#message", "Enter")
         until(lambda count=count: page.locator("#messages li").count() == 2 * count)
         page.wait_for_selector("#chat .go:visible")
-    said = page.locator("#messages li").all_inner_texts()
-    assert said == ["You\nthe", "Model\na dog", "You\nfox", "Model\na dog"]
+    said = page.locator("#messages li").all_text_contents()
+    assert said == ["Youthe", "Modela dog", "Youfox", "Modela dog"]
     prompt = chat_processor().tokenizer.decode(
         generator.requests[1].prompt, skip_special_tokens=False
     )
     turns = ["system\nbe", "user\nthe", "assistant\na dog", "user\nfox"]
     expected = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
-    assert prompt == f"{expected}<|im_start|>assistant\n"
+    assert prompt == f"{expected}<|im_start|>assistant"  # what the template ends with
     page.fill("#message", "the lazy dog " * 60)
     page.press("#message", "Enter")
     assert "context of 64" in trouble(page)
@@ -272,11 +272,10 @@ def test_a_stream_that_breaks_is_no_whole_answer(show: Show) -> None:
     page.unroute("**/v1/completions")
     page.route(
         "**/v1/completions",
-        lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"),
+        lambda route: route.fulfill(status=413, body="<h1>nginx: too large</h1>"),
     )
-    page.on("console", lambda _: None)
     page.click("#completion .go")
-    until(lambda: "status 502" in trouble(page))
+    until(lambda: trouble(page) == "the endpoint answered with status 413")
 
 
 # Predictions
@@ -284,12 +283,12 @@ def test_a_stream_that_breaks_is_no_whole_answer(show: Show) -> None:
 
 def test_a_text_is_classified(show: Show) -> None:
     page = show(app_for("text_classification")[0])
-    page.get_by_label("text").fill("a good one")
+    page.get_by_role("textbox", name="text").fill("a good one")
     page.get_by_role("button", name="Classify").click()
     page.wait_for_selector("#predict .bars")
     body = {"inputs": [{"text": "a good one"}]}
     output = page.request.post(f"{page.url}v1/predict", data=body).json()["outputs"][0]
-    assert page.inner_text("#predict .big") == output["label"]
+    assert page.inner_text("#predict .main") == output["label"]
     ranked = sorted(output["probabilities"].items(), key=lambda each: -each[1])
     labels = page.locator("#predict .bars li span:first-child").all_inner_texts()
     shares = page.locator("#predict .bars li span:last-child").all_inner_texts()
@@ -321,9 +320,9 @@ def test_every_task_is_answered(
     for name, text in row.items():
         page.fill(f"#input-{name}", text)
     page.get_by_role("button", name=button).click()
-    page.wait_for_selector("#predict .big")
+    page.wait_for_selector("#predict .main")
     output = page.request.post(f"{page.url}v1/predict", data={"inputs": [row]}).json()["outputs"][0]
-    shown = page.text_content("#predict .big")
+    shown = page.text_content("#predict .main")
     if isinstance(output[field], str):
         assert shown == (output[field] or "(empty)")
     else:
@@ -383,7 +382,7 @@ def test_below_a_prefix_the_page_asks_below_it(show: Show) -> None:
     page.wait_for_selector("#predict:visible")
     page.fill("#input-source", "the dog")
     page.click("#predict .go")
-    page.wait_for_selector("#predict .big")
+    page.wait_for_selector("#predict .main")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

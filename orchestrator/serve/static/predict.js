@@ -4,6 +4,7 @@ import { askJson } from "./api.js";
 import { $, connect, element, showRequest } from "./form.js";
 
 const MOST = 20; // labels that are listed
+const LONG = 60; // characters of an answer that is a text rather than a label
 const VERBS = {
   text_classification: "Classify",
   text_regression: "Estimate",
@@ -54,7 +55,10 @@ function shown({ truncated, ...values }) {
   const shares = entries.find(([name, value]) => name === "probabilities" && areShares(value));
   const others = entries.filter((entry) => entry !== main && entry !== shares);
   const elements = [];
-  if (main) elements.push(element("p", textOf(main[1]) || "(empty)", "text big"));
+  if (main) {
+    const text = textOf(main[1]) || "(empty)";
+    elements.push(element("p", text, text.length > LONG ? "text main" : "text main big"));
+  }
   if (shares) elements.push(bars(shares[1]));
   if (others.length > 0) elements.push(facts(others));
   if (truncated) {
