@@ -61,9 +61,9 @@ function startChat() {
     const asked = add(question);
     const { item, text } = add({ role: "assistant", content: "" });
     $("#message").value = "";
+    $("#clear").hidden = true;
     const answered = () => {
       conversation.push(question, { role: "assistant", content: text.textContent });
-      $("#clear").hidden = false;
     };
     try {
       const take = (choice) => choice.delta.content;
@@ -79,6 +79,8 @@ function startChat() {
         if (!$("#message").value) $("#message").value = question.content;
       }
       throw error;
+    } finally {
+      $("#clear").hidden = conversation.length === 0;
     }
   }
 
