@@ -94,36 +94,43 @@ def long_engine() -> TextEngine:
     return TextEngine(job, TrainedModel(task, PLAIN, model))
 
 
-class Ended:
+class Handle:
+    def __init__(self) -> None:
+        self.is_cancelled = threading.Event()
+
     def cancel(self) -> None:
-        """It has ended."""
+        self.is_cancelled.set()
 
 
 class Scripted:
-    """A generator that answers every request with the same text."""
+    """A generator that answers every request with the same text, a token each `seconds`."""
 
-    def __init__(self, processor: TextProcessor, text: str) -> None:
+    def __init__(self, processor: TextProcessor, text: str, seconds: float = 0.0) -> None:
         self.tokens = processor.encode_plain_batch([text])[0]
+        self.seconds = seconds
         self.requests: list[GenerationRequest] = []
 
-    def submit(self, request: GenerationRequest, listener: Listener) -> Ended:
+    def submit(self, request: GenerationRequest, listener: Listener) -> Handle:
+        handle = Handle()
         self.requests.append(request)
 
         def generate() -> None:
             for token in self.tokens:
                 listener(Generated(tokens=(Token(token, 0.0),)))
-            listener(Generated(ending="stop"))
+                if handle.is_cancelled.wait(self.seconds):
+                    break
+            listener(Generated(ending="cancelled" if handle.is_cancelled.is_set() else "stop"))
 
         threading.Thread(target=generate).start()
-        return Ended()
+        return handle
 
     def close(self) -> None:
-        """There is no thread."""
+        """There is no thread that stays."""
 
 
-def scripted_chat(text: str) -> tuple[FastAPI, Scripted]:
+def scripted_chat(text: str, seconds: float = 0.0) -> tuple[FastAPI, Scripted]:
     processor = chat_processor()
-    generator = Scripted(processor, text)
+    generator = Scripted(processor, text, seconds)
     return make_app(JOB.name, tiny_engine(processor, generator)), generator
 
 
@@ -234,6 +241,29 @@ def test_a_chat_remembers_what_was_said(show: Show) -> None:
     assert page.input_value("#message").startswith("the lazy dog")
     page.click("#clear")
     assert page.locator("#messages li").count() == 0
+
+
+def test_a_stopped_answer_stays_in_the_conversation(show: Show) -> None:
+    app, generator = scripted_chat("the dog sleeps on and on and on", seconds=0.2)
+    page = show(app)
+    page.wait_for_selector("#completion:visible")
+    page.press("#modes input[value=completion]", "ArrowRight")
+    page.fill("#max_tokens", "9")
+    page.fill("#message", "the")
+    page.press("#message", "Enter")
+    until(lambda: "dog" in page.text_content("#messages li:last-child .text"))
+    assert page.is_hidden("#clear")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#chat .go:visible")
+    assert page.inner_text("#chat .status") == "stopped"
+    stopped = page.text_content("#messages li:last-child .text")
+    assert stopped and not stopped.endswith("on")
+    page.fill("#message", "fox")
+    page.press("#message", "Enter")
+    until(lambda: len(generator.requests) == 2)
+    prompt = chat_processor().decode(generator.requests[1].prompt)
+    assert f"assistant\n{stopped}" in prompt
+    page.click("#chat .stop")
 
 
 def test_html_of_the_model_and_of_the_reader_stays_text(
