@@ -1,6 +1,7 @@
 """Ray clusters for tests, on ports of their own, beside whatever else runs."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -66,7 +67,56 @@ def ray_head(cpus: int) -> Iterator[Head]:
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     options = ["--head", f"--num-cpus={cpus}", "--object-store-memory=500000000"]
     options += [f"--{name}={port}" for name, port in ports.items()]
-    with tempfile.TemporaryFile() as output, _started(options, output) as process:
+    with _head(options, ports) as head:
+        yield head
+
+
+@contextlib.contextmanager
+def growing_head(cpus: int, added: int, most: int, folder: Path) -> Iterator[Head]:
+    """A head whose autoscaler adds up to `most` nodes of `added` CPUs, on this machine too.
+
+    Its node provider is the one that Ray tests its autoscaler with. Its settings go to `folder`.
+    """
+    names = ["port", "dashboard-port", "ray-client-server-port"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": added, "object_store_memory": 80_000_000}}
+        | {"node_config": {}, "min_workers": 0, "max_workers": most},
+    }
+    provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{ports['port']}"}
+    provider |= {"use_node_id_as_ip": True, "launch_multiple": True}
+    provider |= {"disable_node_updaters": True, "disable_launch_config_check": True}
+    config = {"cluster_name": "growing", "max_workers": most, "idle_timeout_minutes": 5}
+    config |= {
+        "head_node_type": "ray.head.default",
+        "available_node_types": kinds,
+        "provider": provider,
+    }
+    config |= {"auth": {}, "docker": {}, "file_mounts": {}, "upscaling_speed": 1.0}
+    for when in ("initialization", "setup", "head_setup", "worker_setup"):
+        config[f"{when}_commands"] = []
+    config |= {"head_start_ray_commands": [], "worker_start_ray_commands": []}
+    config |= {"cluster_synced_files": [], "file_mounts_sync_continuously": False}
+    settings = folder / "autoscaler.yaml"
+    settings.write_text(json.dumps(config))
+    options = ["--head", f"--num-cpus={cpus}", "--object-store-memory=200000000"]
+    options += [f"--autoscaling-config={settings}"]
+    options += [f"--{name}={port}" for name, port in ports.items()]
+    environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment |= {"RAY_enable_autoscaler_v2": "0"}
+    with _head(options, ports, environment) as head:
+        yield head
+
+
+@contextlib.contextmanager
+def _head(
+    options: list[str], ports: dict[str, int], environment: dict[str, str] | None = None
+) -> Iterator[Head]:
+    with (
+        tempfile.TemporaryFile() as output,
+        _started(options, output, environment=environment) as process,
+    ):
         if not _answers(ports["dashboard-port"], process):
             output.seek(0)
             said = output.read().decode(errors="replace")[-3000:]
@@ -93,14 +143,16 @@ def _started(
     output: IO[bytes],
     address: str = "127.0.0.1",
     under: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     drawn = zip(NODE_PORTS, free_ports(len(NODE_PORTS)), strict=True)
     ports = [f"--{name}={port}" for name, port in drawn]
     process = subprocess.Popen(
         [*under, BIN / "ray", "start", "--block", f"--node-ip-address={address}", *options, *ports],
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        env=os.environ | path | (environment or {}),
         start_new_session=True,  # so that all that it starts can be found again
     )
     try:

@@ -27,11 +27,20 @@ class Node:
 
 @dataclass(frozen=True)
 class NodeType:
-    """Nodes that an autoscaler can add, `most` of them. `resources` are None if unknown."""
+    """Nodes that an autoscaler can add, `most` of them. `resources` are None if unknown.
+
+    Files for `ray up` often give CPUs and GPUs alone. Each node then finds its memory out itself.
+    """
 
     name: str
     resources: Resources | None
     most: int
+
+    def copies(self, bundle: Resources) -> int:
+        """How many processes one of the nodes can hold, as far as its resources are known."""
+        resources = self.resources or {}
+        known = {k: v for k, v in bundle.items() if k != "memory" or k in resources}
+        return copies_on(resources, known)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Growth:
         kinds = [kind for kind in self.types if kind.most > 0]
         if any(kind.resources is None for kind in kinds) and self.most > 0:
             return float("inf")
-        sizes = [(copies_on(kind.resources or {}, bundle), kind.most) for kind in kinds]
+        sizes = [(kind.copies(bundle), kind.most) for kind in kinds]
         left, count = self.most, 0
         for each, most in sorted(sizes, reverse=True):
             taken = min(left, most)

@@ -1,6 +1,7 @@
 """A request that waits, runs in a slot, or has ended; and the slot that it runs in."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -32,6 +33,8 @@ class Sequence:
     number: int = 0  # in the order of their slots' assignment
     ending: Ending | None = None
     is_told: bool = False  # whether the listener has heard of it
+    submitted: float = field(default_factory=time.monotonic)
+    waited: float | None = None  # seconds until it got a slot
 
     def cancel(self) -> None:
         """End it at the next step. Any thread may call this."""
@@ -46,10 +49,10 @@ class Sequence:
     ) -> None:
         """Pass on what a step has added. A listener that fails cancels its request."""
         prompt = () if self.is_told else tuple(self.prompt)
-        cached = 0 if self.is_told else self.cached_tokens
+        cached, waited = (0, None) if self.is_told else (self.cached_tokens, self.waited)
         self.is_told, self.ending = True, ending
         try:
-            self.listener(Generated(prompt, tokens, ending, error, cached))
+            self.listener(Generated(prompt, tokens, ending, error, cached, waited))
         except Exception:
             log.exception("the listener of a request failed: the request is cancelled")
             self.cancelled = True

@@ -75,7 +75,7 @@ def bind(
     application: Application = deployment.options(
         num_replicas=job.serve.replicas,
         # The engine's own queue is the bound: it answers 429, and says when to come again.
-        max_ongoing_requests=2 * limit + 64,
+        max_ongoing_requests=job.serve.slots + 2 * limit + 64,
         max_queued_requests=limit,
         ray_actor_options={
             "num_cpus": job.cluster.cpus_per_worker,

@@ -35,6 +35,11 @@ class Job:
     def status(self) -> str:
         return str(self.laptop.get(f"/api/jobs/{self.name}").json()["status"])
 
+    def driver_address(self) -> str:
+        """The address of the host that the command ran on."""
+        details = self.laptop.get(f"/api/jobs/{self.name}").json()
+        return str(details["driver_info"]["node_ip_address"])
+
     def log(self) -> str:
         return str(self.laptop.get(f"/api/jobs/{self.name}/logs").json()["logs"])
 
@@ -87,11 +92,19 @@ class Laptop:
         """Run the start commands of `on_prem.yaml` on hosts that have Ray, without `ray up`."""
         config = yaml.safe_load(self.config.read_text())
         for host in self.network.hosts:
-            host.run("mkdir -p ~/.ray; cat > ~/.ray/auth_token", text=self.token)
             is_head = host is self.head
             commands = config[f"{'head' if is_head else 'worker'}_start_ray_commands"]
             command = commands[-1].replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
-            host.run(f"export RAY_HEAD_IP={self.head.address}; {command}")
+            self._start_ray(host, command)
+
+    def join_without_cpus(self, host: Host) -> None:
+        """Make a host a node of the cluster that runs no tasks, as a user's machine may be."""
+        config = yaml.safe_load(self.config.read_text())
+        self._start_ray(host, f"{config['worker_start_ray_commands'][-1]} --num-cpus=0")
+
+    def _start_ray(self, host: Host, command: str) -> None:
+        host.run("mkdir -p ~/.ray; cat > ~/.ray/auth_token", text=self.token)
+        host.run(f"export RAY_HEAD_IP={self.head.address}; {command}")
 
     def restart_head(self) -> None:
         """Start Ray on a head that was rebooted, without its setup."""
@@ -151,13 +164,14 @@ class Laptop:
         result: list[dict[str, Any]] = answer["data"]["result"]["result"]
         return result
 
-    def submit(self, *arguments: str) -> Job:
-        """`ray job submit` of an orchestrator's command."""
+    def submit(self, *arguments: str, on: Host | None = None) -> Job:
+        """`ray job submit` of an orchestrator's command; it runs on the head, or the host `on`."""
         name = f"job-{secrets.token_hex(4)}"
         address = f"http://127.0.0.1:{self._port}"
+        where = [] if on is None else ["--entrypoint-resources", f'{{"node:{on.address}": 0.001}}']
         self._ray(
             *("job", "submit", "--address", address, "--working-dir", ".", "--no-wait"),
-            *("--submission-id", name, "--", "python", "-m", "orchestrator", *arguments),
+            *("--submission-id", name, *where, "--", "python", "-m", "orchestrator", *arguments),
         )
         return Job(self, name)
 

@@ -56,6 +56,18 @@ def test_workers_that_no_host_has_room_for_are_refused(laptop: Laptop) -> None:
     assert "cluster.workers = 2" in log
 
 
+def test_the_endpoint_answers_a_command_on_a_host_that_does_not_listen(laptop: Laptop) -> None:
+    # Ray Serve listens on the head and where replicas are. This host has no CPU for one.
+    host = laptop.network.add_host()
+    laptop.join_without_cpus(host)
+    job = laptop.submit(*RUN, *SHARED, "--until", "serve", on=host)
+    assert job.wait(150) == "SUCCEEDED", job.log()[-3000:]
+    assert "the endpoint stays deployed" in job.log()
+    proxies = laptop.get("/api/serve/applications/").json()["proxies"].values()
+    assert host.address not in [proxy["node_ip"] for proxy in proxies]
+    assert job.driver_address() == host.address
+
+
 def refused(laptop: Laptop, *arguments: str) -> str:
     """The log of a job that ends as the user's mistake, before it prepares anything."""
     job = laptop.submit(*RUN, *arguments)

@@ -72,6 +72,16 @@ def test_memory_limits_the_room_too() -> None:
         two.check_memory("cluster.workers", 7, {"CPU": 1}, int(4e9))
 
 
+def test_the_memory_of_nodes_that_an_autoscaler_adds_may_be_unknown() -> None:
+    known, unknown = {"CPU": 2.0, "memory": 1e9}, {"CPU": 2.0}
+    head = (Node("h", "h", {"CPU": 1.0, "memory": 8e9}, is_head=True),)
+    grows = Room(head, Growth((NodeType("unknown", unknown, 2),), 2))
+    grows.check_memory("cluster.workers", 5, {"CPU": 1}, int(4e9))
+    small = Room(head, Growth((NodeType("known", known, 2),), 2))
+    with pytest.raises(UserError, match="there is room for 1"):
+        small.check_memory("cluster.workers", 5, {"CPU": 1}, int(4e9))
+
+
 @pytest.mark.parametrize("most", [2, 5])
 def test_a_few_of_many_are_spread_over_all(most: int) -> None:
     paths = [str(number) for number in range(100)]
