@@ -1,6 +1,7 @@
 """The sequences that are generated at once, and the step that brings each of them further."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -51,6 +52,7 @@ class SlotBatch:
         self.free.remove(slot)
         self.admitted += 1
         sequence.number = self.admitted
+        sequence.waited = time.monotonic() - sequence.submitted
         sequence.tokens = list(request.prompt)
         sequence.computed = sequence.cached_tokens = prefix
         sampling, seen_V = request.sampling, None
