@@ -162,8 +162,8 @@ class GenerationEngine:
 
 
 def _reason_to_leave(sequence: Sequence, now: float) -> Ending | None:
-    if sequence.cancelled:
-        return "cancelled"
+    if sequence.leaves is not None:
+        return sequence.leaves
     deadline = sequence.request.deadline
     return "deadline" if deadline is not None and now >= deadline else None
 
