@@ -70,8 +70,12 @@ Listener = Callable[[Generated], None]  # called by the engine's thread: it must
 class Handle(Protocol):
     """A request that waits or runs."""
 
-    def cancel(self) -> None:
-        """End it at the next step, and free its slot. Does nothing once it has ended."""
+    def cancel(self, ending: Ending = "cancelled") -> None:
+        """End it at the next step, and free its slot. Does nothing once it has ended.
+
+        Args:
+            ending: how it ends, for example "stop" if its text has reached a stop text.
+        """
 
 
 class Generator(Protocol):

@@ -139,9 +139,10 @@ class GenerationEngine:
         with self._changed:
             waiting = self._queue.remove(lambda _: True)
         for sequence in waiting:
-            sequence.tell(ending="cancelled")
+            sequence.tell(ending=sequence.leaves or "cancelled")
         for slot in self._batch.running:
-            self._batch.end(slot, "cancelled")
+            assert slot.sequence is not None
+            self._batch.end(slot, slot.sequence.leaves or "cancelled")
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -162,8 +163,8 @@ class GenerationEngine:
 
 
 def _reason_to_leave(sequence: Sequence, now: float) -> Ending | None:
-    if sequence.cancelled:
-        return "cancelled"
+    if sequence.leaves is not None:
+        return sequence.leaves
     deadline = sequence.request.deadline
     return "deadline" if deadline is not None and now >= deadline else None
 

@@ -1,7 +1,11 @@
-"""Computing in fp32 or bf16. Which of the two a training takes, `learn/precision.py` decides."""
+"""Computing in fp32 or bf16, or with weights of 8 bits. Which of the first two a training takes,
+`learn/precision.py` decides."""
 
 import torch
 
+from orchestrator.infer.int8_linear import Int8Linear
+from orchestrator.infer.row_linear import replace_linear
+from orchestrator.model.transformer import Transformer
 from orchestrator.storage.artifact import Precision
 
 
@@ -20,3 +24,12 @@ def convert_weights(model: torch.nn.Module, precision: Precision) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.to(torch.bfloat16)
+
+
+def quantize_weights(model: Transformer) -> None:
+    """Hold the weights of a decoder's or an encoder_decoder's linear maps and of its head in 8
+    bits, in place, to compute on a CPU. Embeddings and norms stay as they are.
+
+    The model can no longer be trained or saved. `docs/serving.md` has what it costs.
+    """
+    replace_linear(model, Int8Linear)

@@ -8,6 +8,7 @@ inputs. There, zeros are added as rows. For 8 rows this layout is also twice as 
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +53,12 @@ class RowLinear(nn.Module):
 
 
 class RowHead(nn.Module):
-    """A decoder's head over the vocabulary, in place of `TokenHead`. Tied embeddings are copied."""
+    """A decoder's head over the vocabulary, in place of `TokenHead`, with a linear map that keeps a
+    copy of tied embeddings."""
 
-    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+    def __init__(self, logits: nn.Module) -> None:
         super().__init__()
-        self.logits = RowLinear(weight_VD, bias_V)
+        self.logits = logits
 
     def forward(self, x_BTD: Tensor, _embedding_VD: Tensor) -> Tensor:
         logits_BTV: Tensor = self.logits(x_BTD)
@@ -83,19 +85,24 @@ def min_rows(inputs: int, outputs: int, threads: int) -> int:
 
 
 def convert_to_rows(model: Transformer) -> None:
+    """Convert a trained model's linear maps in place, if they are not converted yet."""
+    if not isinstance(model.head, RowHead):
+        replace_linear(model, RowLinear)
+
+
+def replace_linear(model: Transformer, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
     """Replace a trained model's linear maps and its head, in place, and drop its dropout.
 
-    A model that was converted before stays as it is.
+    Args:
+        make: makes a linear map of a weight (F, D) and a bias (F,).
     """
-    if isinstance(model.head, RowHead):
-        return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and not name.startswith("logits"):
-                setattr(module, name, RowLinear(child.weight, child.bias))
+            if isinstance(child, nn.Linear) and module is not model.head:
+                setattr(module, name, make(child.weight, child.bias))
             elif isinstance(child, nn.Dropout):
                 setattr(module, name, nn.Identity())
     head = model.head
     assert model.tokens is not None and isinstance(head, TokenHead)
     weight_VD = head.logits.weight if head.logits is not None else model.tokens.weight
-    model.head = RowHead(weight_VD, head.bias_V)
+    model.head = RowHead(make(weight_VD, head.bias_V))

@@ -23,7 +23,7 @@ class Sequence:
 
     request: GenerationRequest
     listener: Listener
-    cancelled: bool = False
+    leaves: Ending | None = None  # how it ends at the next step, whatever that computes
     tokens: list[int] = field(default_factory=list)  # the prompt and what was generated
     computed: int = 0  # of these, how many have keys and values in the slot
     cached_tokens: int = 0
@@ -36,9 +36,9 @@ class Sequence:
     submitted: float = field(default_factory=time.monotonic)
     waited: float | None = None  # seconds until it got a slot
 
-    def cancel(self) -> None:
+    def cancel(self, ending: Ending = "cancelled") -> None:
         """End it at the next step. Any thread may call this."""
-        self.cancelled = True
+        self.leaves = ending
 
     @property
     def generated(self) -> int:
@@ -55,7 +55,7 @@ class Sequence:
             self.listener(Generated(prompt, tokens, ending, error, cached, waited))
         except Exception:
             log.exception("the listener of a request failed: the request is cancelled")
-            self.cancelled = True
+            self.cancel()
 
 
 @dataclass

@@ -158,11 +158,11 @@ class SlotBatch:
         it takes at most about twice as long as without them.
 
         On a CPU, a step of up to 16 rows for each core waits for the weights rather than for the
-        rows. From there on, as many rows again take at most twice as long.
+        rows, and as many rows again take at most twice as long.
         """
         if not decoding or self.decoder.device.type != "cpu":
             return self.prefill_chunk
-        return min(self.prefill_chunk, max(decoding, 16 * torch.get_num_threads()))
+        return min(self.prefill_chunk, decoding + 16 * torch.get_num_threads())
 
     def _read(self, ready: list[Slot], counts: list[int]) -> list[list[int]]:
         """The rows of each slot whose logits are read: the last one of all its tokens, and those

@@ -110,7 +110,7 @@ class ServeConfig(StrictSection):
         64, ge=1, description="more waiting requests than this get 429, in each replica"
     )
     deadline_seconds: float = Field(
-        60.0, gt=0, description="a prediction that takes longer gets 504"
+        300.0, gt=0, description="a request that is not answered by then gets 504"
     )
     sample_prompt: str = Field("The", description="prompt of the sample at the end of a run")
 

@@ -60,6 +60,7 @@ def read(
     tokens = conversation_tokens(template, conversation_of(body.messages))
     given = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     max_tokens = model.tokens_to_generate(len(tokens), given)
+    deadline = model.deadline()
     requests = [
         GenerationRequest(
             prompt=tokens,
@@ -68,6 +69,7 @@ def read(
             sampling=body.sampling(number),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             client=client,
+            deadline=deadline,
         )
         for number in range(body.n)
     ]

@@ -49,7 +49,7 @@ def read(model: TextModel, body: CompletionRequest, client: str) -> Generation:
         RefusedError: if a prompt has an unknown token, or does not fit the model's context.
     """
     prompts = [_prompt_of(model, prompt) for prompt in body.prompts]
-    generation = Generation([], [], sum(len(tokens) for tokens, _ in prompts))
+    generation, deadline = Generation([], [], sum(len(t) for t, _ in prompts)), model.deadline()
     for tokens, echo in prompts:
         max_tokens = model.tokens_to_generate(len(tokens), body.max_tokens)
         # Clients that want the prompt's log-probabilities ask for one token, and count on it.
@@ -65,6 +65,7 @@ def read(model: TextModel, body: CompletionRequest, client: str) -> Generation:
                     logprobs=body.logprobs,
                     prompt_logprobs=scores,
                     client=client,
+                    deadline=deadline,
                 )
             )
             generation.choices.append(

@@ -66,10 +66,10 @@ class Sequences:
             yield index, piece
 
     def stop(self, index: int) -> None:
-        """Generate no more for one sequence; nothing more of it is collected."""
+        """Generate no more for a sequence whose text has ended; nothing more of it is collected."""
         handle = self._running.pop(index, None)
         if handle is not None:
-            handle.cancel()
+            handle.cancel("stop")
             self._submit_more()
 
     def close(self) -> None:

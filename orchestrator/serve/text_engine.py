@@ -54,6 +54,7 @@ class TextEngine(Engine):
             generator=self.generator,
             context=trained.model.config.max_seq_len,
             default_max_tokens=job.serve.max_tokens,
+            deadline_seconds=job.serve.deadline_seconds,
         )
         self._description = playground.Description(
             model=job.name,

@@ -1,5 +1,7 @@
 """A model that generates text, and how it takes a request."""
 
+import math
+import time
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -15,7 +17,8 @@ from orchestrator.serve.protocol import RefusedError
 class TextModel:
     """What completions and chats are answered with.
 
-    `default_max_tokens` are generated if a request does not say how many.
+    `default_max_tokens` are generated if a request does not say how many. A request that takes
+    longer than `deadline_seconds` ends.
     """
 
     name: str
@@ -24,6 +27,11 @@ class TextModel:
     generator: Generator
     context: int
     default_max_tokens: int
+    deadline_seconds: float = math.inf
+
+    def deadline(self) -> float:
+        """When a request that comes now ends at the latest, by time.monotonic()."""
+        return time.monotonic() + self.deadline_seconds
 
     def tokens_to_generate(self, prompt_tokens: int, given: int | None) -> int:
         """How many tokens at most follow a prompt, if a request gives `given`.

@@ -189,6 +189,15 @@ def test_a_prompt_beyond_the_context_is_refused(
         assert f"context of {CONTEXT}" in error["message"]
 
 
+def test_a_request_that_takes_longer_than_it_may_is_given_up() -> None:
+    serve = JOB.serve.model_copy(update={"deadline_seconds": 1e-6})
+    engine = TextEngine(JOB.model_copy(update={"serve": serve}), trained_model())
+    with TestClient(make_app(JOB.name, engine)) as client:
+        answer = client.post("/v1/completions", json={"prompt": "the dog"})
+    assert answer.status_code == 504
+    assert "longer than it may" in answer.json()["error"]["message"]
+
+
 def test_another_model_is_refused_by_name(client: TestClient) -> None:
     assert complete(client, model="tiny").model == "tiny"
     answer = client.post("/v1/completions", json={"prompt": "a", "model": "gpt-9"})

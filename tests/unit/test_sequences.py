@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.infer.generation import (
+    Ending,
     FullError,
     Generated,
     GenerationRequest,
@@ -32,10 +33,10 @@ NAN = float("nan")
 class Slot:
     request: GenerationRequest
     listener: Listener
-    cancelled: bool = False
+    cancelled: str = ""
 
-    def cancel(self) -> None:
-        self.cancelled = True
+    def cancel(self, ending: Ending = "cancelled") -> None:
+        self.cancelled = ending
 
     def end(self, ending: Any = "stop", error: str = "") -> None:
         self.listener(Generated(tokens=(Token(5, NAN),), ending=ending, error=error))
@@ -120,7 +121,7 @@ def test_one_that_does_not_fit_cancels_the_others() -> None:
     async def work() -> None:
         with pytest.raises(UserError, match="does not fit"):
             Sequences(room, [asked(1), asked(666)])
-        assert [slot.cancelled for slot in room.slots] == [True]
+        assert [slot.cancelled for slot in room.slots] == ["cancelled"]
 
     run(work())
 
@@ -134,7 +135,7 @@ def test_a_stopped_sequence_is_cancelled_and_not_waited_for() -> None:
         room.slots[0].end("cancelled")
         room.slots[1].end()
         assert [index async for index, _ in sequences.pieces()] == [1]
-        assert [slot.cancelled for slot in room.slots] == [True, False]
+        assert [slot.cancelled for slot in room.slots] == ["stop", ""]
 
     run(work())
 
@@ -195,7 +196,7 @@ def test_a_client_that_leaves_frees_its_places(stream: bool, begun: bool) -> Non
                 asking.cancel()
 
         asyncio.run(ask_and_leave())
-        wait_until(lambda: all(slot.cancelled for slot in room.slots))
+        wait_until(lambda: all(slot.cancelled == "cancelled" for slot in room.slots))
 
 
 def test_a_full_engine_is_429_before_a_stream_begins() -> None:

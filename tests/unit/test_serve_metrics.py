@@ -26,9 +26,12 @@ from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.generate import GREEDY
 from orchestrator.model.transformer import Transformer
+from orchestrator.serve.app import make_app
 from orchestrator.serve.metrics import METRICS, observed
 from orchestrator.serve.ray_metrics import RayObserver
+from orchestrator.serve.text_engine import TextEngine
 from tests.unit.predicting import app_for
+from tests.unit.served import JOB, trained_model
 
 DASHBOARD = Path(__file__).parents[2] / "cluster/grafana/endpoint.json"
 
@@ -235,3 +238,14 @@ def test_the_dashboard_asks_for_metrics_that_exist_by_the_names_that_prometheus_
 def test_the_page_names_every_metric() -> None:
     page = (DASHBOARD.parents[2] / "docs/serving.md").read_text()
     assert [name for name in METRICS if f"`{name}" not in page] == []
+
+
+def test_a_text_that_a_stop_text_ends_is_counted_as_stopped() -> None:
+    recorder = Recorder()
+    engine = TextEngine(JOB, trained_model(), recorder)
+    body = {"prompt": "the dog", "seed": 3, "max_tokens": 20}
+    with TestClient(make_app(JOB.name, engine)) as client:
+        whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+        client.post("/v1/completions", json=body | {"stop": whole[4:6]})
+    reasons = {key[1] for key in recorder.totals if key[0] == "request_success"}
+    assert reasons == {"length", "stop"}
