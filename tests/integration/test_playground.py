@@ -11,7 +11,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from orchestrator.infer.generation import Generated, GenerationRequest, Listener, Token
+from orchestrator.infer.generation import Ending, Generated, GenerationRequest, Listener, Token
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.api_keys import digest_of
 from orchestrator.job.job import Job
@@ -96,9 +96,11 @@ def long_engine() -> TextEngine:
 
 class Handle:
     def __init__(self) -> None:
+        self.ending: Ending = "stop"
         self.is_cancelled = threading.Event()
 
-    def cancel(self) -> None:
+    def cancel(self, ending: Ending = "cancelled") -> None:
+        self.ending = ending
         self.is_cancelled.set()
 
 
@@ -119,7 +121,7 @@ class Scripted:
                 listener(Generated(tokens=(Token(token, 0.0),)))
                 if handle.is_cancelled.wait(self.seconds):
                     break
-            listener(Generated(ending="cancelled" if handle.is_cancelled.is_set() else "stop"))
+            listener(Generated(ending=handle.ending))
 
         threading.Thread(target=generate).start()
         return handle
