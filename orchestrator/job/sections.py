@@ -97,7 +97,7 @@ class ServeConfig(StrictSection):
     keys: str | None = Field(
         None,
         min_length=1,
-        description="file of API keys, a SHA-256 a line: all routes but health then need a key; a "
+        description="file of API keys, a SHA-256 a line: all routes but health and the page then need a key; a "
         "relative path starts at the working directory",
     )
     open: bool = Field(
