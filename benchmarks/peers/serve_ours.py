@@ -1,6 +1,6 @@
 """This engine's endpoint for text under uvicorn, without Ray.
 
-    python -m benchmarks.peers.serve_ours FOLDER
+python -m benchmarks.peers.serve_ours FOLDER
 """
 
 from benchmarks.peers.serving import folder_argument, listen

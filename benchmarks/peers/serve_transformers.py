@@ -1,6 +1,6 @@
 """`transformers` behind FastAPI as it is usually written: `generate`, one request at a time.
 
-    python -m benchmarks.peers.serve_transformers FOLDER
+python -m benchmarks.peers.serve_transformers FOLDER
 """
 
 import asyncio
