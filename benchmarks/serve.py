@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.load import Ask, Load, asks, closed_loop, poisson, texts
 from benchmarks.peers.serving import READY
-from benchmarks.served_model import MODEL, VOCABULARY, greedy, make
+from benchmarks.served_model import CTRANSLATE2, MODEL, VOCABULARY, convert, greedy, make
 from benchmarks.sides import (
     ROOT,
     Command,
@@ -50,6 +50,7 @@ CLIENTS = (1, 8, 32)
 MOST = CLIENTS[-1]
 USUAL = 0.7  # of a side's rate in the closed loop with MOST clients: its random arrivals
 CURVE = (0.5, 0.85, 1.0)  # further rates of this engine, to find the one with another's p95
+ARRIVALS = 1.25  # their time, of a closed loop's
 START_SECONDS = 120.0  # that a side may take until it listens
 CHECKED, CHECKED_TOKENS = 8, 24  # requests whose answers are compared, and their new tokens
 
@@ -75,6 +76,8 @@ def main() -> None:
     with temporary_folder() as folder:
         sizes = {"num_layers": options.layers, "d_model": options.d_model}
         make(folder, {**MODEL, **sizes, "num_heads": options.d_model // 64}, VOCABULARY)
+        if any(name.startswith(CTRANSLATE2) for name in options.sides):
+            convert(folder)
         checks = [Ask(each.prompt, CHECKED_TOKENS) for each in islice(asks(0, VOCABULARY), CHECKED)]
         expected = greedy(folder, [each.prompt for each in checks], CHECKED_TOKENS)
         for number in range(options.rounds):
@@ -95,7 +98,7 @@ def main() -> None:
 def _options() -> Any:
     parser = option_parser(__doc__)
     parser.set_defaults(rounds=2)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each closed loop")
+    parser.add_argument("--seconds", type=float, default=4.5, help="of each closed loop")
     parser.add_argument("--layers", type=int, default=MODEL["num_layers"])
     parser.add_argument("--d-model", type=int, default=MODEL["d_model"], help="a multiple of 64")
     names = list(SIDES)
@@ -141,7 +144,7 @@ def measure(name: str, url: str, seconds: float, number: int, agreed: int) -> Me
     def arrive(share: float, streams: bool = False) -> Load:
         # Other prompts each time: a slot of this engine's may still hold an earlier one.
         requests = asks(seed + 100 + round(100 * share) + streams, VOCABULARY)
-        load = poisson(url, share * fastest, 1.5 * seconds, requests, seed, streams)
+        load = poisson(url, share * fastest, ARRIVALS * seconds, requests, seed, streams)
         return asyncio.run(load)
 
     shares = [USUAL, *CURVE] if name == OURS else [USUAL]
@@ -173,7 +176,7 @@ def print_table(results: Results) -> None:
     head = f"{'side':25}{'load':16}{'tokens/s':>28}{'requests/s':>24}"
     print(f"{head}{'p50 s':>8}{'p95 s':>8}{'p99 s':>8}")
     for name, each in results.items():
-        loads = {f"{count} clients": [m.closed[count] for m in each] for count in CLIENTS}
+        loads = {f"{count} at once": [m.closed[count] for m in each] for count in CLIENTS}
         for share in each[0].arrivals:
             loads[f"arrivals at {share:.0%}"] = [m.arrivals[share] for m in each]
         loads["  as streams"] = [m.streamed for m in each if m.streamed is not None]

@@ -1,5 +1,7 @@
 """The model that all sides of `benchmarks/serve.py` serve: one export, which each of them loads."""
 
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def job_of(model: dict[str, Any], vocabulary: int) -> Job:
 
 
 def make(folder: Path, model: dict[str, Any], vocabulary: int) -> None:
-    """Write the export, and the same weights in CTranslate2's format."""
+    """Write the export."""
     job = job_of(model, vocabulary)
     processor = TextProcessor.fit(_texts(), job.tokenizer)
     torch.manual_seed(0)
@@ -56,9 +58,18 @@ def make(folder: Path, model: dict[str, Any], vocabulary: int) -> None:
     _set_weights(built, processor)
     write(job, processor, built, [USE], Folder(str(folder / EXPORT)))
 
-    from ctranslate2.converters import TransformersConverter  # no other part needs it
 
-    TransformersConverter(str(folder / EXPORT)).convert(str(folder / CTRANSLATE2))
+def convert(folder: Path) -> None:
+    """Write the export's weights in CTranslate2's format, by its own command.
+
+    Raises:
+        RuntimeError: if that fails.
+    """
+    command = Path(sys.executable).parent / "ct2-transformers-converter"
+    arguments = ["--model", str(folder / EXPORT), "--output_dir", str(folder / CTRANSLATE2)]
+    done = subprocess.run([command, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command.name} failed:\n{done.stderr[-3000:]}")
 
 
 def load(folder: Path) -> tuple[TextProcessor, Transformer]:

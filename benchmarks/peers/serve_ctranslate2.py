@@ -9,14 +9,13 @@ is answered at once and leaves its part.
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ctranslate2
 from tokenizers import Tokenizer
 
-from benchmarks.peers.serving import Batching, Waiting, folder_argument, listen, peer_app
+from benchmarks.peers.serving import Batching, Reply, Waiting, folder_argument, listen, peer_app
 from benchmarks.served_model import CTRANSLATE2, EXPORT, SLOTS
 
 PART = 8
@@ -34,12 +33,12 @@ class Parts:
         self._names = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
         self._part = part
 
-    def compute(self, batch: list[Waiting], reply: Callable[..., None]) -> None:
+    def compute(self, batch: list[Waiting], reply: Reply) -> None:
         batch = sorted(batch, key=lambda each: len(each.prompt))
         for first in range(0, len(batch), self._part):
             self._compute_part(batch[first : first + self._part], reply)
 
-    def _compute_part(self, part: list[Waiting], reply: Callable[..., None]) -> None:
+    def _compute_part(self, part: list[Waiting], reply: Reply) -> None:
         tokens: list[list[int]] = [[] for _ in part]
 
         def add(step: Any) -> bool:

@@ -4,12 +4,10 @@ the left, runs until its longest text has ended, and is answered then.
     python -m benchmarks.peers.serve_static FOLDER
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.serving import Batching, Waiting, folder_argument, listen, peer_app
+from benchmarks.peers.serving import Batching, Reply, Waiting, folder_argument, listen, peer_app
 from benchmarks.served_model import SLOTS, load
 from orchestrator.infer.row_linear import convert_to_rows
 from orchestrator.model.generate import GREEDY, generate_batch
@@ -28,9 +26,7 @@ class LastOnly(nn.Module):
         return logits_BTV
 
 
-def compute(
-    model: Transformer, end_token: int, batch: list[Waiting], reply: Callable[..., None]
-) -> None:
+def compute(model: Transformer, end_token: int, batch: list[Waiting], reply: Reply) -> None:
     length = max(len(each.prompt) for each in batch)
     prompts_BT = torch.zeros(len(batch), length, dtype=torch.long)
     real_BT = torch.zeros(len(batch), length, dtype=torch.bool)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from benchmarks.served_model import EXPORT
 
 READY = "listens on port "
+PAUSE = 0.01
 
 
 class Body(BaseModel):
@@ -42,17 +43,24 @@ class Waiting:
     answer: "asyncio.Future[list[int]]" = field(default_factory=asyncio.Future)
 
 
+Reply = Callable[[Waiting, list[int]], None]
+
+
 class Batching(Generator):
     """Computes what waits as one batch, up to `most` requests; what arrives meanwhile waits.
 
-    `compute` gets a batch and a function that answers one of its requests, in a thread.
+    When a batch is answered, its clients ask again one after the other: the next batch waits for as
+    many, until none has come for PAUSE seconds.
     """
 
-    def __init__(
-        self, most: int, compute: Callable[[list[Waiting], Callable[..., None]], None]
-    ) -> None:
+    def __init__(self, most: int, compute: Callable[[list[Waiting], Reply], None]) -> None:
+        """
+        Args:
+            compute: answers each request of a batch by calling the function that it gets.
+        """
         self._most = most
         self._compute = compute
+        self._usual = 1
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -70,16 +78,23 @@ class Batching(Generator):
             loop.call_soon_threadsafe(waiting.answer.set_result, tokens)
 
         while True:
-            batch = [await self._queue.get()]
-            await asyncio.sleep(0.002)  # clients that ask at once are in one batch
-            while len(batch) < self._most and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = await self._gather()
             try:
                 await asyncio.to_thread(self._compute, batch, reply)
             except Exception as error:
                 for waiting in batch:
                     if not waiting.answer.done():
                         waiting.answer.set_exception(error)
+
+    async def _gather(self) -> list[Waiting]:
+        batch = [await self._queue.get()]
+        while len(batch) < self._most and not (self._queue.empty() and len(batch) >= self._usual):
+            try:
+                batch.append(await asyncio.wait_for(self._queue.get(), PAUSE))
+            except TimeoutError:
+                break
+        self._usual = len(batch)
+        return batch
 
 
 def peer_app(folder: Path, generator: Generator) -> FastAPI:
