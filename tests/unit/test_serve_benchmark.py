@@ -50,5 +50,5 @@ def test_requests_depend_on_the_seed_alone() -> None:
     requests = [next(first) for _ in range(20)]
     assert requests == [next(again) for _ in range(20)]
     assert requests != [next(other) for _ in range(20)]
-    assert all(16 <= len(each.prompt) <= 256 and 0 < min(each.prompt) for each in requests)
+    assert all(16 <= len(each.prompt) <= 256 and min(each.prompt) > 0 for each in requests)
     assert all(16 <= each.max_tokens <= 64 for each in requests)
