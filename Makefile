@@ -45,6 +45,9 @@ bench-tune: .venv/.installed-bench  ## compare sweeps with nested trainers and w
 bench-plan: .venv/.installed-bench  ## compare `orchestrator plan` with the trainings it predicts
 	$(BIN)/python -m benchmarks.plan
 
+bench-serve: .venv/.installed-bench  ## compare serving with transformers, CTranslate2, static batches
+	$(BIN)/python -m benchmarks.serve
+
 bench-predictions: .venv/.installed  ## predictions in shared batches against one by one
 	$(BIN)/python -m benchmarks.predictions
 
