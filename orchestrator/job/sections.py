@@ -97,8 +97,8 @@ class ServeConfig(StrictSection):
     keys: str | None = Field(
         None,
         min_length=1,
-        description="file of API keys, a SHA-256 a line: all routes but health and the page then need a key; a "
-        "relative path starts at the working directory",
+        description="file of API keys, a SHA-256 a line: all routes but health and the page then "
+        "need a key; a relative path starts at the working directory",
     )
     open: bool = Field(
         False, description="let anybody who reaches a host other than this machine ask, without key"
