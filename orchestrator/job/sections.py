@@ -106,6 +106,10 @@ class ServeConfig(StrictSection):
     slots: int = Field(
         16, ge=1, description="texts that a replica generates at once; each slot takes memory"
     )
+    weights: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="int8: generate text on a CPU with weights of 8 bits, in less time and memory",
+    )
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 429, in each replica"
     )

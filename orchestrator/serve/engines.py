@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
+from orchestrator.job.job import Job
 from orchestrator.tasks.task import Task
 
 if TYPE_CHECKING:  # a command checks the name of an engine without waiting for torch
@@ -26,6 +27,17 @@ def engine_of(task: Task[Any]) -> type[Engine]:
     module, name = ENGINES[task.serves].split(":")
     engine: type[Engine] = getattr(importlib.import_module(module), name)
     return engine
+
+
+def check_weights(job: Job) -> None:
+    """Raises UserError if this job's model cannot be served with `serve.weights`."""
+    if job.serve.weights == "fp32":
+        return
+    wrong = f"serve.weights = {job.serve.weights}: "
+    if job.build_task().serves != "completions":
+        raise UserError(f"{wrong}only models that generate text have them, not {job.task}")
+    if job.gpus_per_replica:
+        raise UserError(f"{wrong}they are for CPUs: set serve.gpus_per_replica to 0")
 
 
 def check_engine(task: Task[Any]) -> None:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from orchestrator.errors import UserError
 from orchestrator.infer.generation import Generator
 from orchestrator.infer.generation_engine import EngineLimits, GenerationEngine
+from orchestrator.infer.precision import quantize_weights
 from orchestrator.infer.trained_model import TrainedModel
 from orchestrator.job.job import Job
 from orchestrator.processors.chat_template import ChatTemplate
@@ -16,6 +17,7 @@ from orchestrator.serve import playground
 from orchestrator.serve.chat import add_chat
 from orchestrator.serve.completions import add_completions
 from orchestrator.serve.engine import Engine
+from orchestrator.serve.engines import check_weights
 from orchestrator.serve.metrics import UNOBSERVED, Observer, observed
 from orchestrator.serve.text_model import TextModel
 from orchestrator.serve.tokens import add_tokens
@@ -43,6 +45,9 @@ class TextEngine(Engine):
         processor = trained.processor
         if not isinstance(processor, TextProcessor):
             raise UserError(f"task = {job.task}: makes no text, so it cannot complete prompts")
+        check_weights(job)
+        if job.serve.weights == "int8":
+            quantize_weights(trained.model)
         if generator is None:
             limits = EngineLimits(job.serve.slots, max_waiting=job.serve.max_queued_requests)
             generator = GenerationEngine(trained.model, limits, trained.precision)

@@ -20,7 +20,7 @@ def growing(tmp_path: Path) -> Iterator[Head]:
 
 def test_workers_wait_for_the_nodes_that_the_autoscaler_adds(growing: Head, tmp_path: Path) -> None:
     write_texts(tmp_path / "data")
-    job = write_job(tmp_path, cluster={"workers": 4})
+    job = write_job(tmp_path, cluster={"workers": 2})
     refused = orchestrate("run", job, "cluster.workers=8", environment=growing.environment)
     print(refused.stdout, refused.stderr)
     assert refused.returncode == 2

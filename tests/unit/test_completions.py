@@ -198,6 +198,18 @@ def test_a_request_that_takes_longer_than_it_may_is_given_up() -> None:
     assert "longer than it may" in answer.json()["error"]["message"]
 
 
+def test_weights_of_8_bits_give_nearly_the_same_log_probabilities(client: TestClient) -> None:
+    serve = JOB.serve.model_copy(update={"weights": "int8"})
+    engine = TextEngine(JOB.model_copy(update={"serve": serve}), trained_model())
+    asked = {"echo": True, "logprobs": 0, "max_tokens": 0}
+    exact = complete(client, **asked).choices[0].logprobs
+    with TestClient(make_app(JOB.name, engine)) as other:
+        near = complete(other, **asked).choices[0].logprobs
+    assert exact is not None and near is not None
+    assert near.token_logprobs[1:] == pytest.approx(exact.token_logprobs[1:], rel=0.05, abs=0.05)
+    assert near.token_logprobs[1:] != exact.token_logprobs[1:]
+
+
 def test_another_model_is_refused_by_name(client: TestClient) -> None:
     assert complete(client, model="tiny").model == "tiny"
     answer = client.post("/v1/completions", json={"prompt": "a", "model": "gpt-9"})

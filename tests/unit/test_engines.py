@@ -15,7 +15,7 @@ from orchestrator.job.task_registry import TASKS
 from orchestrator.serve import engines
 from orchestrator.serve.app import make_app
 from orchestrator.serve.engine import Engine
-from orchestrator.serve.engines import check_engine, engine_of
+from orchestrator.serve.engines import check_engine, check_weights, engine_of
 from orchestrator.serve.metrics import UNOBSERVED, Observer
 from orchestrator.tasks.language_modelling import LanguageModelling
 from orchestrator.tasks.task import Task
@@ -104,3 +104,19 @@ def test_an_unknown_engine_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(LanguageModelling, "serves", "predicitons")
     with pytest.raises(UserError, match=r"LanguageModelling\.serves = 'predicitons'.*predictions"):
         check_engine(job_of("language_modelling").build_task())
+
+
+@pytest.mark.parametrize(
+    ("task", "gpus", "reason"),
+    [
+        ("language_modelling", 1, "for CPUs: set serve.gpus_per_replica to 0"),
+        ("text_classification", 0, "only models that generate text have them"),
+    ],
+)
+def test_weights_of_8_bits_are_refused_where_nothing_computes_with_them(
+    task: str, gpus: int, reason: str
+) -> None:
+    serve = {"weights": "int8", "gpus_per_replica": gpus}
+    job = Job.model_validate({**job_of(task).model_dump(), "serve": serve})
+    with pytest.raises(UserError, match=f"serve.weights = int8: .*{reason}"):
+        check_weights(job)
