@@ -1,13 +1,15 @@
 """Notices that a cluster's head is gone, before Ray ends the command for it.
 
 Ray's core waits for a lost head, 60 seconds by default, and then ends the process with exit code 1
-and no error of ours. A thread notices it earlier, so the command ends with a line and code 75.
+and no error of ours. A thread notices it earlier, so the command ends with a line and code 75. If
+the main thread is inside Ray's core, which no signal ends, this thread ends the process.
 """
 
-import _thread
 import contextlib
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 from types import TracebackType
@@ -17,6 +19,7 @@ from orchestrator.errors import StuckError
 
 RAYS_PATIENCE = ("RAY_gcs_rpc_server_reconnect_timeout_s", 60.0)
 SHARE = 0.75  # of Ray's patience
+GRACE = 1 / 6  # of the command's own: for the main thread to leave the block
 CHECK_SECONDS = 5.0
 
 
@@ -48,11 +51,7 @@ class HeadWatch:
     ) -> None:
         self._over.set()
         if self.lost and isinstance(error, KeyboardInterrupt):
-            host, port = self.address
-            raise StuckError(
-                f"the head of the cluster, {host}:{port}, has not answered for "
-                f"{self.patience:g} s: run this again when it is back"
-            ) from None
+            raise self._error() from None
 
     def _watch(self) -> None:
         answered = time.monotonic()
@@ -61,8 +60,21 @@ class HeadWatch:
                 answered = time.monotonic()
             elif time.monotonic() - answered >= self.patience:
                 self.lost = True
-                _thread.interrupt_main()
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGINT)
+                if not self._over.wait(GRACE * self.patience):
+                    sys.stderr.write(f"\nerror: {self._error()}\n")
+                    sys.stderr.flush()
+                    os._exit(StuckError.exit_code)
                 return
+
+    def _error(self) -> StuckError:
+        host, port = self.address
+        return StuckError(
+            f"the head of the cluster, {host}:{port}, has not answered for {self.patience:g} s: "
+            f"run this again when it is back"
+        )
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(self.address, 5):

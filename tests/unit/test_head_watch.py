@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -25,6 +27,23 @@ def test_a_head_that_is_gone_ends_the_block() -> None:
         time.sleep(0.3)
         head.close()
         time.sleep(10)
+
+
+def test_a_command_that_no_interrupt_reaches_ends_too() -> None:
+    code = """
+import signal, sys, time
+from orchestrator.cluster.head_watch import HeadWatch
+with HeadWatch(sys.argv[1], 0.3, interval=0.1):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(30)
+"""
+    with listener() as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 75
+    assert f"error: the head of the cluster, {address}, has not answered for 0.3 s" in done.stderr
 
 
 def test_a_head_that_comes_back_in_time_is_not_noticed() -> None:
