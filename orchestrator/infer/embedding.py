@@ -8,7 +8,7 @@ from orchestrator.data.arrays import Arrays
 from orchestrator.infer.batch import to_device
 from orchestrator.infer.precision import autocast
 from orchestrator.infer.trained_model import TrainedModel
-from orchestrator.model.transformer import LabelHead
+from orchestrator.model.transformer import LabelHead, mean_of_real
 from orchestrator.tasks.objectives import trimmed
 
 
@@ -28,9 +28,5 @@ class TextEmbedding:
         tokens_BT, real_BT = trimmed(to_device(arrays, device), "tokens")
         with autocast(device, self.trained.precision):
             x_BTD = model.encode(tokens_BT, real_BT).float()
-        if self.pools_first:
-            pooled_BD = x_BTD[:, 0]
-        else:
-            weight_BT1 = real_BT[:, :, None].float()
-            pooled_BD = (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
+        pooled_BD = x_BTD[:, 0] if self.pools_first else mean_of_real(x_BTD, real_BT)
         return {"embedding": F.normalize(pooled_BD, dim=-1).cpu().numpy().astype(np.float32)}

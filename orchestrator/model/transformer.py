@@ -125,17 +125,19 @@ class LabelHead(nn.Module):
         self.logits = nn.Linear(config.d_model, num_labels)
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
-        if self.pools_first:
-            pooled_BD = x_BTD[:, 0]
-        elif real_BT is None:
-            pooled_BD = x_BTD.mean(1)
-        else:
-            weight_BT1 = real_BT[:, :, None].to(x_BTD.dtype)
-            pooled_BD = (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
+        pooled_BD = x_BTD[:, 0] if self.pools_first else mean_of_real(x_BTD, real_BT)
         if self.dense is not None:
             pooled_BD = self.activation(self.dense(pooled_BD))
         logits: Tensor = self.logits(self.dropout(pooled_BD))
         return logits
+
+
+def mean_of_real(x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
+    """The mean of each sequence's vectors without those of padding, (B, D)."""
+    if real_BT is None:
+        return x_BTD.mean(1)
+    weight_BT1 = real_BT[:, :, None].to(x_BTD.dtype)
+    return (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1)
 
 
 class Transformer(nn.Module):

@@ -127,7 +127,8 @@ def make_app(
     Args:
         version: names the checkpoint.
         inputs: the names of what a request holds.
-        keys: the SHA-256 of each API key. If there are any, every route but health needs one.
+        keys: the SHA-256 of each API key. If there are any, every route needs one but health
+            and the page.
     """
     api = make_api(engine)
     if keys:
