@@ -16,10 +16,11 @@ from orchestrator.errors import StageError, UserError, first_line
 from orchestrator.infer.batcher import DeadlineError
 from orchestrator.infer.generation import FullError
 from orchestrator.serve import health
-from orchestrator.serve.access import RequireKey
+from orchestrator.serve.access import Keys, RequireKey
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.envelope import ERRORS, error_response
 from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
+from orchestrator.serve.split import Split, Switch
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -54,8 +55,13 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
-def make_api(engine: Engine) -> FastAPI:
-    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine."""
+def make_api(engine: Engine, version: str = "1", switch: Switch | None = None) -> FastAPI:
+    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine.
+
+    Args:
+        version: names the model's version in each answer.
+        switch: says which requests another version answers.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +71,7 @@ def make_api(engine: Engine) -> FastAPI:
     api = FastAPI(
         title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
     )
+    api.add_middleware(Split, switch=switch or Switch(), version=version)
     api.add_middleware(LimitBody)
 
     @api.exception_handler(RequestValidationError)
@@ -120,19 +127,20 @@ def make_app(
     *,
     version: str = "1",
     inputs: tuple[str, ...] = (),
-    keys: Sequence[str] = (),
+    keys: Keys | Sequence[str] = (),
+    switch: Switch | None = None,
 ) -> FastAPI:
     """The API of one model: its engine's routes, and those that every model has.
 
     Args:
-        version: names the checkpoint.
+        version: names the checkpoint and its settings, in each answer's `x-model-version`.
         inputs: the names of what a request holds.
         keys: the SHA-256 of each API key. If there are any, every route needs one but health
             and the page.
+        switch: says which requests another version answers; by default none.
     """
-    api = make_api(engine)
-    if keys:
-        api.add_middleware(RequireKey, digests=keys)
+    api = make_api(engine, version, switch)
+    api.add_middleware(RequireKey, keys=keys if isinstance(keys, Keys) else Keys(keys))
     engine.add_routes(api)
 
     card = {

@@ -55,7 +55,9 @@ METRICS = {
         "histogram", "rows of a batch of predictions", (), (1, 2, 4, 8, 16, 32, 64)
     ),
     "orchestrator_padding_tokens": Definition("counter", "tokens of batches that are padding"),
-    "orchestrator_model_info": Definition("gauge", "1 for the version that answers", ("version",)),
+    "orchestrator_model_info": Definition(
+        "gauge", "1 for a version that is loaded", ("version", "checkpoint")
+    ),
 }
 
 # vLLM calls a request that its client gave up "abort".
