@@ -13,7 +13,6 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ReplicaState
 
 from orchestrator.cluster.connection import raised_by_user_code
 from orchestrator.cluster.nodes import head, run_on
@@ -170,7 +169,8 @@ def _old(current: str, job: Job, history: History) -> tuple[Release, Deployment]
 def _running(job: Job, release: Release) -> int:
     """How many replicas of a version run."""
     deployment = serve.status().applications[job.name].deployments.get(release.name)
-    return 0 if deployment is None else deployment.replica_states.get(ReplicaState.RUNNING, 0)
+    states = {} if deployment is None else deployment.replica_states
+    return sum(count for state, count in states.items() if state == "RUNNING")
 
 
 def _record(
@@ -284,10 +284,9 @@ def _explaining(job: Job, progress: Progress) -> Iterator[None]:
 def _lacking(job: Job) -> int:
     """How many replicas of the application have not started."""
     application = serve.status().applications.get(job.name)
-    states = (
-        [] if application is None else [d.replica_states for d in application.deployments.values()]
-    )
-    return sum(count for state in states for name, count in state.items() if name == "STARTING")
+    deployments = {} if application is None else application.deployments
+    states = [pair for d in deployments.values() for pair in d.replica_states.items()]
+    return sum(count for state, count in states if state == "STARTING")
 
 
 def _explained(job: Job, error: Exception) -> Exception:
