@@ -1,4 +1,4 @@
-"""A share of the requests is answered by a version that is tried, and no client notices a bad one."""
+"""A version that is tried answers a share of the requests, and no client notices a bad one."""
 
 import asyncio
 import json
