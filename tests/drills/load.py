@@ -15,7 +15,7 @@ class Load:
 
     url: str
     body: dict[str, Any]
-    clients: int = 4
+    clients: int = 2
     statuses: Counter[int | str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)

@@ -21,6 +21,7 @@ from tests.drills.load import Load
 from tests.integration.conftest import orchestrate, write_job, write_texts
 from tests.ray_head import Head, free_port
 
+pytestmark = pytest.mark.timeout(600)
 BODY = {"prompt": "the the of of and and to to a a in in that that is is", "max_tokens": 6}
 
 
