@@ -13,7 +13,7 @@ from orchestrator.storage.submitted import lasting_name
 # Of `serve:`, the settings of how many answer, where and whom, and of how they are replaced: not of
 # what they answer.
 UNSERVED = (
-    *("replicas", "gpus_per_replica", "host", "port", "route_prefix", "keys", "open"),
+    *("replicas", "host", "port", "route_prefix", "keys", "open"),
     *("sample_prompt", "gate", "canary", "shadow", "canary_requests", "canary_seconds"),
 )
 FORMAT = 4  # of the artifacts: raised when older ones must not be reused

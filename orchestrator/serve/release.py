@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.serve import Application
 
+from orchestrator import __version__
 from orchestrator.job.api_keys import read_keys
 from orchestrator.job.fingerprint import fingerprint
 from orchestrator.job.job import Job
@@ -39,7 +40,9 @@ class Release:
             StageError: if the checkpoint is gone.
             UserError: if the file of API keys cannot be read.
         """
-        content = f"{prepared.folder.name} {training.checkpoint().digest}"
+        machine = f"{job.cluster.cpus_per_worker} CPUs, {job.gpus_per_replica} GPUs"
+        digest = training.checkpoint().digest
+        content = f"{__version__} {prepared.folder.name} {digest} {machine}"
         return cls(
             job,
             prepared.folder.uri,

@@ -32,10 +32,15 @@ def environment(head: Head, connected: Cluster) -> Iterator[dict[str, str]]:
         serve.delete(name)
 
 
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Ray Serve keeps its first address."""
+    return free_port()
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> tuple[Path, str]:
+def job(tmp_path: Path, port: int) -> tuple[Path, str]:
     """A job, and the URL at which its model is served."""
-    port = free_port()
     write_texts(tmp_path / "data")
     given = {"port": port, "canary_requests": 40, "canary": 0.3, "gate": 1.0, "max_tokens": 6}
     return write_job(tmp_path, serve=given), f"http://127.0.0.1:{port}"
