@@ -12,6 +12,7 @@ from orchestrator.job.api_keys import access_problems
 from orchestrator.job.init_from import Weights, find_weights, with_architecture
 from orchestrator.job.inputs import Stamps
 from orchestrator.job.keys import Key, set_key
+from orchestrator.job.request_log import log_problems
 from orchestrator.job.search_space import NOT_SWEPT, Domain, TuneConfig, with_default_space
 from orchestrator.job.sections import ClusterConfig, ServeConfig, TrainConfig
 from orchestrator.job.strict_section import StrictSection
@@ -116,7 +117,7 @@ class Job(StrictSection):
         if problem := self._batch_problem():
             batch = self.train.global_batch_size
             problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
-        problems += access_problems(self.serve)
+        problems += access_problems(self.serve) + log_problems(self.serve.log)
         if self.tune is None:
             return problems
         if self.tune.workers > 1 and 0 < self.cluster.gpus_per_worker < 1:

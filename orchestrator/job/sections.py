@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator.job.request_log import RequestLogConfig
 from orchestrator.job.strict_section import StrictSection
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -109,6 +110,9 @@ class ServeConfig(StrictSection):
     weights: Literal["fp32", "int8"] = Field(
         "fp32",
         description="int8: generate text on a CPU with weights of 8 bits, in less time and memory",
+    )
+    log: RequestLogConfig | None = Field(
+        None, description="keep a sample of the requests and their answers; default: none"
     )
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 429, in each replica"

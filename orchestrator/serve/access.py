@@ -48,12 +48,12 @@ class RequireKey:
 
 
 def _is_free(scope: Scope) -> bool:
-    path = _path(scope)
+    path = path_below(scope)
     is_read = scope.get("method") in ("GET", "HEAD")
     return path in HEALTH_PATHS or (is_read and path in PAGE_PATHS)
 
 
-def _path(scope: Scope) -> str:
+def path_below(scope: Scope) -> str:
     """The path below the route's prefix."""
     path: str = scope.get("path", "")
     prefix: str = scope.get("root_path", "")

@@ -19,7 +19,11 @@ from orchestrator.serve import health
 from orchestrator.serve.access import RequireKey
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.envelope import ERRORS, error_response
+from orchestrator.serve.log_requests import LogRequests
 from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
+from orchestrator.serve.redirects import RelativeRedirects
+from orchestrator.serve.request_id import RequestId
+from orchestrator.serve.request_log import RequestLog
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -54,13 +58,16 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
-def make_api(engine: Engine) -> FastAPI:
-    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine."""
+def make_api(engine: Engine, log: RequestLog | None = None) -> FastAPI:
+    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine and
+    the log."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         engine.close()
+        if log is not None:
+            log.close()
 
     api = FastAPI(
         title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
@@ -121,6 +128,8 @@ def make_app(
     version: str = "1",
     inputs: tuple[str, ...] = (),
     keys: Sequence[str] = (),
+    log: RequestLog | None = None,
+    behind_proxy: bool = False,
 ) -> FastAPI:
     """The API of one model: its engine's routes, and those that every model has.
 
@@ -129,10 +138,16 @@ def make_app(
         inputs: the names of what a request holds.
         keys: the SHA-256 of each API key. If there are any, every route needs one but health
             and the page.
+        log: keeps a sample of the requests; the end of the API closes it.
+        behind_proxy: whether Ray Serve's proxy is in front, which names each request.
     """
-    api = make_api(engine)
+    api = make_api(engine, log)
+    if log is not None:
+        api.add_middleware(LogRequests, log=log, version=version)
     if keys:
         api.add_middleware(RequireKey, digests=keys)
+    api.add_middleware(RelativeRedirects)
+    api.add_middleware(RequestId, behind_proxy=behind_proxy)
     engine.add_routes(api)
 
     card = {

@@ -12,6 +12,7 @@ from orchestrator.job.job import Job
 from orchestrator.serve.app import make_app
 from orchestrator.serve.engines import engine_of
 from orchestrator.serve.ray_metrics import RayObserver
+from orchestrator.serve.request_log import RequestLog
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
 
@@ -34,7 +35,19 @@ class Endpoint:
         observer = RayObserver(job.name)
         observer.show("orchestrator_model_info", 1, version=version)
         engine = engine_of(task)(job, trained, observer=observer)
-        self.api = make_app(job.name, engine, version=version, inputs=task.inputs, keys=keys)
+        log = None
+        if job.serve.log is not None:
+            run = Folder(training.folder.uri.rpartition("/")[0])
+            log = RequestLog(job.serve.log, run, observer)
+        self.api = make_app(
+            job.name,
+            engine,
+            version=version,
+            inputs=task.inputs,
+            keys=keys,
+            log=log,
+            behind_proxy=True,
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the model is loaded: what answers the replica's requests."""
