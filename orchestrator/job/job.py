@@ -17,6 +17,7 @@ from orchestrator.job.search_space import NOT_SWEPT, Domain, TuneConfig, with_de
 from orchestrator.job.sections import ClusterConfig, ServeConfig, TrainConfig
 from orchestrator.job.strict_section import StrictSection
 from orchestrator.job.task_registry import TASKS, find_task
+from orchestrator.job.vllm import vllm_problems
 from orchestrator.model.config import SIZES, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.storage.folder import Folder
@@ -118,6 +119,7 @@ class Job(StrictSection):
             batch = self.train.global_batch_size
             problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
         problems += access_problems(self.serve) + log_problems(self.serve.log)
+        problems += vllm_problems(self.serve, self.model.family, self.gpus_per_replica)
         if self.tune is None:
             return problems
         if self.tune.workers > 1 and 0 < self.cluster.gpus_per_worker < 1:

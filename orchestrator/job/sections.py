@@ -4,7 +4,7 @@
 `tune:` in `job/search_space.py`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -84,6 +84,18 @@ class TrainConfig(StrictSection):
         return self.minutes if self.minutes is not None else 5.0
 
 
+class VllmConfig(StrictSection):
+    """vLLM, of which Ray Serve's own deployment for language models takes care."""
+
+    runtime_env: dict[str, Any] = Field(
+        min_length=1,
+        description="Ray's runtime_env in which vLLM is installed: "
+        "{py_executable: /opt/vllm/bin/python}, or {pip: ['ray[serve,llm]==VERSION']}, which "
+        "installs it",
+    )
+    engine_kwargs: dict[str, Any] = Field({}, description="arguments of vLLM's engine")
+
+
 class ServeConfig(StrictSection):
     """The `serve:` section of a job."""
 
@@ -111,6 +123,10 @@ class ServeConfig(StrictSection):
         "fp32",
         description="int8: generate text on a CPU with weights of 8 bits, in less time and memory",
     )
+    engine: Literal["own", "vllm"] = Field(
+        "own", description="vllm: Ray Serve's deployment of vLLM serves a decoder's export"
+    )
+    vllm: VllmConfig | None = Field(None, description="for serve.engine: vllm")
     log: RequestLogConfig | None = Field(
         None, description="keep a sample of the requests and their answers; default: none"
     )

@@ -23,6 +23,7 @@ from orchestrator.job.api_keys import digest_of, read_keys, unguarded
 from orchestrator.job.job import Job
 from orchestrator.job.needs import replica_resources
 from orchestrator.progress import Progress
+from orchestrator.serve import vllm
 from orchestrator.serve.address import LOCALHOST, Address, find_address, why_not_free
 from orchestrator.serve.endpoint import Endpoint
 from orchestrator.serve.engines import engine_of
@@ -53,7 +54,10 @@ def deploy(job: Job, prepared: PreparedData, training: Training, progress: Progr
         serve.start(http_options=options)
         endpoint = bind(job, prepared, training, [digest_of(key)] if key else [])
         with waits_shown(progress, replica_resources(job), lambda: job.serve.replicas):
-            serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
+            if job.serve.engine == "vllm":
+                vllm.run(job, training)
+            else:
+                serve.run(endpoint, name=job.name, route_prefix=job.serve.route_prefix)
     except (RuntimeError, RayError, RayServeException) as error:
         raise _explained(job, error) from error
     finally:
@@ -70,13 +74,14 @@ def bind(
         own_keys: the hashes of further API keys, beside those of `serve.keys`.
     """
     keys = [] if job.serve.keys is None else [*read_keys(job.serve.keys), *own_keys]
-    limit = job.serve.max_queued_requests
+    # The engine's own queue is the bound: it answers 429, and says when to come again. Ray Serve's
+    # counts requests on their way to a replica: with fewer it refuses what comes in one moment.
+    most = job.serve.slots + 2 * job.serve.max_queued_requests + 64
     deployment: Any = Endpoint  # the decorator made a serve.Deployment of the class
     application: Application = deployment.options(
         num_replicas=job.serve.replicas,
-        # The engine's own queue is the bound: it answers 429, and says when to come again.
-        max_ongoing_requests=job.serve.slots + 2 * limit + 64,
-        max_queued_requests=limit,
+        max_ongoing_requests=most,
+        max_queued_requests=most,
         ray_actor_options={
             "num_cpus": job.cluster.cpus_per_worker,
             "num_gpus": job.gpus_per_replica,
@@ -106,7 +111,7 @@ def ask(address: Address, job: Job) -> str:
 def _ask(url: str, job: Job, key: str) -> str:
     task = job.build_task()
     engine = engine_of(task)
-    body = engine.sample_request(task, job.serve.sample_prompt)
+    body = {"model": job.name, **engine.sample_request(task, job.serve.sample_prompt)}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
