@@ -37,6 +37,11 @@ def application(args: Arguments) -> Application:
     job = load_job(args.job, args.overrides)
     if problem := unguarded(job.serve, EVERYWHERE):
         raise UserError(f"{args.job}: Ray Serve listens for other machines: {problem}")
+    if job.serve.engine == "vllm":
+        raise UserError(
+            f"{args.job}: serve.engine = vllm: a config file names Ray Serve's own application for "
+            f"it: import_path: ray.serve.llm:build_openai_app"
+        )
     run = Run(job)
     chosen = run.chosen_job()
     finished = None if chosen is None else run.finished(chosen)

@@ -19,7 +19,7 @@ from orchestrator.job import needs
 from orchestrator.job.job import Job
 from orchestrator.progress import Display, Stage
 from orchestrator.run import Run, stage_status
-from orchestrator.serve.engines import check_engine, check_weights
+from orchestrator.serve.engines import check_engine, check_vllm, check_weights
 from orchestrator.storage.artifact import (
     FINDINGS,
     Artifact,
@@ -110,6 +110,7 @@ def check_inputs(run: Run) -> None:
     task = run.job.build_task()
     check_engine(task)
     check_weights(run.job)
+    check_vllm(run.job)
     _check_weights(run)
     if PreparedData.load(run.prepare_folder()) is None:
         check_columns(run.files, reading_of(task))

@@ -146,6 +146,7 @@ def _started(
     environment: dict[str, str] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     path = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    path["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "orchestrator.serve.proxy:middlewares"
     drawn = zip(NODE_PORTS, free_ports(len(NODE_PORTS)), strict=True)
     ports = [f"--{name}={port}" for name, port in drawn]
     process = subprocess.Popen(

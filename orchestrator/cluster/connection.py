@@ -41,6 +41,8 @@ RAY_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, not just the sweep
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # For the proxies of a cluster that starts here: other ones have their own environment.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.serve.proxy:middlewares",
 }
 RAY_DATA_ADVICE = "\nFailed to apply UDF"
 ANY_GPUS = float(2**20)  # before Ray starts, nobody has counted them

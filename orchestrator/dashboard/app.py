@@ -25,6 +25,7 @@ from orchestrator.errors import OrchestratorError, UserError, first_line
 from orchestrator.storage.strict_json import finite
 
 STATIC = Path(__file__).parent / "static"
+BASE = Path(__file__).parents[1] / "static" / "base.css"  # shared with the playground
 LOG_FILE = "log.txt"
 LOG_BYTES = 100_000  # the end of a trial's log
 HOUR = {"Cache-Control": "max-age=3600"}
@@ -58,6 +59,10 @@ def make_app(catalog: Catalog, token: str | None, hosts: frozenset[str] | None) 
     @app.get("/")
     def page() -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/base.css")
+    def style() -> Response:
+        return FileResponse(BASE, headers={"Cache-Control": "no-cache"})
 
     @app.get("/plotly.js")
     def library() -> Response:

@@ -12,10 +12,12 @@ from orchestrator.job.api_keys import access_problems
 from orchestrator.job.init_from import Weights, find_weights, with_architecture
 from orchestrator.job.inputs import Stamps
 from orchestrator.job.keys import Key, set_key
+from orchestrator.job.request_log import log_problems
 from orchestrator.job.search_space import NOT_SWEPT, Domain, TuneConfig, with_default_space
 from orchestrator.job.sections import ClusterConfig, ServeConfig, TrainConfig
 from orchestrator.job.strict_section import StrictSection
 from orchestrator.job.task_registry import TASKS, find_task
+from orchestrator.job.vllm import vllm_problems
 from orchestrator.model.config import SIZES, ModelConfig
 from orchestrator.processors.text import TokenizerConfig
 from orchestrator.storage.folder import Folder
@@ -116,7 +118,8 @@ class Job(StrictSection):
         if problem := self._batch_problem():
             batch = self.train.global_batch_size
             problems.append((("train", "global_batch_size"), f" = {batch}: {problem}"))
-        problems += access_problems(self.serve)
+        problems += access_problems(self.serve) + log_problems(self.serve.log)
+        problems += vllm_problems(self.serve, self.model.family, self.gpus_per_replica)
         if self.tune is None:
             return problems
         if self.tune.workers > 1 and 0 < self.cluster.gpus_per_worker < 1:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from orchestrator.job.request_log import RequestLogConfig
 from orchestrator.job.strict_section import StrictSection
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -103,6 +104,18 @@ class TrainConfig(StrictSection):
         return self.minutes if self.minutes is not None else 5.0
 
 
+class VllmConfig(StrictSection):
+    """vLLM, of which Ray Serve's own deployment for language models takes care."""
+
+    runtime_env: dict[str, Any] = Field(
+        min_length=1,
+        description="Ray's runtime_env in which vLLM is installed: "
+        "{py_executable: /opt/vllm/bin/python}, or {pip: ['ray[serve,llm]==VERSION']}, which "
+        "installs it",
+    )
+    engine_kwargs: dict[str, Any] = Field({}, description="arguments of vLLM's engine")
+
+
 class ServeConfig(StrictSection):
     """The `serve:` section of a job."""
 
@@ -132,6 +145,13 @@ class ServeConfig(StrictSection):
     weights: Literal["fp32", "int8"] = Field(
         "fp32",
         description="int8: generate text on a CPU with weights of 8 bits, in less time and memory",
+    )
+    engine: Literal["own", "vllm"] = Field(
+        "own", description="vllm: Ray Serve's deployment of vLLM serves a decoder's export"
+    )
+    vllm: VllmConfig | None = Field(None, description="for serve.engine: vllm")
+    log: RequestLogConfig | None = Field(
+        None, description="keep a sample of the requests and their answers; default: none"
     )
     max_queued_requests: int = Field(
         64, ge=1, description="more waiting requests than this get 429, in each replica"

@@ -19,7 +19,11 @@ from orchestrator.serve import health
 from orchestrator.serve.access import Keys, RequireKey
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.envelope import ERRORS, error_response
+from orchestrator.serve.log_requests import LogRequests
 from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
+from orchestrator.serve.redirects import RelativeRedirects
+from orchestrator.serve.request_id import RequestId
+from orchestrator.serve.request_log import RequestLog
 from orchestrator.serve.split import Split, Switch
 
 MAX_BODY_BYTES = 1 << 20
@@ -55,8 +59,14 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
-def make_api(engine: Engine, version: str = "1", switch: Switch | None = None) -> FastAPI:
-    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine.
+def make_api(
+    engine: Engine,
+    version: str = "1",
+    switch: Switch | None = None,
+    log: RequestLog | None = None,
+) -> FastAPI:
+    """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine and
+    the log.
 
     Args:
         version: names the model's version in each answer.
@@ -67,6 +77,8 @@ def make_api(engine: Engine, version: str = "1", switch: Switch | None = None) -
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         engine.close()
+        if log is not None:
+            log.close()
 
     api = FastAPI(
         title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
@@ -129,6 +141,8 @@ def make_app(
     inputs: tuple[str, ...] = (),
     keys: Keys | Sequence[str] = (),
     switch: Switch | None = None,
+    log: RequestLog | None = None,
+    behind_proxy: bool = False,
 ) -> FastAPI:
     """The API of one model: its engine's routes, and those that every model has.
 
@@ -138,9 +152,15 @@ def make_app(
         keys: the SHA-256 of each API key. If there are any, every route needs one but health
             and the page.
         switch: says which requests another version answers; by default none.
+        log: keeps a sample of the requests; the end of the API closes it.
+        behind_proxy: whether Ray Serve's proxy is in front, which names each request.
     """
-    api = make_api(engine, version, switch)
+    api = make_api(engine, version, switch, log)
+    if log is not None:
+        api.add_middleware(LogRequests, log=log)
     api.add_middleware(RequireKey, keys=keys if isinstance(keys, Keys) else Keys(keys))
+    api.add_middleware(RelativeRedirects)
+    api.add_middleware(RequestId, behind_proxy=behind_proxy)
     engine.add_routes(api)
 
     card = {

@@ -3,9 +3,9 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 import ray
@@ -22,8 +22,9 @@ from orchestrator.job.api_keys import unguarded
 from orchestrator.job.job import Job
 from orchestrator.job.needs import replica_resources
 from orchestrator.progress import Progress
-from orchestrator.serve import rollout
+from orchestrator.serve import rollout, vllm
 from orchestrator.serve.address import LOCALHOST, Address, find_address, why_not_free
+from orchestrator.serve.engines import engine_of
 from orchestrator.serve.history import Deployment, History, commit_here, now
 from orchestrator.serve.release import PREFIX, Release
 from orchestrator.storage.artifact import Evaluation, PreparedData, Training
@@ -31,6 +32,7 @@ from orchestrator.storage.artifact import Evaluation, PreparedData, Training
 logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # importing it enabled its log
 
 ANSWER_SECONDS = 30.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def deploy(
             or no node listens.
         TryAgainError: if the cluster lost what deploys.
     """
+    if job.serve.engine == "vllm":
+        return _with_vllm(job, training, progress)
     release = Release.of(job, prepared, training)
     metrics = {} if evaluation is None else evaluation.metrics
     options = _start(job, progress)
@@ -100,6 +104,24 @@ def deploy(
         )
         record.figures = figures
     return _reached(release, options, answer, f"in place of {old.version}")
+
+
+def _with_vllm(job: Job, training: Training, progress: Progress) -> Deployed:
+    """Ray Serve replaces its replicas one by one: there is no gate, no trial and no history."""
+    options = _start(job, progress)
+    with _explaining(job, progress):
+        vllm.run(job, training)
+    address = find_address(job, options)
+    answer = _on_its_node(address, _ask_vllm, address.url, job)
+    return Deployed(address, "", answer, "by vLLM, without a gate, a trial and a history")
+
+
+def _ask_vllm(url: str, job: Job) -> str:
+    task = job.build_task()
+    engine = engine_of(task)
+    body = {"model": job.name, **engine.sample_request(task, job.serve.sample_prompt)}
+    answer = _answered(lambda: httpx.post(f"{url}/v1/{engine.path}", json=body, timeout=60), url)
+    return engine.sample_answer(answer.json())
 
 
 def rollback(job: Job, history: History, progress: Progress) -> Deployed:
@@ -218,25 +240,37 @@ def _recorded(record: Deployment, history: History) -> Iterator[None]:
 def _reached(release: Release, options: HTTPOptions, answer: str, what: str) -> Deployed:
     """Raises StageError if nothing answers at the endpoint's address within half a minute."""
     address = find_address(release.job, options)
-    if address.is_local:
-        try:
-            run_on(address.node, 2 * ANSWER_SECONDS + 30, _require_health, address.url)
-        except RayError as error:
-            raise raised_by_user_code(error) or StageError(
-                f"{address.url} on node {address.ip} cannot be asked: {last_line(str(error))}"
-            ) from error
-    else:
-        _require_health(address.url)
+    _on_its_node(address, _require_health, address.url)
     return Deployed(address, release.version, answer, what)
 
 
+def _on_its_node(address: Address, ask: Callable[..., T], *arguments: Any) -> T:
+    """What `ask` returns, where the endpoint can be asked: it may listen for its own machine alone.
+
+    Raises:
+        StageError: if there is no answer within half a minute.
+    """
+    if not address.is_local:
+        return ask(*arguments)
+    try:
+        return run_on(address.node, 2 * ANSWER_SECONDS + 30, ask, *arguments)
+    except RayError as error:
+        raise raised_by_user_code(error) or StageError(
+            f"{address.url} on node {address.ip} cannot be asked: {last_line(str(error))}"
+        ) from error
+
+
 def _require_health(url: str) -> None:
+    _answered(lambda: httpx.get(f"{url}/healthz", timeout=ANSWER_SECONDS), url)
+
+
+def _answered(ask: Callable[[], httpx.Response], url: str) -> httpx.Response:
     deadline = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
-            answer = httpx.get(f"{url}/healthz", timeout=ANSWER_SECONDS)
+            answer = ask()
             if answer.status_code == 200:
-                return
+                return answer
             reason = f"{answer.status_code}: {answer.text[:200]}"
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__

@@ -16,6 +16,7 @@ from orchestrator.serve.app import make_app
 from orchestrator.serve.engines import engine_of
 from orchestrator.serve.forwarding import Forwarded, respond
 from orchestrator.serve.ray_metrics import RayObserver
+from orchestrator.serve.request_log import RequestLog
 from orchestrator.serve.split import Switch
 from orchestrator.serve.trial import TrialWatch
 from orchestrator.storage.artifact import PreparedData, Training
@@ -52,6 +53,10 @@ class Endpoint:
         self._keys = Keys()
         switch = Switch()
         self._watch = TrialWatch(serve.get_replica_context().app_name, version, switch)
+        log = None
+        if job.serve.log is not None:
+            run = Folder(training.folder.uri.rpartition("/")[0])
+            log = RequestLog(job.serve.log, run, observer)
         self.api = make_app(
             job.name,
             engine,
@@ -59,6 +64,8 @@ class Endpoint:
             inputs=task.inputs,
             keys=self._keys,
             switch=switch,
+            log=log,
+            behind_proxy=True,
         )
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:

@@ -40,6 +40,23 @@ def check_weights(job: Job) -> None:
         raise UserError(f"{wrong}they are for CPUs: set serve.gpus_per_replica to 0")
 
 
+def check_vllm(job: Job) -> None:
+    """Raises UserError if vLLM shall serve this job's model, and cannot."""
+    if job.serve.engine != "vllm":
+        return
+    from orchestrator.model import hf  # with torch
+
+    if job.build_task().serves != "completions":
+        raise UserError(f"serve.engine = vllm: only models that generate text, not {job.task}")
+    if not hf.has_architecture(job.model):
+        model = job.model
+        raise UserError(
+            f"serve.engine = vllm: no architecture of Hugging Face's has norm = {model.norm}, "
+            f"positions = {model.positions}, activation = {model.activation}: set serve.engine to "
+            f"own"
+        )
+
+
 def check_engine(task: Task[Any]) -> None:
     """Raises UserError if the task names an engine that does not exist."""
     if task.serves not in ENGINES:

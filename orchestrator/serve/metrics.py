@@ -55,6 +55,10 @@ METRICS = {
         "histogram", "rows of a batch of predictions", (), (1, 2, 4, 8, 16, 32, 64)
     ),
     "orchestrator_padding_tokens": Definition("counter", "tokens of batches that are padding"),
+    "orchestrator_logged_requests": Definition("counter", "requests written to the log"),
+    "orchestrator_unlogged_requests": Definition(
+        "counter", "requests of the log's sample that were dropped, by the reason", ("reason",)
+    ),
     "orchestrator_model_info": Definition(
         "gauge", "1 for a version that is loaded", ("version", "checkpoint")
     ),

@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from orchestrator.tasks.task import Task
 
 STATIC = Path(__file__).parent / "static"
+BASE = Path(__file__).parents[1] / "static" / "base.css"  # shared with the dashboard
 NAMES = ("api.js", "form.js", "page.js", "predict.js", "text.js", "style.css", "icon.svg")
-FILES = {"/": "index.html", **{f"/playground/{name}": name for name in NAMES}}
+FILES = {"/": STATIC / "index.html", **{f"/playground/{name}": STATIC / name for name in NAMES}}
+FILES["/playground/base.css"] = BASE
 PAGE_PATHS = frozenset(FILES)
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -68,10 +70,10 @@ def add_routes(api: FastAPI, description: Description) -> None:
     async def describe() -> Description:
         return description
 
-    def add_file(path: str, name: str) -> None:
+    def add_file(path: str, file: Path) -> None:
         @api.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
-        async def file() -> Response:
-            return FileResponse(STATIC / name, headers=HEADERS)
+        async def content() -> Response:
+            return FileResponse(file, headers=HEADERS)
 
-    for path, name in FILES.items():
-        add_file(path, name)
+    for path, file in FILES.items():
+        add_file(path, file)

@@ -93,12 +93,10 @@ class Release:
         """
         serve = self.job.serve
         fewest, most = serve.replica_range
-        limit = serve.max_queued_requests
-        # The engine's own queue is the bound: it answers 429, and says when to come again.
-        options: dict[str, Any] = {
-            "max_ongoing_requests": serve.slots + 2 * limit + 64,
-            "max_queued_requests": limit,
-        }
+        # The engine's own queue is the bound: it answers 429, and says when to come again. That of
+        # Ray Serve counts requests on their way, and would refuse what comes in one moment.
+        limit = serve.slots + 2 * serve.max_queued_requests + 64
+        options: dict[str, Any] = {"max_ongoing_requests": limit, "max_queued_requests": limit}
         if fewest == most:
             options["num_replicas"] = fewest
         else:

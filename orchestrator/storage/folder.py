@@ -204,6 +204,19 @@ class Folder:
         else:
             shutil.rmtree(self.local_path, ignore_errors=True)
 
+    def remove(self, name: str) -> None:
+        """Delete a file of this folder, if it is there.
+
+        Raises:
+            StageError: where the storage refuses, with its reason.
+        """
+        if self.local_path is None:
+            return self._ask("delete", name, lambda: self._remove_remote(name))
+        try:
+            (self.local_path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise failed(f"cannot delete {self.uri}/{name}: {_reason(error)}", error) from error
+
     def for_ray(self) -> dict[str, Any]:
         """This folder as the keywords of Ray's run configurations."""
         if self.local_path is not None:
@@ -234,6 +247,10 @@ class Folder:
                     self._remote.delete_file(path)
             raise
         stream.close()
+
+    def _remove_remote(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._remote.delete_file(self._remote_path(name))
 
     def _delete_remote(self) -> None:
         # The manifest first: what is left of a deletion that was killed is no artifact.

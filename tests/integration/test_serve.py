@@ -1,11 +1,14 @@
 """The endpoint on Ray Serve, over HTTP."""
 
 import json
+import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import ray
 import yaml
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -19,11 +22,17 @@ from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
 from orchestrator.serve.address import Address
 from orchestrator.serve.deploy import ask, deploy
+from orchestrator.serve.logged import read_requests
+from orchestrator.serve.metrics import METRICS
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
 from orchestrator.train.stage import train
 from tests.integration.conftest import Silent, tiny_job, write_texts
 from tests.ray_head import free_port
+
+# Metrics that a model which generates text does not have at once.
+LATER = {"orchestrator_batch_rows", "orchestrator_padding_tokens"}
+LATER |= {"orchestrator_logged_requests", "orchestrator_unlogged_requests"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,8 @@ def trained(
 ) -> tuple[Job, PreparedData, Training]:
     folder = tmp_path_factory.mktemp("serve")
     write_texts(folder / "data")
-    job = Job.model_validate(tiny_job(folder, serve={"port": free_port(), "max_tokens": 8}))
+    settings = {"port": free_port(), "max_tokens": 8, "log": {"share": 1}}
+    job = Job.model_validate(tiny_job(folder, serve=settings))
     run = Run(job)
     prepared = prepare(job, run.files, run.prepare_folder(), Silent())
     return job, prepared, train(job, prepared, run.train_folder(job), run.events, Silent())
@@ -115,6 +125,50 @@ def test_unknown_routes_and_methods_get_the_same_envelope(url: str) -> None:
         assert answer.json()["error"]["message"]
 
 
+def test_the_metrics_are_on_rays_own_port_by_the_names_of_the_dashboard(url: str) -> None:
+    body = {"prompt": "the the", "max_tokens": 5, "temperature": 0}
+    tokens = httpx.post(f"{url}/v1/completions", json=body).json()["usage"]["completion_tokens"]
+    (node,) = ray.nodes()
+    port = node["MetricsExportPort"]
+    kinds = {"counter": "_total", "histogram": "_count", "gauge": ""}
+    generating = [name for name in METRICS if name not in LATER]
+    expected = {f"ray_{name}{kinds[METRICS[name].kind]}" for name in generating}
+    deadline, found = time.monotonic() + 60, dict[str, float]()
+    while not expected <= found.keys() or found["ray_generation_tokens_total"] < tokens:
+        assert time.monotonic() < deadline, expected - found.keys()
+        time.sleep(1)
+        found = metrics_of(httpx.get(f"http://127.0.0.1:{port}/metrics").text, "tiny")
+    assert found["ray_orchestrator_model_info"] == 1
+    assert found["ray_num_requests_running"] == found["ray_num_requests_waiting"] == 0
+
+
+def metrics_of(page: str, model: str) -> dict[str, float]:
+    """The sum of each metric of a model, in Prometheus' text format."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for line in page.splitlines():
+        name, _, rest = line.partition("{")
+        labels, _, value = rest.rpartition("} ")
+        if f'model_name="{model}"' in labels:
+            found[name] += float(value.split()[0])
+    return dict(found)
+
+
+def test_ray_serves_own_errors_are_in_openais_envelope(url: str) -> None:
+    body = {"prompt": "the", "n": 8, "max_tokens": 28}
+    answer = httpx.post(
+        f"{url}/v1/completions", json=body, headers={"x-request-timeout-seconds": "0.001"}
+    )
+    assert answer.status_code == 408
+    assert "timed out" in answer.json()["error"]["message"]
+
+
+def test_an_answer_has_the_id_of_its_request(url: str) -> None:
+    for given, same in (("mine-1", True), ("not a name", False)):
+        answer = httpx.get(f"{url}/v1/models", headers={"x-request-id": given})
+        (identity,) = answer.headers.get_list("x-request-id", split_commas=True)
+        assert (identity == given) == same
+
+
 def test_a_deployment_without_its_checkpoint_fails_with_the_reason(
     url: str, trained: tuple[Job, PreparedData, Training], tmp_path: Path
 ) -> None:
@@ -158,6 +212,11 @@ def test_the_application_of_a_config_file_answers_as_the_run_it_names(
     finally:
         serve.delete("by-config")  # later tests need its CPU
     assert "by-config" not in serve.status().applications
+    # A replica that ends writes what it has logged.
+    logged = {each.id: each for each in read_requests(Run(trained[0]).folder)}
+    mine = logged[answer.headers["x-request-id"]]
+    assert mine.request == body and mine.answer == answer.json() and mine.status == 200
+    assert mine.path == "/v1/completions" and mine.complete
 
 
 def test_the_application_of_a_run_that_is_not_finished_says_what_to_run(

@@ -43,10 +43,9 @@ def test_the_page_and_all_that_it_loads_need_no_key(keyed: TestClient) -> None:
 
 
 def test_every_file_is_served_and_packaged() -> None:
-    names = {path.name for path in playground.STATIC.iterdir()}
-    assert names == set(playground.FILES.values())
+    assert {*playground.STATIC.iterdir(), playground.BASE} == set(playground.FILES.values())
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert '"serve/static/*"' in project
+    assert '"static/*"' in project and '"serve/static/*"' in project
 
 
 def test_the_page_may_load_only_what_this_endpoint_has(keyed: TestClient) -> None:
