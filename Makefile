@@ -17,7 +17,7 @@ drills: .venv/.installed-dev s3-server  ## inject real faults and compare the re
 s3-server: .venv/s3/.installed  ## install the S3 server of tests, in an environment of its own
 
 test-cluster: .venv/.installed-dev  ## three hosts on this machine: ten minutes, as root on Linux
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/cluster/test_on_prem.py  # `make test` has the tests of two hosts
 
 check: .venv/.installed-dev  ## lint, types, import directions
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ WORKERS = ("cluster.workers=2", f"cluster.cpus_per_worker={os.cpu_count()}")
 # between runs, and with it the bits.
 SLOW = (
     *("--until", "train", "tune=null", "data.source=/mnt/shared/texts", "tokenizer.vocab_size=300"),
-    *("train.steps=240", "train.micro_batch_size=1", "train.precision=fp32"),
+    *("train.steps=160", "train.micro_batch_size=1", "train.precision=fp32"),
     *("train.checkpoint_every=20", "train.eval_every=100"),
 )
 
@@ -69,7 +69,7 @@ def test_a_worker_host_dies_in_training(
 ) -> None:
     with laptop.tunnel():
         job = submit_slow(laptop, "host-dies")
-        wait_for_step(laptop, job, "host-dies", chance.randrange(20, 120))
+        wait_for_step(laptop, job, "host-dies", chance.randrange(20, 80))
         victim = laptop.worker_hosts("ALIVE")[-1]
         assert victim is not laptop.head
         victim.kill()
@@ -90,7 +90,7 @@ def test_a_partition_of_ten_seconds(
     name = f"partition-{cut_off}"
     with laptop.tunnel():
         job = submit_slow(laptop, name)
-        wait_for_step(laptop, job, name, chance.randrange(20, 120))
+        wait_for_step(laptop, job, name, chance.randrange(20, 80))
         victim = laptop.head if cut_off == "head" else laptop.worker_hosts("ALIVE")[-1]
     with cut(victim):
         time.sleep(10)
@@ -204,7 +204,7 @@ def test_the_head_dies_and_comes_back(
 ) -> None:
     with laptop.tunnel():
         job = submit_slow(laptop, "head-dies")
-        wait_for_step(laptop, job, "head-dies", chance.randrange(20, 120))
+        wait_for_step(laptop, job, "head-dies", chance.randrange(20, 80))
     laptop.head.kill()
     time.sleep(2)
     step = saved(laptop, "head-dies")
