@@ -60,6 +60,7 @@ class RequestLog:
         self._size = 0  # of all that wait
         self._changed = threading.Condition()
         self._closed = self._failing = False
+        self._told = False  # of a redaction that fails: once, since it may fail for each request
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
         self._thread.start()
 
@@ -150,7 +151,9 @@ class RequestLog:
             redacted = LoggedRequest(**{**vars(request), **contents})
             encoded([redacted])  # it may hold what JSON cannot
         except Exception as error:  # of the user's function: its message may hold personal data
-            log.warning("serve.log.redact failed: %s", type(error).__name__)
+            if not self._told:
+                log.warning("serve.log.redact failed: %s", type(error).__name__)
+            self._told = True
             self._dropped("redaction")
             return None
         return redacted

@@ -5,12 +5,18 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import StageError, StorageError
+from orchestrator.job.request_log import RequestLogConfig
+from orchestrator.serve.exchange import Exchange
+from orchestrator.serve.logged import read_requests
+from orchestrator.serve.metrics import Unobserved
+from orchestrator.serve.request_log import RequestLog
 from orchestrator.storage import files
 from orchestrator.storage.artifact import Evaluation, Shard
 from orchestrator.storage.files import SteadyFile, once
@@ -71,6 +77,44 @@ def test_more_files_than_a_listing_has_are_listed_and_deleted(folder: Folder, s3
     assert s3.count("GET", "continuation-token=") == 2
     folder.delete()
     assert folder.names() == []
+
+
+def test_a_file_is_removed_and_its_neighbours_stay(folder: Folder) -> None:
+    for name in ("a", "a.txt", "b"):
+        folder.write(name, b"x")
+    folder.remove("a")
+    folder.remove("a")
+    assert folder.names() == ["a.txt", "b"]
+
+
+def test_a_log_of_requests_keeps_to_its_size_and_loses_what_the_storage_refuses(
+    folder: Folder, s3: Storage
+) -> None:
+    totals: Counter[str] = Counter()
+
+    class Counted(Unobserved):
+        def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+            totals[labels.get("reason", "logged")] += int(amount)
+
+    def keep(number: int) -> None:
+        """In a file of its own: a log writes what it has when it is closed."""
+        log = RequestLog(config, folder, Counted())
+        text = f'"{os.urandom(150_000).hex()}"'.encode()
+        log.add(Exchange(str(number), time.time(), "/", "v", 200, True, 0.1, b"1", text, False))
+        log.close()
+
+    config = RequestLogConfig(share=1, megabytes=1)
+    for number in range(8):
+        keep(number)
+    logs = folder / "requests"
+    assert 3 <= len(logs.names()) < 8
+    assert sum(stamp.size for stamp in logs.stamps().values()) <= 1 << 20
+    ids = [each.id for each in read_requests(folder)]
+    assert ids == [str(number) for number in range(8 - len(ids), 8)]
+    s3.fail("slow down", "PUT", "/requests/", times=1_000)
+    keep(8)
+    assert totals == {"logged": 8, "storage": 1}
+    assert [each.id for each in read_requests(folder)][-1] == "7"
 
 
 def test_an_empty_file_is_a_file(folder: Folder) -> None:
