@@ -8,12 +8,13 @@ inputs. There, zeros are added as rows. For 8 rows this layout is also twice as 
 """
 
 import functools
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orchestrator.infer.fused import FusedAttention, FusedFeedForward, MakeLinear
+from orchestrator.model.block import Block
 from orchestrator.model.transformer import TokenHead, Transformer
 
 # A step computes one of these numbers of rows; above, multiples of 16. For one row there is
@@ -46,10 +47,10 @@ class RowLinear(nn.Module):
         if rows < self.min_rows:
             x_ND = F.pad(x_ND, (0, 0, 0, self.min_rows - rows))
         if self.bias_F is None:
-            y_NF = x_ND @ self.weight_DF
+            y_NF = torch.mm(x_ND, self.weight_DF)
         else:
             y_NF = torch.addmm(self.bias_F, x_ND, self.weight_DF)
-        return y_NF[:rows].unflatten(0, x.shape[:-1])
+        return y_NF[:rows].view(*x.shape[:-1], -1)
 
 
 class RowHead(nn.Module):
@@ -90,12 +91,15 @@ def convert_to_rows(model: Transformer) -> None:
         replace_linear(model, RowLinear)
 
 
-def replace_linear(model: Transformer, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
-    """Replace a trained model's linear maps and its head, in place, and drop its dropout.
-
-    Args:
-        make: makes a linear map of a weight (F, D) and a bias (F,).
-    """
+def replace_linear(model: Transformer, make: MakeLinear) -> None:
+    """Replace a trained model's linear maps and its head, in place, and drop its dropout. Those of
+    one input become one."""
+    for module in list(model.modules()):
+        if isinstance(module, Block):
+            module.set_submodule("attention", FusedAttention(module.attention, make))
+            if (gate := module.feed_forward.gate) is not None:
+                fused = FusedFeedForward(module.feed_forward, gate, make)
+                module.set_submodule("feed_forward", fused)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and module is not model.head:

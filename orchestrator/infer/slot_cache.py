@@ -4,11 +4,13 @@ Legend: L slots, N rows, and that of `model/`. A step computes rows: one token e
 any position.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orchestrator.infer.lone_attention import attend_alone
@@ -19,6 +21,8 @@ from orchestrator.model.embedding import Positions
 # A call reads a multiple of so many keys of each slot. Those beyond a query's own are masked: they
 # add zeros to the ends of sums over whole vector registers, which changes no bit of them.
 BLOCK = 32
+SPLIT = 512  # keys from which on PyTorch's kernel for CPUs adds up parts of so many
+ALL_KEYS = tuple(range(BLOCK, SPLIT + 1, BLOCK))
 # Rows of other lengths join a call while they add fewer keys than a call of its own costs:
 # 25 microseconds, in which 160 keys of 6 heads are read.
 CALL_IN_KEYS = 160
@@ -45,8 +49,30 @@ def slots_that_fit(memory_bytes: int, room: Room, config: ModelConfig, dtype: to
 
 
 def whole_blocks(tokens: int) -> int:
-    """The number of keys to read for so many."""
+    """The number of keys to store for so many."""
     return -(-tokens // BLOCK) * BLOCK
+
+
+@dataclass(frozen=True)
+class Products:
+    """How queries attend, so that none depends on another.
+
+    A product has a multiple of `least` queries; None: each query has its own. It reads one of
+    `keys`, after any number of whole SPLITs: for few other numbers, MKL adds up in another order.
+    """
+
+    least: int | None
+    keys: tuple[int, ...] = ALL_KEYS
+
+    def to_read(self, tokens: int, stored: int) -> int:
+        """How many of the `stored` keys are read for the first so many."""
+        splits, rest = divmod(tokens - 1, SPLIT)
+        return min(splits * SPLIT + next(n for n in self.keys if n > rest), stored)
+
+    def agree(self, first: int, second: int) -> bool:
+        """Whether queries that read so many keys may share a call. All that read all the stored
+        ones have the same bits, but not always as those that read fewer."""
+        return first == second or (max(first, second) - 1) % SPLIT + 1 in self.keys
 
 
 @dataclass(frozen=True)
@@ -88,19 +114,24 @@ class Rows:
 
     tokens_N: Tensor
     positions_N: Tensor
-    slots_n: Tensor
+    places: Tensor  # of each kind, head and n among a layer's keys and values, (2 x H x n,)
     pieces: list[Piece]
+    count: int  # n
+    products: Products
 
 
 class LayerSlots:
-    """One layer's keys and values in all slots, (L, H, tokens, K) and (L, H, source, K)."""
+    """One layer's keys and values in all slots: (2, L, H, tokens, K) and (2, L, H, source, K)."""
 
     def __init__(self, slots: int, room: Room, config: ModelConfig, like: Tensor) -> None:
         heads, width = config.kv_heads, config.head_width
-        own = (slots, heads, whole_blocks(room.tokens), width)
-        source = (slots, heads, whole_blocks(room.source), width)
-        self.own = like.new_zeros(own), like.new_zeros(own)
-        self.source = like.new_zeros(source), like.new_zeros(source)
+        self.own = like.new_zeros(2, slots, heads, whole_blocks(room.tokens), width)
+        self.source = like.new_zeros(2, slots, heads, whole_blocks(room.source), width)
+
+    def store(self, key_HnK: Tensor, value_HnK: Tensor, places: Tensor) -> None:
+        """Keep the keys and values of n rows."""
+        new_2HnK = torch.stack((key_HnK, value_HnK)).to(self.own.dtype)
+        self.own.view(-1, self.own.shape[-1])[places] = new_2HnK.flatten(0, 2)
 
     def store_source(self, slot: int, memory: tuple[Tensor, Tensor]) -> None:
         """Keep the keys and values of an encoder's output, (1, H, S, K) each."""
@@ -109,8 +140,8 @@ class LayerSlots:
 
     def clear(self, slot: int) -> None:
         """Forget a slot whose numbers may not be finite: even a masked NaN makes a sum NaN."""
-        for stored_LHSK in (*self.own, *self.source):
-            stored_LHSK[slot] = 0
+        self.own[:, slot] = 0
+        self.source[:, slot] = 0
 
 
 class SlotCache:
@@ -127,6 +158,9 @@ class SlotCache:
         self.layers = [
             LayerSlots(slots, room, config, like) for _ in range(config.layers_to_decode)
         ]
+        self.products = Products(least=1)  # without a promise for bits
+        if like.device.type == "cpu" and like.dtype == torch.float32:
+            self.products = find_products(config.head_width, torch.get_num_threads())
 
     def rows(self, rows: list[Row], count: int) -> Rows:
         """The rows of a step as tensors of `count` rows. `rows` are ordered by slot and
@@ -135,13 +169,30 @@ class SlotCache:
         tokens_N = torch.tensor([row.token for row in rows] + padding, device=device)
         positions_N = torch.tensor([row.position for row in rows] + padding, device=device)
         slots_n = torch.tensor([row.slot for row in rows], dtype=torch.long, device=device)
-        pieces = [self._piece(rows, *bounds, positions_N) for bounds in piece_bounds(rows)]
-        return Rows(tokens_N, positions_N, slots_n, pieces)
+        _, slots, heads, tokens, _ = self.layers[0].own.shape
+        kinds_2L = torch.arange(2 * slots, device=device).view(2, slots)
+        head_2Hn = kinds_2L[:, None, slots_n] * heads + torch.arange(heads, device=device)[:, None]
+        places = (head_2Hn * tokens + positions_N[: len(rows)]).flatten()
+        bounds = piece_bounds(rows, self._own_keys, self._agree)
+        pieces = [self._piece(rows, *each, positions_N) for each in bounds]
+        return Rows(tokens_N, positions_N, places, pieces, len(rows), self.products)
+
+    def _own_keys(self, row: Row) -> int:
+        return self.products.to_read(row.position + 1, self.layers[0].own.shape[3])
+
+    def _source_keys(self, row: Row) -> int:
+        return self.products.to_read(row.source_length, self.layers[0].source.shape[3])
+
+    def _agree(self, first: Row, second: Row) -> bool:
+        agree = self.products.agree
+        return agree(self._own_keys(first), self._own_keys(second)) and (
+            not first.source_length or agree(self._source_keys(first), self._source_keys(second))
+        )
 
     def _piece(self, rows: list[Row], first: int, stop: int, positions_N: Tensor) -> Piece:
         part = rows[first:stop]
         slots = part[-1].slot - part[0].slot + 1
-        seen = whole_blocks(max(row.position for row in part) + 1)
+        seen = max(self._own_keys(row) for row in part)
         bias_NHS, position_N = None, positions_N[first:stop]
         if self.positions.relative is not None:
             bias_NHS = self.positions.biases(position_N, seen).mT
@@ -149,7 +200,8 @@ class SlotCache:
         source = None
         if lengths := [row.source_length for row in part if row.source_length]:
             length_N = torch.tensor(lengths, device=self.like.device)
-            source = self._keys(whole_blocks(max(lengths)), length_N, None, slots)
+            read = max(self._source_keys(row) for row in part)
+            source = self._keys(read, length_N, None, slots)
         return Piece(first, stop, part[0].slot, slots, own, source)
 
     def _keys(self, seen: int, length_N: Tensor, bias_NHS: Tensor | None, slots: int) -> Keys:
@@ -160,8 +212,9 @@ class SlotCache:
         if bias_NHS is None:
             bias_NHS = self.like.new_zeros(1, 1, 1)
         mask_NHS = bias_NHS.to(self.like.dtype).masked_fill(hidden_NS[:, None], lowest)
-        mask_NHTS = mask_NHS.expand(-1, self.config.num_heads, -1)[:, :, None]
-        return Keys(seen, _as_batch(mask_NHTS, self.config.kv_heads, slots))
+        mask_NHS = mask_NHS.expand(-1, self.config.num_heads, -1)
+        mask_BRS = _by_keys(mask_NHS, self.config.kv_heads, slots)
+        return Keys(seen, _as_products(mask_BRS, self.products.least))
 
 
 class LayerRows:
@@ -175,11 +228,8 @@ class LayerRows:
         self, query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, _: AttentionMask
     ) -> Tensor:
         """Store the keys and values of the rows, T = N, and attend to all up to each row's own."""
-        slots_n = self.rows.slots_n
-        positions_n = self.rows.positions_N[: len(slots_n)]
-        for stored_LHSK, new_BHTK in zip(self.layer.own, (key_BHTK, value_BHTK), strict=True):
-            new_nHK = new_BHTK[0, :, : len(slots_n)].transpose(0, 1)
-            stored_LHSK[slots_n, :, positions_n] = new_nHK.to(stored_LHSK.dtype)
+        n = self.rows.count
+        self.layer.store(key_BHTK[0, :, :n], value_BHTK[0, :, :n], self.rows.places)
         return self._attend(query_BHTK, self.layer.own, [piece.own for piece in self.rows.pieces])
 
     def attend_memory(
@@ -192,63 +242,117 @@ class LayerRows:
         keys = [piece.source for piece in self.rows.pieces if piece.source is not None]
         return self._attend(query_BHTK, self.layer.source, keys)
 
-    def _attend(
-        self, query_BHTK: Tensor, stored: tuple[Tensor, Tensor], keys: list[Keys]
+    def _attend(self, query_BHTK: Tensor, stored_2LHSK: Tensor, keys: list[Keys]) -> Tensor:
+        query_NHK = query_BHTK[0].transpose(0, 1).to(stored_2LHSK.dtype)
+        attended = [
+            self._attend_piece(query_NHK[piece.first : piece.stop], stored_2LHSK, piece, own)
+            for piece, own in zip(self.rows.pieces, keys, strict=True)
+        ]
+        padding_NHK = torch.zeros_like(query_NHK[self.rows.count :])
+        return torch.cat((*attended, padding_NHK)).transpose(0, 1)[None]
+
+    def _attend_piece(
+        self, query_NHK: Tensor, stored_2LHSK: Tensor, piece: Piece, keys: Keys
     ) -> Tensor:
-        query_NHK = query_BHTK[0].transpose(0, 1)
-        attended_NHK = torch.zeros_like(query_NHK)
-        for piece, own in zip(self.rows.pieces, keys, strict=True):
-            part = slice(piece.first, piece.stop)
-            attended_NHK[part] = _attend_piece(query_NHK[part], stored, piece, own)
-        return attended_NHK.transpose(0, 1)[None]
+        """The attention of a piece's rows, (N, H, K)."""
+        heads, tokens, width = stored_2LHSK.shape[2:]
+        query_BRK = _by_keys(query_NHK, heads, piece.slots)
+        count = query_BRK.shape[1]
+        query_BHTK = _as_products(query_BRK, self.rows.products.least)
+        # A view. A stride of 0: the queries with products of their own read the same keys.
+        shape = (len(query_BHTK), query_BHTK.shape[1], keys.seen, width)
+        strides = (tokens * width, 0, width, 1)
+        first = piece.slot * heads * tokens * width
+        key_BHSK = stored_2LHSK.as_strided(shape, strides, first)
+        value_BHSK = stored_2LHSK.as_strided(shape, strides, first + stored_2LHSK.stride(0))
+        is_alone = self.rows.products.least is None
+        attend = attend_alone if is_alone else F.scaled_dot_product_attention
+        attended_BHTK = attend(query_BHTK, key_BHSK, value_BHSK, keys.mask_BHTS)
+        attended_BRK = attended_BHTK.flatten(1, 2)[:, :count]
+        if piece.slots > 1:
+            return attended_BRK.reshape(query_NHK.shape)
+        by_row_NHGK = attended_BRK.unflatten(1, (len(query_NHK), -1)).transpose(0, 1)
+        return by_row_NHGK.flatten(1, 2)
 
 
-def _attend_piece(
-    query_NHK: Tensor, stored: tuple[Tensor, Tensor], piece: Piece, keys: Keys
-) -> Tensor:
-    """The attention of a piece's rows, (N, H, K).
-
-    Every query and head is a product of its own for PyTorch's kernel, also those that read the same
-    keys, so that none depends on another.
-    """
-    kv_heads, slots = stored[0].shape[1], slice(piece.slot, piece.slot + piece.slots)
-    query_NHTK = query_NHK.to(stored[0].dtype)[:, :, None]
-    query_BHTK = _as_batch(query_NHTK, kv_heads, piece.slots)
-    shape = (-1, query_BHTK.shape[1], -1, -1)
-    key_BHSK, value_BHSK = (
-        each_LHSK[slots, :, : keys.seen].flatten(0, 1)[:, None].expand(shape)
-        for each_LHSK in stored
-    )
-    attended_BHTK = attend_alone(query_BHTK, key_BHSK, value_BHSK, keys.mask_BHTS)
-    if piece.slots > 1:
-        return attended_BHTK.reshape(query_NHK.shape)
-    by_head = attended_BHTK.reshape(kv_heads, len(query_NHK), -1, query_NHK.shape[-1])
-    return by_head.transpose(0, 1).flatten(1, 2)
-
-
-def _as_batch(x_NHTK: Tensor, kv_heads: int, slots: int) -> Tensor:
+def _by_keys(x_NHX: Tensor, kv_heads: int, slots: int) -> Tensor:
     """Rows and heads of queries in the order of the heads of keys that they read: (slots x heads of
-    keys, rows of a slot x queries of a head, T, K)."""
-    x_NHGTK = x_NHTK.unflatten(1, (kv_heads, -1))
-    if slots > 1:
-        return x_NHGTK.flatten(0, 1)
-    return x_NHGTK.transpose(0, 1).flatten(1, 2)
+    keys, rows of a slot x queries of a head, X)."""
+    x_NHGX = x_NHX.unflatten(1, (kv_heads, -1))
+    return x_NHGX.flatten(0, 1) if slots > 1 else x_NHGX.transpose(0, 1).flatten(1, 2)
 
 
-def piece_bounds(rows: list[Row]) -> list[tuple[int, int]]:
-    """The first and the last row + 1 of each piece."""
-    starts = [i for i, row in enumerate(rows) if i == 0 or row.slot != rows[i - 1].slot]
+def _as_products(x_BRX: Tensor, least: int | None) -> Tensor:
+    """Add the axes of PyTorch's attention: one product for the R queries, filled up with zeros to a
+    multiple of `least`, or a product for each if `least` is None."""
+    if least is None:
+        return x_BRX[:, :, None]
+    return F.pad(x_BRX, (0, 0, 0, -x_BRX.shape[1] % least))[:, None]
+
+
+@functools.cache
+def find_products(width: int, threads: int) -> Products:
+    """The products that give a query the same bits in any company, tried as in `min_rows`."""
+    random = torch.Generator().manual_seed(threads)
+    key_BHSK, value_BHSK = torch.randn(2, 1, 1, SPLIT + BLOCK, width, generator=random)
+    query_BHTK = torch.randn(1, 1, 256, width, generator=random)
+    lowest = torch.finfo(torch.float32).min
+
+    def attend(first: int, count: int, real: int, seen: int, batch: int = 1) -> Tensor:
+        mask_S = torch.where(torch.arange(seen) < real, 0.0, lowest)
+        query_BHtK = query_BHTK[:, :, first : first + count].expand(batch, -1, -1, -1)
+        read_BHSK, values_BHSK = (
+            x[:, :, :seen].expand(batch, -1, -1, -1) for x in (key_BHSK, value_BHSK)
+        )
+        mask_BHTS = mask_S.expand(batch, 1, count, -1)
+        return F.scaled_dot_product_attention(
+            query_BHtK, read_BHSK, values_BHSK, attn_mask=mask_BHTS
+        )
+
+    expected_BHTK = attend(0, 256, BLOCK - 3, BLOCK)
+    for least in (4, 8):
+        if all(
+            torch.equal(found_TK, expected_BHTK[0, 0, first : first + count])
+            for count in (least, 2 * least, 3 * least, 32 + least, 128)
+            for first in (0, least, 256 - count)
+            for batch in (1, 5)
+            for found_TK in attend(first, count, BLOCK - 3, BLOCK, batch)[:, 0]
+        ):
+            agree = [
+                seen
+                for seen in ALL_KEYS
+                if torch.equal(attend(0, 64, seen, seen), attend(0, 64, seen, SPLIT))
+            ]
+            return Products(least, tuple(agree))
+    return Products(None)
+
+
+def piece_bounds(
+    rows: list[Row], keys: Callable[[Row], int], agree: Callable[[Row, Row], bool]
+) -> list[tuple[int, int]]:
+    """The first and the last row + 1 of each piece.
+
+    Args:
+        keys: how many keys a row reads.
+        agree: whether two rows may share a call.
+    """
+    starts = [
+        i
+        for i, row in enumerate(rows)
+        if i == 0 or row.slot != rows[i - 1].slot or not agree(rows[i - 1], row)
+    ]
     bounds: list[tuple[int, int]] = []
     longest = 0  # keys of the last piece, if it has one row for each slot
     for first, stop in pairwise([*starts, len(rows)]):
-        keys = whole_blocks(rows[stop - 1].position + 1)
-        follows = bool(first) and rows[first].slot == rows[first - 1].slot + 1
+        read = keys(rows[stop - 1])
+        before, row = rows[first - 1], rows[first]
+        follows = bool(first) and row.slot == before.slot + 1 and agree(before, row)
         if longest and follows and stop - first == 1:
             count = first - bounds[-1][0]
-            if max(keys - longest, 0) * count + max(longest - keys, 0) <= CALL_IN_KEYS:
+            if max(read - longest, 0) * count + max(longest - read, 0) <= CALL_IN_KEYS:
                 bounds[-1] = (bounds[-1][0], stop)
-                longest = max(longest, keys)
+                longest = max(longest, read)
                 continue
         bounds.append((first, stop))
-        longest = keys if stop - first == 1 else 0
+        longest = read if stop - first == 1 else 0
     return bounds

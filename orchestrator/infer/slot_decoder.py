@@ -27,7 +27,7 @@ class SlotDecoder:
 
     In float32 on a CPU, the logits of a row have the same bits in any company: they depend on the
     tokens before it and its source alone. Linear maps, norms and activations compute only numbers
-    of rows that agree; each query attends in a product of its own.
+    of rows that agree; so do the products of attention (`slot_cache.Products`).
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class SlotDecoder:
 
     def _logits_without_attention(self, tokens_N: Tensor) -> Tensor:
         rows = [Row(token, 0, 0) for token in tokens_N.tolist()]
-        alone = replace(self.cache.rows(rows, len(rows)), pieces=[], slots_n=tokens_N[:0])
+        alone = replace(self.cache.rows(rows, len(rows)), pieces=[], places=tokens_N[:0], count=0)
         with autocast(self.device, self.precision):
             x_ND = self._forward(alone)
         return self.logits(x_ND, list(range(len(rows))))

@@ -9,7 +9,15 @@ import torch
 
 from orchestrator.infer.generation import GenerationRequest, Token
 from orchestrator.infer.sequence import Sequence
-from orchestrator.infer.slot_cache import Room, Row, SlotCache, piece_bounds, slots_that_fit
+from orchestrator.infer.slot_cache import (
+    Products,
+    Room,
+    Row,
+    SlotCache,
+    piece_bounds,
+    slots_that_fit,
+    whole_blocks,
+)
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.generate import GREEDY, Sampling, generate_batch
 from orchestrator.model.transformer import Transformer
@@ -216,12 +224,45 @@ def test_the_cache_takes_exactly_the_bytes_that_it_says(make_model) -> None:
 
 def test_rows_are_computed_in_pieces_of_neighbouring_slots() -> None:
     def bounds(*rows: tuple[int, int]) -> list[tuple[int, int]]:
-        return piece_bounds([Row(0, slot, position) for slot, position in rows])
+        placed = [Row(0, slot, position) for slot, position in rows]
+        return piece_bounds(
+            placed,
+            lambda row: whole_blocks(row.position + 1),
+            lambda first, second: (first.position == 100) == (second.position == 100),
+        )
 
     assert bounds((0, 5), (1, 9), (2, 3)) == [(0, 3)]
     assert bounds((0, 5), (2, 9), (3, 3)) == [(0, 1), (1, 3)], "a slot between is not read"
     assert bounds((0, 5), (1, 8), (1, 9), (2, 3)) == [(0, 1), (1, 3), (3, 4)]
     assert bounds((0, 5), (1, 900), (2, 5)) == [(0, 1), (1, 2), (2, 3)], "lengths differ too much"
+    assert bounds((0, 99), (1, 100), (2, 100)) == [(0, 1), (1, 3)], "other sums"
+    assert bounds((0, 98), (0, 99), (0, 100)) == [(0, 2), (2, 3)], "other sums of one slot"
+
+
+def test_numbers_of_keys_whose_sums_have_another_order_are_not_read() -> None:
+    products = Products(least=4, keys=(32, 64, 512))
+    read = [products.to_read(tokens, stored=1024) for tokens in (1, 32, 33, 65, 512, 513, 600)]
+    assert read == [32, 32, 64, 512, 512, 544, 1024]
+    assert products.to_read(65, stored=96) == 96, "there are no more"
+    assert not products.agree(64, 96) and products.agree(96, 96) and products.agree(544, 32)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_bit_depends_on_how_many_keys_are_stored(make_model, threads: int) -> None:
+    """A slot of 320 tokens ends between the numbers of keys that agree on some processors."""
+    model = make_model(vocab_size=VOCAB, d_model=64, num_heads=2, max_seq_len=300)
+    chance = random.Random(threads)
+    prompts = [[chance.randrange(VOCAB) for _ in range(n)] for n in (270, 185, 20, 180)]
+    requests = [request(prompt, 20, logprobs=3) for prompt in prompts]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = answers(make_batch(model, slots=4, prefill_chunk=48), requests, every=2)
+        for each, answer in zip(requests, together, strict=True):
+            alone = make_batch(model, slots=1, prefill_chunk=16)
+            assert answers(alone, [each])[0].tokens == answer.tokens
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_room_follows_from_the_model() -> None:
