@@ -13,7 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.job.api_keys import unguarded
 from orchestrator.job.file import load_job
 from orchestrator.run import Run
-from orchestrator.serve.deploy import bind
+from orchestrator.serve.release import Release
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104  where KubeRay lets the endpoint listen
 
@@ -51,4 +51,4 @@ def application(args: Arguments) -> Application:
             f"overrides: {' '.join(['orchestrator train', args.job, *args.overrides])}"
         )
     prepared, training, _ = finished
-    return bind(chosen, prepared, training)
+    return Release.of(chosen, prepared, training).bind()

@@ -50,7 +50,7 @@ def check_room(job: Job, room: Room) -> None:
     """Raises UserError if the job's workers or its replicas do not fit the cluster."""
     for key, count in _workers(job).items():
         room.check(key, count, needs.worker_resources(job))
-    room.check("serve.replicas", job.serve.replicas, needs.replica_resources(job))
+    room.check("serve.replicas", job.serve.first_replicas, needs.replica_resources(job))
 
 
 def check_memory(job: Job, room: Room) -> None:

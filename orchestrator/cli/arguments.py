@@ -12,6 +12,7 @@ from orchestrator.cli.commands import (
     status_command,
 )
 from orchestrator.cli.plan_command import plan_command
+from orchestrator.cli.serving_commands import history_command, rollback_command
 from orchestrator.progress import STAGES
 
 DESCRIPTION = """\
@@ -32,6 +33,7 @@ examples:
   orchestrator run job.yaml --until evaluate train.minutes=20 name=longer
   orchestrator plan job.yaml --cluster cluster/aws.yaml --scale 8,64,512 --price 3.2
   orchestrator status job.yaml --json
+  RAY_ADDRESS=auto orchestrator rollback job.yaml
   orchestrator dashboard runs
   ray job submit --working-dir . -- python -m orchestrator run jobs/language_modelling.yaml
 
@@ -86,6 +88,12 @@ def make_parser() -> argparse.ArgumentParser:
     status = _job_command(commands, "status", "print where each stage stands", status_command)
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--all", action="store_true", help="all events, not the last ones alone")
+    rollback_text = "serve the version again that was served before the one that is"
+    _job_command(commands, "rollback", rollback_text, rollback_command)
+    history = _job_command(
+        commands, "history", "list what was served when, and what it was made of", history_command
+    )
+    history.add_argument("--json", action="store_true", help="for programs, with all settings")
     export_text = "write the best checkpoint as Hugging Face's libraries load it"
     _job_command(commands, "export", export_text, export_command, into="DIR")
     _add_dashboard(commands)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # imported in the commands: `orchestrator --help` needs none 
     from orchestrator.cluster.connection import Cluster
     from orchestrator.pipeline import Outcome
     from orchestrator.run import Run
+    from orchestrator.serve.deploy import Deployed
 
 LAST_EVENTS = 20  # that status shows without --all
 console = Console(highlight=False)
@@ -92,26 +93,49 @@ def run_command(options: argparse.Namespace) -> int:
 def _deploy(run: "Run", outcome: "Outcome", cluster: "Cluster", display: Display) -> str:
     """Deploy the trained model; returns a sample of its output and its address."""
     from orchestrator.pipeline import check_room
-    from orchestrator.serve.deploy import ask, deploy
-    from orchestrator.serve.engines import engine_of
+    from orchestrator.serve.deploy import deploy
+    from orchestrator.serve.history import History
 
-    job = run.job
     check_room(outcome.job, cluster.room)
     assert outcome.training is not None
     started = time.monotonic()
     display.stage_started("serve")
-    address = deploy(outcome.job, outcome.prepared, outcome.training, display)
-    answer, url = ask(address, job), address.url
+    deployed = deploy(
+        outcome.job,
+        outcome.prepared,
+        outcome.training,
+        outcome.evaluation,
+        History(run.folder),
+        display,
+    )
     checkpoint = f"{outcome.training.folder}/{outcome.training.best_checkpoint}"
+    return record_deployed(run, deployed, checkpoint, cluster, display, time.monotonic() - started)
+
+
+def record_deployed(
+    run: "Run",
+    deployed: "Deployed",
+    checkpoint: str,
+    cluster: "Cluster",
+    display: Display,
+    seconds: float,
+) -> str:
+    """Record where the model is served; returns a sample of its output and its address."""
+    from orchestrator.serve.engines import engine_of
+
+    job, address = run.job, deployed.address
     far = address.is_local and not cluster.started_here
-    run.record_endpoint(url, checkpoint, address.ip if far else "")
-    seconds = time.monotonic() - started
-    display.stage_finished(StageStatus("serve", "running", url, seconds, "endpoint"), False)
+    run.record_endpoint(address.url, checkpoint, address.ip if far else "")
+    url = escape(address.url)
+    display.stage_finished(StageStatus("serve", "running", address.url, seconds, "endpoint"), False)
     engine = engine_of(job.build_task())
     prompt = escape(job.serve.sample_prompt)
-    sample = f"[bold]{prompt}[/]{engine.separator}{escape(answer)}"
+    sample = f"[bold]{prompt}[/]{engine.separator}{escape(deployed.answer)}"
     hint = "" if cluster.started_here or not address.hint else f"\n           {address.hint}"
-    return f"\n{sample}\n\nendpoint   {escape(url)}/v1/{engine.path}{escape(hint)}"
+    return (
+        f"\n{sample}\n\nversion    {deployed.version} {escape(deployed.what)}"
+        f"\nendpoint   {url}/v1/{engine.path}{escape(hint)}"
+    )
 
 
 def _wait_until_stopped(cluster: "Cluster") -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrator.infer.lone_attention import attend_alone
 from orchestrator.model.attention import AttentionMask
 from orchestrator.model.config import ModelConfig
 from orchestrator.model.embedding import Positions
@@ -219,9 +219,7 @@ def _attend_piece(
         each_LHSK[slots, :, : keys.seen].flatten(0, 1)[:, None].expand(shape)
         for each_LHSK in stored
     )
-    attended_BHTK = F.scaled_dot_product_attention(
-        query_BHTK, key_BHSK, value_BHSK, attn_mask=keys.mask_BHTS
-    )
+    attended_BHTK = attend_alone(query_BHTK, key_BHSK, value_BHSK, keys.mask_BHTS)
     if piece.slots > 1:
         return attended_BHTK.reshape(query_NHK.shape)
     by_head = attended_BHTK.reshape(kv_heads, len(query_NHK), -1, query_NHK.shape[-1])

@@ -10,7 +10,12 @@ from orchestrator.job.task_registry import TASKS, find_task
 from orchestrator.progress import Stage
 from orchestrator.storage.submitted import lasting_name
 
-UNSERVED = ("replicas", "keys", "open")  # how many answer, and whom: not what they answer
+# Of `serve:`, the settings of how many answer, where and whom, and of how they are replaced: not of
+# what they answer.
+UNSERVED = (
+    *("replicas", "host", "port", "route_prefix", "keys", "open"),
+    *("sample_prompt", "gate", "canary", "shadow", "canary_requests", "canary_seconds"),
+)
 FORMAT = 4  # of the artifacts: raised when older ones must not be reused
 
 

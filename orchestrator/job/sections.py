@@ -6,12 +6,32 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from orchestrator.job.request_log import RequestLogConfig
 from orchestrator.job.strict_section import StrictSection
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Replicas = Annotated[int, Field(ge=1)]
+
+
+def _ordered(count: int | tuple[int, int]) -> int | tuple[int, int]:
+    if isinstance(count, tuple) and count[0] > count[1]:
+        raise ValueError("the fewest come first")
+    return count
+
+
+def _of_percent(value: Any) -> Any:
+    """0.1 of "10%"; anything else as it is."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip().removesuffix("%")) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_of_percent), Field(ge=0, le=1)]
 
 
 class TrainConfig(StrictSection):
@@ -99,7 +119,10 @@ class VllmConfig(StrictSection):
 class ServeConfig(StrictSection):
     """The `serve:` section of a job."""
 
-    replicas: int = Field(1, ge=1, description="copies of the model")
+    replicas: Replicas | tuple[Annotated[int, Field(ge=0)], Replicas] = Field(
+        1,
+        description="copies of the model; or [fewest, most], by how much is asked; fewest may be 0",
+    )
     gpus_per_replica: float | None = Field(
         None, ge=0, le=1, description="GPUs of each; default: cluster.gpus_per_worker"
     )
@@ -137,6 +160,39 @@ class ServeConfig(StrictSection):
         300.0, gt=0, description="a request that is not answered by then gets 504"
     )
     sample_prompt: str = Field("The", description="prompt of the sample at the end of a run")
+    gate: Share = Field(
+        0.02,
+        description="a new version is refused if its metric on the test split is worse than the "
+        "served one's by a larger part of it",
+    )
+    canary: Share = Field(
+        0.1, description="requests that a new version answers first, as a share: 10%; 0: none"
+    )
+    shadow: Share = Field(
+        0.0,
+        description="requests that are copied to a new version before it answers any, as a share",
+    )
+    canary_requests: int = Field(
+        100, ge=1, description="answers of a new version that are compared with the served one's"
+    )
+    canary_seconds: float = Field(
+        60.0, ge=0, description="a new version with fewer answers by then is judged by those"
+    )
+
+    @field_validator("replicas")
+    @classmethod
+    def _fewest_first(cls, replicas: int | tuple[int, int]) -> int | tuple[int, int]:
+        return _ordered(replicas)
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The fewest and the most replicas."""
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
+
+    @property
+    def first_replicas(self) -> int:
+        """How many replicas a deployment starts with: one at least, to be tested."""
+        return max(self.replica_range[0], 1)
 
 
 Workers = Annotated[int, Field(ge=1)]
@@ -166,9 +222,7 @@ class ClusterConfig(StrictSection):
     @field_validator("workers")
     @classmethod
     def _fewest_first(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
-        if isinstance(workers, tuple) and workers[0] > workers[1]:
-            raise ValueError("the fewest come first")
-        return workers
+        return _ordered(workers)
 
     @field_validator("gpus_per_worker")
     @classmethod

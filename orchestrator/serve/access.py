@@ -9,29 +9,43 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.serve.envelope import error_response
+from orchestrator.serve.forwarding import INSIDE
 from orchestrator.serve.health import HEALTH_PATHS
 from orchestrator.serve.playground import PAGE_PATHS
 from orchestrator.serve.protocol import ErrorDetail
 
 
-class RequireKey:
-    """Refuses requests without a known key, before their body is read."""
+class Keys:
+    """The API keys that are valid now. Without any, every request is let in."""
 
-    def __init__(self, app: ASGIApp, digests: Sequence[str]) -> None:
+    def __init__(self, digests: Sequence[str] = ()) -> None:
         """
         Args:
             digests: the SHA-256 of each key, in lower-case hexadecimal digits.
         """
+        self.set(digests)
+
+    def set(self, digests: Sequence[str]) -> None:
+        self.digests = tuple(digest.encode() for digest in digests)
+
+
+class RequireKey:
+    """Refuses requests without a known key, before their body is read."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app = app
-        self._digests = [digest.encode() for digest in digests]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_free(scope):
+        if scope["type"] == "lifespan" or not self._keys.digests or _is_free(scope):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope).getlist("authorization")
-        if len(headers) == 1 and self._is_known(headers[0]):
-            state = {**scope.get("state", {}), "client": headers[0]}  # as `request.state.client`
+        if INSIDE in scope or (len(headers) == 1 and self._is_known(headers[0])):
+            state = {
+                **scope.get("state", {}),
+                "client": "".join(headers),
+            }  # as `request.state.client`
             await self.app({**scope, "state": state}, receive, send)
             return
         asked = "is not valid here" if headers else "is missing: send Authorization: Bearer KEY"
@@ -43,7 +57,7 @@ class RequireKey:
         scheme, _, key = header.partition(" ")
         given = hashlib.sha256(key.strip().encode("latin-1")).hexdigest().encode()
         # Each hash is compared, and each in constant time: how long it takes tells nothing.
-        found = [hmac.compare_digest(given, digest) for digest in self._digests]
+        found = [hmac.compare_digest(given, digest) for digest in self._keys.digests]
         return scheme.lower() == "bearer" and any(found)
 
 

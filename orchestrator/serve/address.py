@@ -6,7 +6,7 @@ Ray Serve listens on the nodes that run replicas, and on the head. The command m
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,8 +25,7 @@ class Address:
     """An address of the endpoint.
 
     `url` is true on the node `node`, by Ray's id, whose address is `ip`. If `is_local`, it is true
-    on that node alone. `hint` says how other machines reach it. `key` is an API key of this
-    deployment alone, for the command's own question; empty if none is needed.
+    on that node alone. `hint` says how other machines reach it.
     """
 
     url: str
@@ -34,7 +33,6 @@ class Address:
     ip: str
     is_local: bool
     hint: str
-    key: str = field(default="", repr=False)
 
 
 def find_address(job: Job, options: HTTPOptions) -> Address:

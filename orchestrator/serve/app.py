@@ -16,7 +16,7 @@ from orchestrator.errors import StageError, UserError, first_line
 from orchestrator.infer.batcher import DeadlineError
 from orchestrator.infer.generation import FullError
 from orchestrator.serve import health
-from orchestrator.serve.access import RequireKey
+from orchestrator.serve.access import Keys, RequireKey
 from orchestrator.serve.engine import Engine
 from orchestrator.serve.envelope import ERRORS, error_response
 from orchestrator.serve.log_requests import LogRequests
@@ -24,6 +24,7 @@ from orchestrator.serve.protocol import ErrorDetail, RefusedError, require_model
 from orchestrator.serve.redirects import RelativeRedirects
 from orchestrator.serve.request_id import RequestId
 from orchestrator.serve.request_log import RequestLog
+from orchestrator.serve.split import Split, Switch
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -58,9 +59,19 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
-def make_api(engine: Engine, log: RequestLog | None = None) -> FastAPI:
+def make_api(
+    engine: Engine,
+    version: str = "1",
+    switch: Switch | None = None,
+    log: RequestLog | None = None,
+) -> FastAPI:
     """An API without routes, whose errors are in OpenAI's envelope. Its end closes the engine and
-    the log."""
+    the log.
+
+    Args:
+        version: names the model's version in each answer.
+        switch: says which requests another version answers.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,6 +83,7 @@ def make_api(engine: Engine, log: RequestLog | None = None) -> FastAPI:
     api = FastAPI(
         title="orchestrator", docs_url=None, redoc_url=None, lifespan=lifespan, responses=ERRORS
     )
+    api.add_middleware(Split, switch=switch or Switch(), version=version)
     api.add_middleware(LimitBody)
 
     @api.exception_handler(RequestValidationError)
@@ -127,25 +139,26 @@ def make_app(
     *,
     version: str = "1",
     inputs: tuple[str, ...] = (),
-    keys: Sequence[str] = (),
+    keys: Keys | Sequence[str] = (),
+    switch: Switch | None = None,
     log: RequestLog | None = None,
     behind_proxy: bool = False,
 ) -> FastAPI:
     """The API of one model: its engine's routes, and those that every model has.
 
     Args:
-        version: names the checkpoint.
+        version: names the checkpoint and its settings, in each answer's `x-model-version`.
         inputs: the names of what a request holds.
         keys: the SHA-256 of each API key. If there are any, every route needs one but health
             and the page.
+        switch: says which requests another version answers; by default none.
         log: keeps a sample of the requests; the end of the API closes it.
         behind_proxy: whether Ray Serve's proxy is in front, which names each request.
     """
-    api = make_api(engine, log)
+    api = make_api(engine, version, switch, log)
     if log is not None:
-        api.add_middleware(LogRequests, log=log, version=version)
-    if keys:
-        api.add_middleware(RequireKey, digests=keys)
+        api.add_middleware(LogRequests, log=log)
+    api.add_middleware(RequireKey, keys=keys if isinstance(keys, Keys) else Keys(keys))
     api.add_middleware(RelativeRedirects)
     api.add_middleware(RequestId, behind_proxy=behind_proxy)
     engine.add_routes(api)

@@ -17,7 +17,7 @@ def add_routes(api: FastAPI, model_name: str, model_version: str, inputs: tuple[
     """Add the routes of a loaded model: an application exists once its model can answer.
 
     Args:
-        model_version: names the checkpoint.
+        model_version: names the checkpoint and its settings.
         inputs: the names of what a request holds, all texts.
     """
 

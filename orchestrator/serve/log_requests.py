@@ -9,20 +9,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.serve.access import path_below
 from orchestrator.serve.connection import CLIENT_LEFT
 from orchestrator.serve.exchange import Exchange
+from orchestrator.serve.forwarding import INSIDE
 from orchestrator.serve.request_id import HEADER
 from orchestrator.serve.request_log import LARGEST, RequestLog
+from orchestrator.serve.split import VERSION_HEADER
 
 
 class LogRequests:
     """Logs a sample of the requests that ask the model: those with a whole body (`POST`)."""
 
-    def __init__(self, app: ASGIApp, log: RequestLog, version: str) -> None:
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
         self.app = app
         self._log = log
-        self._version = version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not self._log.draws():
+        is_asked = scope["type"] == "http" and scope["method"] == "POST" and INSIDE not in scope
+        if not is_asked or not self._log.draws():
             await self.app(scope, receive, send)
             return
         watch = _Watch(receive, send)
@@ -42,7 +44,7 @@ class LogRequests:
                     id=Headers(scope=scope).get(HEADER, ""),
                     began=began,
                     path=path,
-                    version=self._version,
+                    version=watch.version,
                     status=watch.status or failure or CLIENT_LEFT,
                     complete=watch.is_sent,
                     seconds=time.monotonic() - begin,
@@ -60,6 +62,7 @@ class _Watch:
         self._receive, self._send = receive, send
         self.request, self.answer = bytearray(), bytearray()
         self.status = 0
+        self.version = ""
         self.is_read = self.is_sent = self.is_stream = False
 
     async def receive(self) -> Message:
@@ -73,8 +76,9 @@ class _Watch:
         await self._send(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            kind = Headers(raw=message.get("headers", [])).get("content-type", "")
-            self.is_stream = kind.startswith("text/event-stream")
+            headers = Headers(raw=message.get("headers", []))
+            self.version = headers.get(VERSION_HEADER, "")
+            self.is_stream = headers.get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
             _extend(self.answer, message)
             self.is_sent = not message.get("more_body", False)

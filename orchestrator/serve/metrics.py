@@ -59,7 +59,9 @@ METRICS = {
     "orchestrator_unlogged_requests": Definition(
         "counter", "requests of the log's sample that were dropped, by the reason", ("reason",)
     ),
-    "orchestrator_model_info": Definition("gauge", "1 for the version that answers", ("version",)),
+    "orchestrator_model_info": Definition(
+        "gauge", "1 for a version that is loaded", ("version", "checkpoint")
+    ),
 }
 
 # vLLM calls a request that its client gave up "abort".

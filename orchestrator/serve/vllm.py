@@ -37,7 +37,7 @@ def serving_args(job: Job, exported: Folder) -> dict[str, Any]:
         "runtime_env": job.serve.vllm.runtime_env,
         "accelerator_config": {"kind": "gpu" if gpus else "cpu"},
         "placement_group_config": {"bundle_per_worker": bundle},
-        "deployment_config": {"num_replicas": job.serve.replicas},
+        "deployment_config": _replicas(job),
         "engine_kwargs": {
             "max_model_len": job.model.max_seq_len,
             "max_num_seqs": job.serve.slots,
@@ -45,6 +45,13 @@ def serving_args(job: Job, exported: Folder) -> dict[str, Any]:
         },
     }
     return {"llm_configs": [config]}
+
+
+def _replicas(job: Job) -> dict[str, Any]:
+    fewest, most = job.serve.replica_range
+    if fewest == most:
+        return {"num_replicas": fewest}
+    return {"autoscaling_config": {"min_replicas": fewest, "max_replicas": most}}
 
 
 def run(job: Job, training: Training) -> None:

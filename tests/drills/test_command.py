@@ -64,26 +64,29 @@ def test_sigterm_saves_a_last_checkpoint(
     make: Make, head: Head, commands: list[Command], undisturbed: Undisturbed, chance: Random
 ) -> None:
     job = make(train__checkpoint_every=1000, train__eval_every=1000)
-    commands.append(Command(job, own_ray()))
-    commands[0].wait_for_checkpoint(0)
-    time.sleep(1 + chance.random())
-    started = time.monotonic()
-    os.kill(commands[0].process.pid, signal.SIGTERM)
-    output = commands[0].end(code=143)
-    seconds = time.monotonic() - started
-    print(f"\nSIGTERM: ended after {seconds:.1f} s")
-    assert "the same command continues" in output and "Traceback" not in output
-    assert seconds < 30
-    saved = commands[0].events("checkpoint")
-    assert saved[-1]["step"] not in (0, 150)  # no scheduled checkpoint
-    assert commands[0].events("ended")[-1]["exit_code"] == 143
-    commands[0].assert_nothing_left()
-    assert_clean(head, commands[0].folder)
+    for pause in (1, 3, 9):  # on a busy machine, the first step may come late
+        command = Command(job, own_ray())
+        commands.append(command)
+        command.wait_for_checkpoint(0)
+        time.sleep(pause + chance.random())
+        started = time.monotonic()
+        os.kill(command.process.pid, signal.SIGTERM)
+        output = command.end(code=143)
+        seconds = time.monotonic() - started
+        print(f"\nSIGTERM: ended after {seconds:.1f} s")
+        assert "the same command continues" in output and "Traceback" not in output
+        assert seconds < 30
+        assert command.events("ended")[-1]["exit_code"] == 143
+        command.assert_nothing_left()
+        assert_clean(head, command.folder)
+        if (step := command.events("checkpoint")[-1]["step"]) != 0:
+            break
+    assert step not in (0, 150)  # no scheduled checkpoint
 
     commands.append(Command(job, own_ray()))
-    commands[1].end()
-    assert commands[1].events("resumed")[0]["step"] == saved[-1]["step"]
-    assert ending(commands[1].folder) == undisturbed()
+    commands[-1].end()
+    assert commands[-1].events("resumed")[-1]["step"] == step
+    assert ending(commands[-1].folder) == undisturbed()
 
 
 def test_a_second_run_of_the_same_name_is_refused(

@@ -20,6 +20,7 @@ from orchestrator.job.job import Job
 from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
 from orchestrator.serve.deploy import deploy
+from orchestrator.serve.history import History
 from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.train.stage import train
 from tests.drills.trainings import processes_of
@@ -63,8 +64,14 @@ def trained(
 
 @pytest.fixture(scope="module")
 def url(trained: tuple[Job, PreparedData, Training]) -> Iterator[str]:
-    yield deploy(*trained, Silent()).url
+    yield deployed(*trained)
     serve.shutdown()
+
+
+def deployed(job: Job, prepared: PreparedData, training: Training) -> str:
+    """The URL at which the model is served."""
+    history = History(Run(job).folder)
+    return deploy(job, prepared, training, None, history, Silent()).address.url
 
 
 async def ask(http: httpx.AsyncClient, number: int) -> Answer:
@@ -176,7 +183,8 @@ def test_of_clients_that_vanish_in_mid_stream_nothing_is_generated_after_two_sec
 ) -> None:
     job, prepared, training = trained
     serving = job.serve.model_copy(update={"max_queued_requests": CLIENTS})
-    url = deploy(job.model_copy(update={"serve": serving}), prepared, training, Silent()).url
+    serve.delete(job.name)  # so that the next one takes no other one's place
+    url = deployed(job.model_copy(update={"serve": serving}), prepared, training)
     replica = replica_of(head, job.name)
     alone = [timed(url) for _ in range(5)]
     asyncio.run(vanish(httpx.URL(url)))

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray.exceptions import RayActorError
 from ray.util.state import list_actors, list_placement_groups
 
 from orchestrator.job.job import Job
@@ -103,9 +104,11 @@ class Drill:
         """What each worker said last."""
         if (supervisor := self._followers[-1].supervisor) is None:  # it has only just begun
             return {}
-        found: dict[int, tuple[float, Heartbeat]] = ray.get(
-            supervisor.__ray_call__.remote(lambda self: self.heartbeats)
-        )
+        asked = supervisor.__ray_call__.remote(lambda self: self.heartbeats)
+        try:
+            found: dict[int, tuple[float, Heartbeat]] = ray.get(asked)
+        except RayActorError:  # it is being replaced
+            return {}
         return {rank: heartbeat for rank, (_, heartbeat) in found.items()}
 
     def wait_for_event(self, kind: str, count: int = 1) -> dict[str, Any]:

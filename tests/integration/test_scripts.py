@@ -12,6 +12,7 @@ from orchestrator.data.shards import ShardReader
 from orchestrator.job.file import load_job
 from orchestrator.run import Run
 from orchestrator.serve.deploy import deploy
+from orchestrator.serve.history import History
 from orchestrator.storage.artifact import PreparedData
 from orchestrator.storage.folder import Folder
 from orchestrator.tasks.sequence_to_sequence import decode_column
@@ -62,7 +63,8 @@ def test_answers_of_every_script_reach_the_client(
 
     finished = run.finished(run.job)
     assert finished is not None
-    url = deploy(run.job, *finished[:2], Silent()).url
+    deployed = deploy(run.job, *finished, History(run.folder), Silent())
+    url = deployed.address.url
     asked = [{"question": row["question"]} for row in rows]
     answer = httpx.post(f"{url}/v1/predict", json={"inputs": asked}, timeout=60)
     serve.delete("scripts")  # frees its core for other tests

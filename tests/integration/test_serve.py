@@ -20,8 +20,8 @@ from orchestrator.errors import StageError, UserError
 from orchestrator.job.job import Job
 from orchestrator.prepare.stage import prepare
 from orchestrator.run import Run
-from orchestrator.serve.address import Address
-from orchestrator.serve.deploy import ask, deploy
+from orchestrator.serve.deploy import Deployed, deploy, rollback
+from orchestrator.serve.history import History
 from orchestrator.serve.logged import read_requests
 from orchestrator.serve.metrics import METRICS
 from orchestrator.storage.artifact import PreparedData, Training
@@ -49,13 +49,13 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def address(trained: tuple[Job, PreparedData, Training]) -> Address:
-    return deploy(*trained, Silent())
+def deployed(trained: tuple[Job, PreparedData, Training]) -> Deployed:
+    return deploy(*trained, None, History(Run(trained[0]).folder), Silent())
 
 
 @pytest.fixture(scope="module")
-def url(address: Address) -> str:
-    return address.url
+def url(deployed: Deployed) -> str:
+    return deployed.address.url
 
 
 def test_a_completion_has_the_shape_of_openais(url: str) -> None:
@@ -88,9 +88,11 @@ def test_models_and_health_answer(url: str) -> None:
 
 
 def test_the_first_answer_is_text(
-    address: Address, trained: tuple[Job, PreparedData, Training]
+    deployed: Deployed, trained: tuple[Job, PreparedData, Training]
 ) -> None:
-    assert isinstance(ask(address, trained[0]), str)
+    assert isinstance(deployed.answer, str) and deployed.what == "deployed"
+    [record] = History(Run(trained[0]).folder).read()
+    assert (record.version, record.outcome) == (deployed.version, "serving")
 
 
 @pytest.mark.parametrize(
@@ -178,16 +180,47 @@ def test_a_deployment_without_its_checkpoint_fails_with_the_reason(
         update={"name": "broken", "serve": job.serve.model_copy(update={"route_prefix": "/b"})}
     )
     with pytest.raises(StageError, match=str(tmp_path)):
-        deploy(other, prepared, Training(**broken), Silent())
+        deploy(other, prepared, Training(**broken), None, History(Folder(str(tmp_path))), Silent())
     assert httpx.get(f"{url}/healthz").status_code == 200
 
 
 def test_a_route_of_another_application_is_refused(
-    url: str, trained: tuple[Job, PreparedData, Training]
+    url: str, trained: tuple[Job, PreparedData, Training], tmp_path: Path
 ) -> None:
     job, prepared, training = trained
+    history = History(Folder(str(tmp_path)))
     with pytest.raises(UserError, match="route_prefix"):
-        deploy(job.model_copy(update={"name": "other"}), prepared, training, Silent())
+        deploy(
+            job.model_copy(update={"name": "other"}), prepared, training, None, history, Silent()
+        )
+    [record] = history.read()
+    assert record.outcome == "refused" and "route_prefix" in record.reason
+
+
+def test_an_unchanged_version_is_not_deployed_again(
+    deployed: Deployed, trained: tuple[Job, PreparedData, Training]
+) -> None:
+    history = History(Run(trained[0]).folder)
+    again = deploy(*trained, None, history, Silent())
+    assert (again.version, again.what) == (deployed.version, "already served")
+    assert len(history.read()) == 1
+
+
+def test_other_settings_of_the_same_checkpoint_are_served_at_once(
+    url: str, deployed: Deployed, trained: tuple[Job, PreparedData, Training]
+) -> None:
+    job, prepared, training = trained
+    other = job.model_copy(update={"serve": job.serve.model_copy(update={"max_tokens": 3})})
+    history = History(Run(job).folder)
+    changed = deploy(other, prepared, training, None, history, Silent())
+    assert changed.what == f"in place of {deployed.version}"
+    answer = httpx.post(f"{url}/v1/completions", json={"prompt": "the", "temperature": 0})
+    assert answer.headers["x-model-version"] == changed.version
+    assert answer.json()["usage"]["completion_tokens"] <= 3
+    back = rollback(job, history, Silent())
+    assert back.version == deployed.version
+    actions = [(each.action, each.outcome) for each in history.read()]
+    assert actions[-2:] == [("updated", "serving"), ("rolled back", "serving")]
 
 
 def test_the_application_of_a_config_file_answers_as_the_run_it_names(

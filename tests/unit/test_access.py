@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -18,11 +17,10 @@ from orchestrator.errors import JobError, UserError
 from orchestrator.job.api_keys import digest_of, is_loopback, read_keys
 from orchestrator.job.file import load_job
 from orchestrator.job.fingerprint import fingerprint
-from orchestrator.serve.address import Address
+from orchestrator.serve.access import Keys
 from orchestrator.serve.app import MAX_BODY_BYTES
-from orchestrator.serve.deploy import _ask, bind
-from orchestrator.storage.folder import Folder
-from tests.unit.predicting import app_for, trained_for
+from orchestrator.serve.release import Release
+from tests.unit.predicting import app_for
 from tests.unit.served import listening
 
 KEY, OTHER = "sk-first", "sk-second"
@@ -269,25 +267,24 @@ def test_a_config_file_of_ray_serve_needs_them_wherever_it_listens(tmp_path: Pat
         application(Arguments(job=str(file), overrides=["serve.open=true", storage]))
 
 
-def test_replicas_get_the_files_hashes_and_the_commands_own(tmp_path: Path) -> None:
+def test_replicas_get_the_files_hashes_without_a_restart(tmp_path: Path) -> None:
     job = load(tmp_path, f"keys: {keys_file(tmp_path, digest_of(KEY))}, max_queued_requests: 9")
-    stage: Any = SimpleNamespace(folder=Folder(str(tmp_path)))
-    deployment = bind(job, stage, stage, [digest_of(OTHER)])._bound_deployment
-    assert deployment.init_args[-1] == [digest_of(KEY), digest_of(OTHER)]
+    release = Release(job, "prepared", "training", "step", "0" * 12, (digest_of(KEY),))
+    deployment = release.bind()._bound_deployment
+    assert deployment.user_config == {"keys": [digest_of(KEY)]}
+    assert KEY not in repr(release) and digest_of(KEY) not in repr(release)
     # A replica takes what its engine's queue refuses, since Ray Serve's own refusals are bare.
     assert deployment.max_ongoing_requests > job.serve.max_queued_requests
-    open_job = load(tmp_path, "")
-    assert bind(open_job, stage, stage)._bound_deployment.init_args[-1] == []
 
 
-def test_the_commands_own_key_answers_its_own_question() -> None:
-    job, _ = trained_for("text_classification")
-    with listening(app_for("text_classification", keys=[digest_of(OTHER)])[0]) as url:
-        assert '"label"' in _ask(url, job, OTHER)
-
-
-def test_an_addresss_key_is_not_shown() -> None:
-    assert KEY not in repr(Address("http://x", "node", "10.0.0.1", True, "", KEY))
+def test_a_key_is_valid_until_it_is_withdrawn() -> None:
+    keys = Keys([digest_of(KEY)])
+    api, _ = app_for("text_classification", keys=keys)
+    with TestClient(api) as client:
+        assert client.get("/v1/models", headers=bearer(KEY)).status_code == 200
+        keys.set([digest_of(OTHER)])
+        assert client.get("/v1/models", headers=bearer(KEY)).status_code == 401
+        assert client.get("/v1/models", headers=bearer(OTHER)).status_code == 200
 
 
 def test_keys_change_no_stages_result(tmp_path: Path) -> None:

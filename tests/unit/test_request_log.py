@@ -366,7 +366,7 @@ def test_an_answer_without_end_is_not_collected_without_end(tmp_path: Path) -> N
     counted = Counted()
     log = RequestLog(config(), Folder(str(tmp_path)), counted)
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    asyncio.run(LogRequests(app, log, "v")(scope, receive, send))
+    asyncio.run(LogRequests(app, log)(scope, receive, send))
     log.close()
     assert sum(sent) == parts * LARGEST
     assert counted.totals == {"large": 1}
