@@ -35,7 +35,7 @@ class EngineLimits:
     capacity: int | None = None
     source_capacity: int | None = None
     max_waiting: int = 128
-    prefill_chunk: int = 64
+    prefill_chunk: int = 128
 
     def __post_init__(self) -> None:
         for name in ("slots", "capacity", "source_capacity", "max_waiting", "prefill_chunk"):

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from orchestrator.infer.batch_sampling import Draw, sample_rows, tokens_with_logprobs
 from orchestrator.infer.generation import Ending, Token
-from orchestrator.infer.scheduling import choose_slot, common_prefix, prompt_shares
+from orchestrator.infer.scheduling import FEWEST, choose_slot, common_prefix, prompt_shares
 from orchestrator.infer.sequence import Sequence, Slot
 from orchestrator.infer.slot_cache import Row
 from orchestrator.infer.slot_decoder import SlotDecoder
 
 log = logging.getLogger(__name__)
 NO_LOGPROB = float("nan")
+STRETCH = 2.0  # by prompts, of the time between two tokens
 
 
 class SlotBatch:
@@ -155,14 +156,11 @@ class SlotBatch:
 
     def _prompt_budget(self, decoding: int) -> int:
         """How many prompt tokens a step computes beside the tokens of other sequences: so many that
-        it takes at most about twice as long as without them.
-
-        On a CPU, a step of up to 16 rows for each core waits for the weights rather than for the
-        rows, and as many rows again take at most twice as long.
-        """
+        it takes at most about twice as long as without them, by the times of this machine."""
         if not decoding or self.decoder.device.type != "cpu":
             return self.prefill_chunk
-        return min(self.prefill_chunk, decoding + 16 * torch.get_num_threads())
+        within = self.decoder.rows_within(STRETCH, decoding)
+        return min(self.prefill_chunk, max(within - decoding, FEWEST))
 
     def _read(self, ready: list[Slot], counts: list[int]) -> list[list[int]]:
         """The rows of each slot whose logits are read: the last one of all its tokens, and those

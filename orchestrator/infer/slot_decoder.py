@@ -1,6 +1,7 @@
 """A decoder that computes rows: tokens of many slots at once."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from orchestrator.model.transformer import Transformer
 from orchestrator.storage.artifact import Precision
 
 log = logging.getLogger(__name__)
+TIMES = 3  # that a step is timed
 
 
 class SlotDecoder:
@@ -45,6 +47,10 @@ class SlotDecoder:
         self.row_counts = row_counts(most_rows)
         self.row_counts = self._agreeing_counts()
         log.info("numbers of rows that agree: %s", ", ".join(map(str, self.row_counts)))
+        self._seconds: dict[int, float] = {}
+        for count in reversed(self.row_counts):
+            # Fewer rows are not slower: where they seem so, another program disturbed them.
+            self._seconds[count] = min([self._time(count), *self._seconds.values()])
 
     def forward(self, rows: list[Row]) -> Tensor:
         """Store the keys and values of the rows, which are ordered by slot and position; returns
@@ -59,6 +65,11 @@ class SlotDecoder:
         with autocast(self.device, self.precision):
             logits_BTV = self.model.head(x_ND[rows + padding][None], self.model.tokens.weight)
         return logits_BTV[0, : len(rows)].float()
+
+    def rows_within(self, times: float, rows: int) -> int:
+        """How many rows take at most so many times as long as `rows` do, without attention."""
+        most = times * self._seconds[self._padded(rows)]
+        return max([rows, *(count for count in self.row_counts if self._seconds[count] <= most)])
 
     def clear(self, slot: int) -> None:
         """Forget what a slot holds."""
@@ -118,8 +129,23 @@ class SlotDecoder:
         return [*agree, self.row_counts[-1]]
 
     def _logits_without_attention(self, tokens_N: Tensor) -> Tensor:
+        return self.logits(self._without_attention(tokens_N), list(range(len(tokens_N))))
+
+    def _without_attention(self, tokens_N: Tensor) -> Tensor:
         rows = [Row(token, 0, 0) for token in tokens_N.tolist()]
         alone = replace(self.cache.rows(rows, len(rows)), pieces=[], places=tokens_N[:0], count=0)
         with autocast(self.device, self.precision):
-            x_ND = self._forward(alone)
-        return self.logits(x_ND, list(range(len(rows))))
+            return self._forward(alone)
+
+    @torch.inference_mode()
+    def _time(self, count: int) -> float:
+        """The seconds of a step of so many rows, without attention: the shortest of some, as other
+        programs may disturb one."""
+        if self.device.type != "cpu":
+            return 0.0
+        tokens_N, seconds = torch.zeros(count, dtype=torch.long), []
+        for _ in range(TIMES):
+            start = time.perf_counter()
+            self._without_attention(tokens_N)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)

@@ -41,7 +41,9 @@ def add_chat(api: FastAPI, model: TextModel, template: ChatTemplate | None) -> N
         require_model(body.model, model.name)
         client = client_of(request, body.user)
         generation = await asyncio.to_thread(read, model, template, body, client)
-        sequences = Sequences(model.generator, generation.requests)
+        # A stop text may end a text before its sequence.
+        only_whole = not (body.stream or body.stops)
+        sequences = Sequences(model.generator, generation.requests, only_whole)
         reply = ChatReply(model, generation, lists_tokens=body.logprobs)
         if body.stream:
             return stream(sequences, reply, body.include_usage)

@@ -35,7 +35,9 @@ def add_completions(api: FastAPI, model: TextModel) -> None:
         require_model(body.model, model.name)
         # In a thread: a long text takes a while, and other clients' streams go on meanwhile.
         generation = await asyncio.to_thread(read, model, body, client_of(request, body.user))
-        sequences = Sequences(model.generator, generation.requests)
+        # A stop text may end a text before its sequence.
+        only_whole = not (body.stream or body.stops)
+        sequences = Sequences(model.generator, generation.requests, only_whole)
         reply = CompletionReply(model, generation, lists_tokens=body.logprobs is not None)
         if body.stream:
             return stream(sequences, reply, body.include_usage)

@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from orchestrator.infer.generation import (
     Ending,
@@ -24,6 +27,32 @@ FAILURES: dict[Ending | None, tuple[int, str]] = {
 PATIENCE = 1.0  # seconds after which a place is looked for again, at the latest
 
 
+class Arrivals:
+    """What the engine's thread has for an event loop: a step wakes the loop once, not once for each
+    of its sequences."""
+
+    by_loop: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, "Arrivals"]] = (
+        WeakKeyDictionary()
+    )
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+        self._will_wake = False
+
+    def put(self, call: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Have the loop make a call. Any thread may call this."""
+        self._calls.append(call)
+        if not self._will_wake:
+            self._will_wake = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                loop.call_soon_threadsafe(self._make_calls)
+
+    def _make_calls(self) -> None:
+        self._will_wake = False  # first: what is put from now on is either seen here or wakes
+        while self._calls:
+            self._calls.popleft()()
+
+
 class Sequences:
     """Submits a request's sequences, and collects what the engine adds to each.
 
@@ -31,8 +60,16 @@ class Sequences:
     there is one for them, too.
     """
 
-    def __init__(self, generator: Generator, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        requests: Sequence[GenerationRequest],
+        only_whole: bool = False,
+    ) -> None:
         """Submit as many as there is room for; call it on the event loop.
+
+        Args:
+            only_whole: what is added to a sequence is one piece, which comes when it has ended.
 
         Raises:
             UserError: if one does not fit the model's context.
@@ -40,7 +77,9 @@ class Sequences:
         """
         self._generator = generator
         self._loop = asyncio.get_running_loop()
+        self._arrivals = Arrivals.by_loop.setdefault(self._loop, Arrivals())
         self._arrived: asyncio.Queue[tuple[int, Generated]] = asyncio.Queue()
+        self._held: dict[int, list[Generated]] | None = {} if only_whole else None
         self._waiting = deque(enumerate(requests))
         self._running: dict[int, Handle] = {}
         self._submit()
@@ -108,5 +147,20 @@ class Sequences:
 
     def _listen(self, index: int, piece: Generated) -> None:
         """Called by the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, piece))
+        if self._held is not None:
+            pieces = self._held.setdefault(index, [])
+            pieces.append(piece)
+            if piece.ending is None:
+                return
+            piece = joined(self._held.pop(index))
+        self._arrivals.put(partial(self._arrived.put_nowait, (index, piece)), self._loop)
+
+
+def joined(pieces: Sequence[Generated]) -> Generated:
+    """All pieces of a sequence as one."""
+    return replace(
+        pieces[0],  # it alone has the prompt, and what is told once
+        tokens=tuple(token for piece in pieces for token in piece.tokens),
+        ending=pieces[-1].ending,
+        error=pieces[-1].error,
+    )
