@@ -90,7 +90,8 @@ def test_a_submitted_job_that_is_stopped_continues_when_it_is_submitted_again(
     write_texts(first / "data")
     shutil.copytree(first / "data", second / "data")  # without the weights
     changes = {"data__source": "data", "name": "moved", "model": {"init_from": "weights"}}
-    training = {"steps": 400, "global_batch_size": 8, "micro_batch_size": 1, "eval_every": 400}
+    training = {"steps": 1200, "global_batch_size": 8, "micro_batch_size": 1}
+    training |= {"eval_every": 1200}
     for folder in (first, second):
         write_job(folder, **changes, train=training, storage=str(tmp_path / "runs"))
     variables = {"PYTHONPATH": str(ROOT), "RAY_JOB_STOP_WAIT_TIME_S": "30"}
@@ -103,13 +104,13 @@ def test_a_submitted_job_that_is_stopped_continues_when_it_is_submitted_again(
     options = (*environment, "--no-wait", "--submission-id", "to-be-stopped")
     submit(head, "train", "job.yaml", options=options, directory=first)
     wait_until(lambda: bool(events("checkpoint")), "checkpoint", lambda: "")
-    time.sleep(2)
+    time.sleep(1)
     started = time.monotonic()
     ray_job(head, "stop", "to-be-stopped")
     print(f"\nray job stop: {time.monotonic() - started:.1f} s")
     assert events("ended")[-1]["exit_code"] == 143
     last = events("checkpoint")[-1]["step"]
-    assert 0 < last < 400
+    assert 0 < last < 1200
     logs = ray_job(head, "logs", "to-be-stopped").stdout
     assert logs.strip().splitlines()[-1].startswith("terminated: what is finished is kept")
 
