@@ -6,7 +6,7 @@ All sides load one export, a decoder of Llama's architecture with random weights
 same requests over HTTP, greedily: prompts of 16 to 256 tokens, 16 to 64 new ones. Each side starts
 anew in every round, with as many threads as the machine has cores, and the order of the sides
 rotates. First its answers are compared with the model's own. The command prints a table, ratios,
-and at the end one line of JSON.
+which goals they meet, and at the end one line of JSON.
 """
 
 import asyncio
@@ -36,9 +36,10 @@ from benchmarks.sides import (
     warn,
 )
 
-OURS, STATIC = "ours", "ours static"
+OURS, OURS_INT8, STATIC = "ours", "ours int8", "ours static"
 SIDES = {  # the module in benchmarks/peers, and its arguments
-    OURS: ["serve_ours"],
+    OURS: ["serve_ours", "fp32"],
+    OURS_INT8: ["serve_ours", "int8"],
     STATIC: ["serve_static"],
     "transformers": ["serve_transformers"],
     "transformers continuous": ["serve_transformers_continuous"],
@@ -66,6 +67,32 @@ class Measured:
 
 
 Results = dict[str, list[Measured]]  # by side, one for each round
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the median of a ratio should be."""
+
+    ratio: str
+    bound: float
+    is_most: bool = False  # at most the bound, otherwise at least
+
+    def is_met(self, figure: float) -> bool:
+        return figure <= self.bound if self.is_most else figure >= self.bound
+
+
+EQUAL_P95 = "requests/s at equal p95, random arrivals, ours / static"
+GAPS = "time between tokens, ours, p99 / median"
+GOALS = (
+    Goal(f"tokens/s, ours / transformers, {MOST} clients", 4.0),
+    *(
+        Goal(f"tokens/s, {ours} / ctranslate2 {precision}, {clients} clients", 0.8)
+        for ours, precision in ((OURS, "float32"), (OURS_INT8, "int8"))
+        for clients in CLIENTS[1:]
+    ),
+    Goal(EQUAL_P95, 2.0),
+    Goal(GAPS, 2.0, is_most=True),
+)
 
 
 def main() -> None:
@@ -158,6 +185,9 @@ def report(results: Results, machine: Machine) -> None:
     print()
     for name, values in ratios.items():
         print(f"{name:62}{spread(values)}")
+    goals = judge(ratios)
+    for name, goal in goals.items():
+        print(f"{name:62}{goal['figure']:8.2f}, goal {goal['goal']}: {goal['met']}")
     for name, each in results.items():
         agreed = min(measured.agreed for measured in each)
         print(f"greedy answers equal to the model's own, {name:25} {agreed} of {CHECKED}")
@@ -167,6 +197,7 @@ def report(results: Results, machine: Machine) -> None:
             "results": {name: [_as_json(m) for m in each] for name, each in results.items()},
             "ratios": {name: [round(v, 4) for v in values] for name, values in ratios.items()},
             "medians": {n: round(statistics.median(values), 4) for n, values in ratios.items()},
+            "goals": goals,
             **machine.summary(),
         }
     )
@@ -199,28 +230,42 @@ def compare(results: Results) -> dict[str, list[float]]:
     """Each ratio, taken within each round. A ratio of a side that was not run is left out."""
     ratios: dict[str, list[float]] = {}
     ours = results.get(OURS, [])
-    for name, counts in (
-        ("transformers", [MOST]),
-        ("transformers continuous", [MOST]),
-        ("ctranslate2 float32", CLIENTS),
-        ("ctranslate2 int8", [MOST]),
-        (STATIC, [MOST]),
+    for one, name, counts in (
+        (OURS, "transformers", [MOST]),
+        (OURS, "transformers continuous", [MOST]),
+        (OURS, "ctranslate2 float32", CLIENTS),
+        (OURS_INT8, "ctranslate2 int8", CLIENTS),
+        (OURS_INT8, OURS, CLIENTS),
+        (OURS, STATIC, [MOST]),
     ):
         for count in counts:
-            ratios[f"tokens/s, ours / {name}, {count} clients"] = [
+            ratios[f"tokens/s, {one} / {name}, {count} clients"] = [
                 own.closed[count].tokens_a_second / other.closed[count].tokens_a_second
-                for own, other in zip(ours, results.get(name, []), strict=False)
+                for own, other in zip(results.get(one, []), results.get(name, []), strict=False)
             ]
-    ratios["requests/s at equal p95, random arrivals, ours / static"] = [
+    ratios[EQUAL_P95] = [
         ratio_at_equal_p95(list(own.arrivals.values()), static.arrivals[USUAL])
         for own, static in zip(ours, results.get(STATIC, []), strict=False)
     ]
-    ratios["time between tokens, ours, p99 / median"] = [
+    ratios[GAPS] = [
         own.streamed.gaps[-1] / own.streamed.gaps[0]
         for own in ours
         if own.streamed is not None and own.streamed.gaps
     ]
     return {name: values for name, values in ratios.items() if values}
+
+
+def judge(ratios: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Each goal whose ratio was measured: its figure, what it should be, and yes or no."""
+    return {
+        goal.ratio: {
+            "figure": round(figure := statistics.median(ratios[goal.ratio]), 4),
+            "goal": f"{'at most' if goal.is_most else 'at least'} {goal.bound}",
+            "met": "yes" if goal.is_met(figure) else "no",
+        }
+        for goal in GOALS
+        if goal.ratio in ratios
+    }
 
 
 def ratio_at_equal_p95(loads: Sequence[Load], other: Load) -> float:

@@ -150,16 +150,18 @@ class SlotBatch:
         sequences = [_sequence(slot) for slot in ready]
         new = sorted((s for s in sequences if not s.generated), key=lambda s: s.number)
         remaining = [len(s.tokens) - s.computed for s in new]
-        shares = prompt_shares(remaining, self._prompt_budget(len(ready) - len(new)))
+        shares = prompt_shares(remaining, self._prompt_budget(len(ready) - len(new), len(ready)))
         by_sequence = dict(zip(new, shares, strict=True))
         return [by_sequence.get(sequence, 1) for sequence in sequences]
 
-    def _prompt_budget(self, decoding: int) -> int:
+    def _prompt_budget(self, decoding: int, running: int) -> int:
         """How many prompt tokens a step computes beside the tokens of other sequences: so many that
-        it takes at most about twice as long as without them, by the times of this machine."""
+        it takes at most about twice as long as one token of all running sequences, by the times of
+        this machine. Of the decoding ones alone it would not do: while few of them decode, the
+        others would get few tokens, so that few went on to decode."""
         if not decoding or self.decoder.device.type != "cpu":
             return self.prefill_chunk
-        within = self.decoder.rows_within(STRETCH, decoding)
+        within = self.decoder.rows_within(STRETCH, running)
         return min(self.prefill_chunk, max(within - decoding, FEWEST))
 
     def _read(self, ready: list[Slot], counts: list[int]) -> list[list[int]]:

@@ -244,3 +244,42 @@ def test_a_fault_of_the_model_reaches_the_client(stream: bool) -> None:
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "stream": stream})
     assert answer.status_code == (200 if stream else 500)
     assert "out of memory" in answer.text and "server_error" in answer.text
+
+
+def test_a_whole_answer_comes_as_one_piece() -> None:
+    async def work() -> None:
+        room = Room(2)
+        sequences = Sequences(room, [asked(0), asked(1)], only_whole=True)
+        first, second = (slot.listener for slot in room.slots)
+        first(Generated((Token(1, NAN),), (Token(5, -1.0),), cached_tokens=3, waited=0.5))
+        second(Generated(tokens=(Token(8, -1.0),)))
+        first(Generated(tokens=(Token(6, -2.0),)))
+        first(Generated(tokens=(Token(7, -3.0),), ending="length"))
+        second(Generated(ending="stop"))
+        found = {index: piece async for index, piece in sequences.pieces()}
+        assert [token.id for token in found[0].tokens] == [5, 6, 7]
+        assert (found[0].ending, found[0].cached_tokens, found[0].waited) == ("length", 3, 0.5)
+        assert len(found[0].prompt) == 1
+        assert ([token.id for token in found[1].tokens], found[1].ending) == ([8], "stop")
+
+    run(work())
+
+
+def test_what_a_step_adds_wakes_the_loop_once() -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        wakes = []
+        wake = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *args: wakes.append(args) or wake(*args)  # type: ignore
+        room = Room(8)
+        both = [Sequences(room, [asked(n) for n in range(4)]) for _ in range(2)]
+        for _ in range(3):
+            before = len(wakes)
+            for slot in room.slots:
+                slot.listener(Generated(tokens=(Token(5, NAN),)))
+            assert len(wakes) == before + 1, "of all requests' sequences together"
+            for sequences in both:
+                pieces = sequences.pieces()
+                assert [(await anext(pieces))[0] for _ in range(4)] == [0, 1, 2, 3]
+
+    run(work())

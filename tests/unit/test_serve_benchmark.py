@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.load import Answer, Load, asks, summary
-from benchmarks.serve import ratio_at_equal_p95
+from benchmarks.serve import EQUAL_P95, GAPS, Measured, compare, judge, ratio_at_equal_p95
 
 
 def at(rate: float, p95: float) -> Load:
@@ -52,3 +52,23 @@ def test_requests_depend_on_the_seed_alone() -> None:
     assert requests != [next(other) for _ in range(20)]
     assert all(16 <= len(each.prompt) <= 256 and min(each.prompt) > 0 for each in requests)
     assert all(16 <= each.max_tokens <= 64 for each in requests)
+
+
+def test_a_goal_is_judged_by_the_median_of_its_ratio() -> None:
+    judged = judge({EQUAL_P95: [1.0, 2.5, 2.0], GAPS: [1.9, 2.1, 2.2]})
+    assert {name: (goal["figure"], goal["met"]) for name, goal in judged.items()} == {
+        EQUAL_P95: (2.0, "yes"),
+        GAPS: (2.1, "no"),
+    }
+
+
+def test_int8_is_compared_with_int8() -> None:
+    def measured(rate: float) -> list[Measured]:
+        return [Measured(8, dict.fromkeys((1, 8, 32), at(rate, 1.0)), {0.7: at(rate, 1.0)}, None)]
+
+    sides = {"ours": 3, "ours int8": 6, "ctranslate2 float32": 2, "ctranslate2 int8": 12}
+    ratios = compare({name: measured(rate) for name, rate in sides.items()})
+    assert ratios["tokens/s, ours / ctranslate2 float32, 8 clients"] == [1.5]
+    assert ratios["tokens/s, ours int8 / ctranslate2 int8, 8 clients"] == [0.5]
+    assert ratios["tokens/s, ours int8 / ours, 32 clients"] == [2.0]
+    assert judge(ratios)["tokens/s, ours int8 / ctranslate2 int8, 8 clients"]["met"] == "no"

@@ -270,3 +270,17 @@ def test_room_follows_from_the_model() -> None:
     room = Room(tokens=100)
     assert room.bytes_per_slot(config, torch.float32) == 2 * 3 * 2 * 16 * 128 * 4
     assert room.bytes_per_slot(config, torch.bfloat16) == 2 * 3 * 2 * 16 * 128 * 2
+
+
+def test_prompts_get_the_rows_that_twice_the_time_allows(make_model) -> None:
+    batch = make_batch(make(make_model), slots=4, prefill_chunk=60)
+    decoder = batch.decoder
+    assert decoder.row_counts[-1] == 64
+    # A fixed cost of 30 rows: twice the time of 4 rows is that of 38.
+    decoder._seconds = {count: 30.0 + count for count in decoder.row_counts}
+    most = max(count for count in decoder.row_counts if count <= 38)
+    assert decoder.rows_within(2.0, 4) == most
+    assert batch._prompt_budget(decoding=3, running=4) == most - 3
+    assert batch._prompt_budget(decoding=0, running=4) == 60, "nobody waits for a token"
+    decoder._seconds = {count: float(count) for count in decoder.row_counts}
+    assert batch._prompt_budget(decoding=3, running=4) == 8, "prompts advance in every step"
