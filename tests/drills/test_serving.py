@@ -47,8 +47,8 @@ def trained(
     prepared: PreparedData, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Job, PreparedData, Training]:
     """A model that has learned nothing, and is so large that an answer takes seconds. Ten times
-    its rate is then few requests a second: what Ray Serve needs to refuse one, about 10 ms on the
-    same cores, is not what the drill is about."""
+    its rate is then few requests a second: what Ray Serve needs to refuse one, on the same cores,
+    is not what the drill is about."""
     source = Path(prepared.folder.uri).parents[2]
     settings = {
         "model": {"num_layers": 6, "d_model": 384, "num_heads": 6, "max_seq_len": 256},
