@@ -51,4 +51,4 @@ def application(args: Arguments) -> Application:
             f"overrides: {' '.join(['orchestrator train', args.job, *args.overrides])}"
         )
     prepared, training, _ = finished
-    return Release.of(chosen, prepared, training).bind()
+    return Release.of(chosen, prepared, training).declared()

@@ -15,6 +15,7 @@ from orchestrator.storage.artifact import PreparedData, Training
 from orchestrator.storage.folder import Folder
 
 PREFIX = "model-"  # of the names of deployments
+DECLARED = "model"
 UPSCALE_SECONDS = 5.0
 DOWNSCALE_SECONDS = 60.0
 PLACE = ("replicas", "host", "port", "route_prefix", "keys", "open")
@@ -91,12 +92,27 @@ class Release:
             beside: another version that runs in the same application, and gets no requests.
             first: how many replicas an autoscaled deployment starts with.
         """
+        # Ray Serve would take every call for a new version, and restart the replicas.
+        options = {"name": self.name, "version": self.version, "_internal": True}
+        return self._bind(options, None if beside is None else beside.bind(), first)
+
+    def declared(self) -> Application:
+        """The application for a config file. A deployment of another version has the same name, so
+        that Ray Serve replaces its replicas one by one."""
+        return self._bind({"name": DECLARED})
+
+    def _bind(
+        self,
+        options: dict[str, Any],
+        beside: Application | None = None,
+        first: int | None = None,
+    ) -> Application:
         serve = self.job.serve
         fewest, most = serve.replica_range
         # The engine's own queue is the bound: it answers 429, and says when to come again. That of
         # Ray Serve counts requests on their way, and would refuse what comes in one moment.
         limit = serve.slots + 2 * serve.max_queued_requests + 64
-        options: dict[str, Any] = {"max_ongoing_requests": limit, "max_queued_requests": limit}
+        options |= {"max_ongoing_requests": limit, "max_queued_requests": limit}
         if fewest == most:
             options["num_replicas"] = fewest
         else:
@@ -110,10 +126,6 @@ class Release:
             }
         deployment: Any = Version  # the decorator made a serve.Deployment of the class
         application: Application = deployment.options(
-            name=self.name,
-            # Ray Serve would take every call for a new version, and restart the replicas.
-            version=self.version,
-            _internal=True,
             user_config={"keys": list(self.keys)},
             graceful_shutdown_timeout_s=serve.deadline_seconds + CLOSING_SECONDS,
             ray_actor_options={
@@ -126,7 +138,7 @@ class Release:
             self.prepared,
             self.training,
             self.version,
-            None if beside is None else beside.bind(),
+            beside,
         )
         return application
 

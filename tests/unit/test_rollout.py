@@ -169,6 +169,13 @@ def test_both_versions_are_in_one_application(tmp_path: Path) -> None:
     assert bound.init_args[-1]._bound_deployment.name == f"model-{A}"
 
 
+def test_versions_of_a_config_file_are_one_deployment(tmp_path: Path) -> None:
+    """Ray Serve then replaces its replicas one by one."""
+    job = load(tmp_path)
+    names = {Release(job, "p", "t", "c", v).declared()._bound_deployment.name for v in (A, B)}
+    assert names == {"model"}
+
+
 @pytest.mark.parametrize(
     ("serve", "problem"),
     [
