@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator.cli.commands import record_deployed
 from orchestrator.cli.exits import exit_code, ignore_signals
@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.job.file import load_job
 from orchestrator.storage import strict_json
 
-SHORT = 10  # characters of a commit
+SHORT = 7  # characters of a commit
 console = Console(highlight=False)
 
 
@@ -72,10 +72,12 @@ def history_command(options: argparse.Namespace) -> int:
     if not deployments:
         console.print(f"{escape(str(folder))}: nothing was served yet")
         return 0
-    table = Table(
-        "#", "version", "when", "outcome", "score", "checkpoint", "data", "commit",
-        title="served", title_justify="left",
-    )  # fmt: skip
+    metrics = ", ".join(dict.fromkeys(each.metric for each in deployments))
+    whole = [Column(name, no_wrap=True) for name in ("#", "version", "when", "what")]
+    rest = [Column(name, overflow="fold") for name in ("score", "checkpoint", "data")]
+    commit = Column("commit", no_wrap=True)
+    title = f"served; the score is {metrics}"
+    table = Table(*whole, *rest, commit, title=title, title_justify="left")
     for each in deployments:
         score = each.metrics.get(each.metric)
         table.add_row(
@@ -83,9 +85,9 @@ def history_command(options: argparse.Namespace) -> int:
             each.version,
             f"{each.started.astimezone():%Y-%m-%d %H:%M}",
             each.action if each.outcome == "serving" else each.outcome,
-            "" if score is None else f"{each.metric} {score:.4g}",
-            escape(f"{each.training.rpartition('/')[2]}/{each.checkpoint}"),
-            escape(f"{each.prepared.rpartition('/')[2]} of {each.source}"),
+            "" if score is None else f"{score:.4g}",
+            escape(f"{each.training.rpartition('/')[2]}/{each.checkpoint.rpartition('/')[2]}"),
+            escape(each.source),
             f"{each.commit[:SHORT]}{'+' if each.commit.endswith('+') else ''}",
         )
     console.print(table)
