@@ -9,7 +9,7 @@ from pydantic import Field
 
 from orchestrator.errors import UserError, first_line
 from orchestrator.job.keys import Key
-from orchestrator.job.strict_section import StrictSection
+from orchestrator.job.strict_section import Share, StrictSection
 
 Redact = Callable[[dict[str, Any]], dict[str, Any] | None]
 
@@ -17,7 +17,7 @@ Redact = Callable[[dict[str, Any]], dict[str, Any] | None]
 class RequestLogConfig(StrictSection):
     """A sample of the requests and their answers, in the folder `requests` of the run."""
 
-    share: float = Field(gt=0, le=1, description="of the requests that are kept; 1: all")
+    share: Share = Field(gt=0, description="of the requests that are kept: 10%; 1: all")
     redact: str | None = Field(
         None,
         description="function my_package.module:function that takes personal data out of a "

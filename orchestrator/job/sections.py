@@ -6,10 +6,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.job.request_log import RequestLogConfig
-from orchestrator.job.strict_section import StrictSection
+from orchestrator.job.strict_section import Share, StrictSection
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Replicas = Annotated[int, Field(ge=1)]
@@ -19,19 +19,6 @@ def _ordered(count: int | tuple[int, int]) -> int | tuple[int, int]:
     if isinstance(count, tuple) and count[0] > count[1]:
         raise ValueError("the fewest come first")
     return count
-
-
-def _of_percent(value: Any) -> Any:
-    """0.1 of "10%"; anything else as it is."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip().removesuffix("%")) / 100
-        except ValueError:
-            return value
-    return value
-
-
-Share = Annotated[float, BeforeValidator(_of_percent), Field(ge=0, le=1)]
 
 
 class TrainConfig(StrictSection):

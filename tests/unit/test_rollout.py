@@ -184,6 +184,7 @@ def test_versions_of_a_config_file_are_one_deployment(tmp_path: Path) -> None:
         ("canary: 110%", "less than or equal to 1"),
         ("canary: ten", "valid number"),
         ("gate: -1", "greater than or equal to 0"),
+        ("log: {share: 0%}", "greater than 0"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path: Path, serve: str, problem: str) -> None:
@@ -194,6 +195,8 @@ def test_wrong_settings_are_refused(tmp_path: Path, serve: str, problem: str) ->
 def test_a_share_may_be_a_percentage(tmp_path: Path) -> None:
     serve = load(tmp_path, "canary: 25%, shadow: 0.5").serve
     assert (serve.canary, serve.shadow) == (0.25, 0.5)
+    log = load(tmp_path, "log: {share: 10%}").serve.log
+    assert log is not None and log.share == 0.1
 
 
 def test_how_it_is_replaced_makes_no_other_version(tmp_path: Path) -> None:
